@@ -1,0 +1,240 @@
+"""A trained model on disk: a folder without a pickle, whole or not there.
+
+settings.json (what it is, and the checksums of the rest; written last), registry.json,
+weights.safetensors, history.csv, golden.npz (made-up cells and what the model says of them, which
+loading verifies). A mapping's bundle is a delta: the appended rows and the hash of its parent.
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from scipy import sparse
+
+import atlasmap
+from atlasmap.data.registry import Registry
+from atlasmap.errors import AtlasmapError
+from atlasmap.files import folder_aside, sha256
+from atlasmap.inference import embed
+from atlasmap.models.random import keyed_generator
+from atlasmap.models.scanvi import Scanvi
+from atlasmap.models.scvi import Scvi, Shape
+from atlasmap.models.surgery import append_categories, scvi_of, split_state
+from atlasmap.settings import ScviSettings
+from atlasmap.training.cells import Cells, Counts
+
+FORMAT = 1
+FILES = ("registry.json", "weights.safetensors", "history.csv", "golden.npz")
+N_GOLDEN = 8
+GOLDEN_TOLERANCE = 1e-4  # other machines sum in another order
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model, its registry, how it came to be (`about`, JSON), and its training history."""
+
+    model: Scvi | Scanvi
+    registry: Registry
+    about: dict
+    history: pd.DataFrame
+
+    @property
+    def variant(self) -> str | None:
+        """scANVI's classifier; None for scVI."""
+        return self.about.get("variant")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"atlasmap": atlasmap.__version__, "torch": torch.__version__, "python": python}
+
+
+def fingerprint(adata: anndata.AnnData) -> str:
+    """Hash of counts, cells, genes and the columns a model sees."""
+    digest = hashlib.sha256()
+    for part in (adata.X.indptr, adata.X.indices, adata.X.data):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    for names in (adata.obs_names, adata.var_names):
+        digest.update("\n".join(names).encode())
+    seen = adata.obs.drop(columns=["truth"], errors="ignore")
+    digest.update(seen.to_csv().encode())
+    return digest.hexdigest()
+
+
+def weights_hash(state: dict[str, torch.Tensor]) -> str:
+    """Hash of a state's names and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def reference_hash(model: torch.nn.Module) -> str:
+    """Hash of all weights but those that surgery appended."""
+    return weights_hash(split_state(model)[0])
+
+
+def golden_cells(registry: Registry, batches: list[str], device: torch.device) -> Cells:
+    """Made-up cells (Poisson counts) that go round `batches`: nobody's data."""
+    rng = keyed_generator(0, "golden", len(registry.genes))
+    counts = torch.poisson(torch.full((N_GOLDEN, len(registry.genes)), 0.5), generator=rng)
+    counts[:, 0] += 1  # no empty cell
+    codes = np.zeros((N_GOLDEN, len(registry.n_categories)), np.int64)
+    codes[:, 0] = [registry.batches.index(batches[k % len(batches)]) for k in range(N_GOLDEN)]
+    continuous = torch.zeros(N_GOLDEN, len(registry.continuous), device=device)
+    return Cells(
+        Counts.of(sparse.csr_matrix(counts.numpy()), device),
+        torch.as_tensor(codes, device=device),
+        continuous if registry.continuous else None,
+        torch.full((N_GOLDEN,), -1, device=device),
+        np.arange(N_GOLDEN).astype(str),
+    )
+
+
+def golden_outputs(model, cells: Cells) -> dict[str, np.ndarray]:
+    """What the model says of the golden cells."""
+    said = embed(model, cells)
+    with torch.no_grad():
+        whole = cells.minibatch(np.arange(len(cells)))
+        scvi = scvi_of(model)
+        posterior = scvi.inference(whole, None)
+        px = scvi.generative(posterior.z, posterior.library, whole, None)
+    out = {"qz_mean": said.mean, "qz_var": said.var, "px_mean": px.mean.cpu().numpy()}
+    return out if said.soft_labels is None else out | {"soft_labels": said.soft_labels}
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model's weights are."""
+    return next(model.parameters()).device
+
+
+def write(bundle: Bundle, folder: Path, weights: dict, new_batches: list[str] | None) -> None:
+    """Write all files aside, settings.json last."""
+    cells = golden_cells(
+        bundle.registry, new_batches or bundle.registry.batches, device_of(bundle.model)
+    )
+    outputs = golden_outputs(bundle.model, cells)
+    with folder_aside(folder, last="settings.json") as scratch:
+        registry = json.dumps(bundle.registry.as_dict(), indent=1, ensure_ascii=False)
+        (scratch / "registry.json").write_text(registry + "\n", encoding="utf-8")
+        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        (scratch / "weights.safetensors").write_bytes(save_tensors(tensors))
+        bundle.history.to_csv(scratch / "history.csv", index=False)
+        np.savez(scratch / "golden.npz", **outputs)
+        files = {name: sha256(scratch / name) for name in FILES}
+        about = {"format": FORMAT, **bundle.about, "versions": versions(), "files": files}
+        (scratch / "settings.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def save(bundle: Bundle, folder: Path) -> None:
+    """Write a reference bundle."""
+    reference, _ = split_state(bundle.model)
+    write(bundle, folder, reference, None)
+
+
+def save_delta(bundle: Bundle, folder: Path, new: dict[int, list[str]]) -> None:
+    """Write what surgery added: appended rows, new categories, the parent's hash."""
+    _, appended = split_state(bundle.model)
+    appended = {name: value for name, value in appended.items() if len(value)}
+    about = bundle.about | {
+        "kind": "delta",
+        "parent": reference_hash(bundle.model),
+        "new_categories": {str(k): names for k, names in new.items()},
+    }
+    write(Bundle(bundle.model, bundle.registry, about, bundle.history), folder, appended, new[0])
+
+
+def refuse(code: str, folder: Path, expected: str, found: str) -> AtlasmapError:
+    """An error about a bundle that must not be used."""
+    return AtlasmapError(
+        code,
+        expected=expected,
+        found=f"{folder}: {found}",
+        mend="make the bundle again, or copy it again from where it came",
+    )
+
+
+def read_about(folder: Path) -> dict:
+    """settings.json, after checking that all files are there and whole; BUNDLE_* errors."""
+    if not (folder / "settings.json").is_file():
+        raise refuse("BUNDLE_MISSING", folder, "a bundle: a folder with settings.json", "none")
+    about = json.loads((folder / "settings.json").read_text())
+    if about.get("format") != FORMAT:
+        raise refuse("BUNDLE_FORMAT", folder, f"format {FORMAT}", f"format {about.get('format')}")
+    for name, expected in about["files"].items():
+        if not (folder / name).is_file():
+            raise refuse("BUNDLE_INCOMPLETE", folder, f"the file {name}", "it is not there")
+        if sha256(folder / name) != expected:
+            raise refuse("BUNDLE_ALTERED", folder, f"{name} as it was written", "other contents")
+    return about
+
+
+def read_registry(folder: Path) -> Registry:
+    """registry.json."""
+    return Registry(**json.loads((folder / "registry.json").read_text(encoding="utf-8")))
+
+
+def verify_golden(bundle: Bundle, folder: Path, batches: list[str]) -> None:
+    """The model must say today, here, what it said when it was written: BUNDLE_GOLDEN."""
+    cells = golden_cells(bundle.registry, batches, device_of(bundle.model))
+    with np.load(folder / "golden.npz") as expected:
+        for name, said in golden_outputs(bundle.model, cells).items():
+            scale = np.maximum(np.abs(expected[name]), 1)
+            worst = float(np.max(np.abs(said - expected[name]) / scale))
+            if not worst < GOLDEN_TOLERANCE:
+                found = f"{name} is off by {worst:.2g}"
+                raise refuse("BUNDLE_GOLDEN", folder, "the golden outputs", found)
+
+
+def build(about: dict, registry: Registry) -> Scvi | Scanvi:
+    """An untrained model of the bundle's architecture."""
+    rng = keyed_generator(0, "build")
+    settings = TypeAdapter(ScviSettings).validate_python(about["scvi"])
+    library = tuple(map(tuple, about["library"])) if about.get("library") else None
+    shape = Shape(len(registry.genes), registry.n_categories, len(registry.continuous), library)
+    scvi = Scvi(settings, shape, rng)
+    if about["kind"] == "scvi":
+        return scvi
+    return Scanvi(scvi, about["variant"], len(registry.labels), rng)
+
+
+def load(folder: Path, device: torch.device) -> Bundle:
+    """A reference bundle, verified; raises BUNDLE_* errors."""
+    folder = Path(folder)
+    about, registry = read_about(folder), read_registry(folder)
+    if about["kind"] == "delta":
+        raise refuse("BUNDLE_IS_DELTA", folder, "a reference bundle", "a mapping's delta")
+    model = build(about, registry)
+    weights = load_tensors((folder / "weights.safetensors").read_bytes())
+    state = {k: v for k, v in model.state_dict().items() if k.endswith(".appended")}
+    model.load_state_dict(state | weights)
+    bundle = Bundle(model.to(device), registry, about, pd.read_csv(folder / "history.csv"))
+    verify_golden(bundle, folder, registry.batches)
+    return bundle
+
+
+def load_delta(folder: Path, parent: Bundle) -> Bundle:
+    """A mapping: `parent` (consumed) with the delta's rows; raises BUNDLE_* errors."""
+    folder = Path(folder)
+    about, registry = read_about(folder), read_registry(folder)
+    if about.get("parent") != reference_hash(parent.model):
+        raise refuse("BUNDLE_PARENT", folder, "the reference this mapping was made on", "another")
+    new = {int(k): names for k, names in about["new_categories"].items()}
+    weights = load_tensors((folder / "weights.safetensors").read_bytes())
+    library = weights.get("library_prior.appended", weights.get("scvi.library_prior.appended"))
+    append_categories(parent.model, new, 0, library)
+    parent.model.load_state_dict(weights, strict=False)
+    bundle = Bundle(parent.model, registry, about, pd.read_csv(folder / "history.csv"))
+    verify_golden(bundle, folder, new[0])
+    return bundle

@@ -1,0 +1,98 @@
+"""Commands that train the reference."""
+
+from pathlib import Path
+
+import anndata
+
+from atlasmap.settings import Device, ScanviSettings, ScviSettings, Variant
+
+
+def train_scvi(
+    reference: Path,
+    *,
+    out: Path,
+    seed: int = 0,
+    scvi: ScviSettings = ScviSettings(),
+    categorical: list[str] | None = None,
+    continuous: list[str] | None = None,
+    unlabeled: str = "Unknown",
+    device: Device = "auto",
+) -> None:
+    """Train scVI on a prepared reference.
+
+    Parameters
+    ----------
+    reference
+        Prepared reference (.h5ad).
+    out
+        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
+    seed
+        Seed of weights, split, minibatches and noise.
+    scvi
+        Settings.
+    categorical, continuous
+        Covariate columns of obs.
+    unlabeled
+        Label of cells without one.
+    device
+        Where to compute.
+    """
+    from atlasmap.data.registry import Registry
+    from atlasmap.device import pick_device
+    from atlasmap.reference import fit_scvi
+
+    chosen = pick_device(device)
+    adata = anndata.read_h5ad(reference)
+    registry = Registry.of(adata, unlabeled, categorical or [], continuous or [])
+    write_reference(out, adata, *fit_scvi(adata, registry, scvi, seed, chosen), chosen)
+
+
+def train_scanvi(
+    reference: Path,
+    *,
+    scvi_bundle: Path,
+    variant: Variant,
+    out: Path,
+    seed: int = 0,
+    scanvi: ScanviSettings = ScanviSettings(),
+    device: Device = "auto",
+) -> None:
+    """Train scANVI from a trained scVI.
+
+    Parameters
+    ----------
+    reference
+        Prepared reference (.h5ad) that scVI was trained on.
+    scvi_bundle
+        scVI's bundle.
+    variant
+        Classifier: prefix, fixed or linear.
+    out
+        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
+    seed
+        Seed of weights, split, minibatches and noise.
+    scanvi
+        Settings.
+    device
+        Where to compute.
+    """
+    from atlasmap.bundle import load
+    from atlasmap.device import pick_device
+    from atlasmap.reference import fit_scanvi
+
+    chosen = pick_device(device)
+    adata = anndata.read_h5ad(reference)
+    start = load(scvi_bundle, chosen)
+    write_reference(out, adata, *fit_scanvi(adata, start, scanvi, variant, seed, chosen), chosen)
+
+
+def write_reference(out: Path, adata, bundle, split, device) -> None:
+    """The bundle, and beside it the reference's latent."""
+    from atlasmap.bundle import save
+    from atlasmap.files import written_aside
+    from atlasmap.reference import reference_latent
+
+    save(bundle, out)
+    latent = reference_latent(adata, bundle, split, device)
+    with written_aside(out / "reference_latent.h5ad") as aside:
+        latent.write_h5ad(aside)

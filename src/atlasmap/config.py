@@ -1,0 +1,113 @@
+"""The config: checked against a closed schema before anything else happens."""
+
+import difflib
+import json
+import shlex
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from atlasmap.errors import AtlasmapError, listed
+from atlasmap.settings import Config, ScanviSettings
+
+
+def known_keys(cls: type, where: tuple) -> list[str]:
+    """Keys that the dataclass at `where` inside `cls` knows."""
+    for key in where:
+        hint = get_type_hints(cls).get(key)
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        found = [option for option in options if hasattr(option, "__dataclass_fields__")]
+        if not found:
+            return []
+        cls = found[0]
+    return list(cls.__dataclass_fields__)
+
+
+def problem(error: dict[str, Any], cls: type) -> str:
+    """One validation error in a sentence."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        *inside, key = error["loc"]
+        known = known_keys(cls, tuple(inside))
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*map(str, inside), near[0]])}?" if near else ""
+        return f"unknown key {where}; {hint or 'known keys: ' + listed(known, 40)}"
+    if error["type"] == "missing" or "missing" in error["type"]:
+        return f"{where} is required"
+    return f"{where} is {error['input']!r}: {error['msg']}"
+
+
+def checked(cls: type, values: Any, source: str, code: str) -> Any:
+    """`values` as a frozen `cls`, or one error that names every problem (`{code}_INVALID`)."""
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as invalid:
+        problems = [problem(error, cls) for error in invalid.errors()]
+    raise AtlasmapError(
+        f"{code}_INVALID",
+        expected=f"values as described in config/README.md, in {source}",
+        found="; ".join(problems),
+        mend="correct these keys",
+    )
+
+
+def merged(base: dict, over: dict) -> dict:
+    """`base` with `over` laid over it, block by block."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def variant_block(given: dict, variant: str) -> dict:
+    """What the user set for a variant: `scanvi` with `scanvi_{variant}` laid over it."""
+    return merged(given.get("scanvi") or {}, given.get(f"scanvi_{variant}") or {})
+
+
+def load_config(given: dict) -> Config:
+    """The config as a frozen `Config`; raises CONFIG_* errors."""
+    config = checked(Config, given, "the config", "CONFIG")
+    for variant in ("prefix", "fixed", "linear"):
+        checked(ScanviSettings, variant_block(given, variant), f"scanvi_{variant}", "CONFIG")
+    for key in ("variants", "strategies", "seeds"):
+        values = getattr(config, key)
+        if not values or len(set(values)) < len(values):
+            raise AtlasmapError(
+                "CONFIG_LIST",
+                expected=f"{key}: at least one entry, each once",
+                found=f"{values}",
+                mend=f"correct {key}",
+            )
+    check_final(config)
+    return config
+
+
+def check_final(config: Config) -> None:
+    """`final` must be one of what is made."""
+    final, seed = config.final, config.final.seed
+    for key, value, choices in [
+        ("variant", final.variant, config.variants),
+        ("strategy", final.strategy, config.strategies),
+        ("seed", config.seeds[0] if seed is None else seed, config.seeds),
+    ]:
+        if value not in choices:
+            raise AtlasmapError(
+                "CONFIG_FINAL",
+                expected=f"final.{key} to be one of {listed(choices)}",
+                found=str(value),
+                mend=f"add it to the list, or choose another final.{key}",
+            )
+
+
+def found_beside(path: str, root: Path) -> Path:
+    """A path of the config: absolute, else from the working directory, else from the repository."""
+    given = Path(path).expanduser()
+    return given if given.is_absolute() or given.exists() else root / given
+
+
+def as_flag(name: str, block: dict) -> str:
+    """A config block as one command-line flag that a shell passes on whole: --scvi='{…}'."""
+    return f"--{name}={shlex.quote(json.dumps(block, sort_keys=True))}"

@@ -1,0 +1,1 @@
+"""Data: the sheet, readers, the counts contract, genes, the registry."""

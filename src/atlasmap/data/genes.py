@@ -1,0 +1,140 @@
+"""Genes: ids, the choice of highly variable ones, and aligning a query to a reference."""
+
+import logging
+import re
+from dataclasses import dataclass
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from atlasmap.errors import AtlasmapError, listed
+from atlasmap.settings import DataSettings
+
+log = logging.getLogger("atlasmap")
+VERSIONED = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
+SYMBOLS = ("feature_name", "gene_symbol", "gene_symbols", "gene_name", "gene_names", "symbol")
+SPANS = (0.3, 0.5, 0.8, 1.0)  # loess spans tried in turn: small batches need a wider one
+
+
+def without_versions(names: pd.Index) -> pd.Index:
+    """Ensembl ids without their `.N`, unless that would make two genes one."""
+    stripped = pd.Index([VERSIONED.sub(r"\1", str(name)) for name in names])
+    return stripped if stripped.is_unique else pd.Index(names.astype(str))
+
+
+def gene_ids(adata: anndata.AnnData, column: str, name: str) -> pd.Index:
+    """Gene ids from a column of var or (column empty) the index; raises GENES_* errors."""
+    if column and column not in adata.var:
+        raise AtlasmapError(
+            "GENES_COLUMN_MISSING",
+            expected=f"gene ids of {name} in var column {column!r}",
+            found=f"columns: {listed(adata.var.columns)}",
+            mend="correct `gene_id` in the sheet, or leave it empty for the index",
+        )
+    ids = pd.Index(adata.var[column]) if column else adata.var_names
+    twice = ids[ids.duplicated()].unique()
+    if len(twice):
+        raise AtlasmapError(
+            "GENES_DUPLICATED",
+            expected="every gene once",
+            found=f"{len(twice)} names more than once in {name}: {listed(twice)}",
+            mend="use unique ids (`gene_id` in the sheet), or sum the duplicates' counts",
+        )
+    return without_versions(ids)
+
+
+def gene_symbols(adata: anndata.AnnData) -> np.ndarray | None:
+    """Symbols beside the ids, where a usual column of var holds them."""
+    for column in SYMBOLS:
+        if column in adata.var:
+            return adata.var[column].astype(str).to_numpy()
+    return None
+
+
+def choose_genes(reference: anndata.AnnData, settings: DataSettings) -> tuple[np.ndarray, dict]:
+    """Mask of the genes to keep (seurat_v3 by batch) and how they were chosen.
+
+    Raises HVG_TOO_MANY if more are asked for than there are.
+    """
+    n = settings.n_top_genes
+    if n is not None and n > reference.n_vars:
+        raise AtlasmapError(
+            "HVG_TOO_MANY",
+            expected=f"data.n_top_genes ≤ {reference.n_vars}, the genes all references share",
+            found=f"data.n_top_genes: {n}",
+            mend="lower it, or set it to null to keep all genes",
+        )
+    if n is None or n == reference.n_vars:
+        return np.ones(reference.n_vars, bool), {"flavor": "all"}
+    import scanpy
+
+    for span in SPANS:
+        try:
+            table = scanpy.pp.highly_variable_genes(
+                reference, n_top_genes=n, flavor="seurat_v3", batch_key="batch",
+                span=span, check_values=False, inplace=False,
+            )  # fmt: skip
+        except ValueError as error:
+            log.warning("seurat_v3 with span %s failed (%s); trying a wider one", span, error)
+            continue
+        return table["highly_variable"].to_numpy(), {"flavor": "seurat_v3", "span": span}
+    raise AtlasmapError(
+        "HVG_FAILED",
+        expected="a loess fit of variance on mean in every reference batch",
+        found=f"none with spans {listed(SPANS)}",
+        mend="leave very small batches out, or set data.n_top_genes to null",
+    )
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Counts in the reference's gene order (cells × genes; missing genes are zero) and how well."""
+
+    counts: sparse.csr_matrix
+    overlap: float
+    missing: list[str]
+    column: str
+
+
+def best_column(adata: anndata.AnnData, wanted: set[str]) -> tuple[str, float]:
+    """The var column (or 'index') whose values hold most of `wanted`, and their share."""
+    columns = {"index": adata.var_names} | {
+        c: pd.Index(adata.var[c].astype(str))
+        for c in adata.var
+        if adata.var[c].dtype.kind in "OUSC"
+    }
+    shares = {c: len(wanted & set(without_versions(v))) / len(wanted) for c, v in columns.items()}
+    best = max(shares, key=shares.get)
+    return best, shares[best]
+
+
+def align(
+    adata: anndata.AnnData, counts: sparse.csr_matrix, genes: pd.Index, column: str,
+    least: float, name: str,
+) -> Alignment:  # fmt: skip
+    """Bring `counts` into the order of the reference's `genes`; raises GENES_LOW_OVERLAP."""
+    ids = gene_ids(adata, column, name)
+    genes_plain = without_versions(genes)
+    at = ids.get_indexer(genes_plain)
+    found = at >= 0
+    missing = list(genes[~found])
+    overlap = float(found.mean())
+    if overlap < least:
+        best, share = best_column(adata, set(genes_plain))
+        raise AtlasmapError(
+            "GENES_LOW_OVERLAP",
+            expected=f"at least {least:.0%} of the reference's {len(genes)} genes "
+            "(data.min_gene_overlap)",
+            found=f"{overlap:.1%} in {name}; missing: {listed(missing)}",
+            mend=f"best-matching var column: {best} ({share:.1%}); name it as `gene_id` in the "
+            "sheet, or convert the ids",
+        )
+    place = sparse.csr_matrix(
+        (np.ones(found.sum(), np.float32), (at[found], np.flatnonzero(found))),
+        shape=(counts.shape[1], len(genes)),
+    )
+    aligned = (counts @ place).tocsr()
+    aligned.sort_indices()
+    return Alignment(aligned, overlap, missing, column or "index")

@@ -1,0 +1,119 @@
+"""Cells' metadata: filter, batch, label, covariates, each checked."""
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from atlasmap.data.sheet import Dataset
+from atlasmap.errors import AtlasmapError, listed
+from atlasmap.settings import DataConfig
+
+
+def column(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
+    """A column of obs; raises OBS_KEY_MISSING naming those there are."""
+    if key not in adata.obs:
+        raise AtlasmapError(
+            "OBS_KEY_MISSING",
+            expected=f"{what} of {name} in obs column {key!r}",
+            found=f"columns: {listed(adata.obs.columns, 40)}",
+            mend="correct the sheet (or the covariates in the config)",
+        )
+    return adata.obs[key]
+
+
+def filtered(adata: anndata.AnnData, dataset: Dataset) -> anndata.AnnData:
+    """Cells for which the sheet's expression holds; raises FILTER_* and CELLS_DUPLICATED."""
+    if dataset.obs_filter:
+        try:
+            keep = np.asarray(adata.obs.eval(dataset.obs_filter), bool)
+        except Exception as error:
+            raise AtlasmapError(
+                "FILTER_INVALID",
+                expected="a pandas expression over obs",
+                found=f"{dataset.obs_filter!r} for {dataset.id}: {error}",
+                mend=f"columns are: {listed(adata.obs.columns, 40)}; quote strings",
+            ) from error
+        adata = adata[keep].copy()
+    if adata.n_obs == 0:
+        raise AtlasmapError(
+            "FILTER_EMPTY",
+            expected=f"cells in {dataset.id}",
+            found=f"none left after obs_filter {dataset.obs_filter!r}",
+            mend="correct obs_filter in the sheet",
+        )
+    twice = adata.obs_names[adata.obs_names.duplicated()].unique()
+    if len(twice):
+        raise AtlasmapError(
+            "CELLS_DUPLICATED",
+            expected="every cell name once",
+            found=f"{len(twice)} names more than once in {dataset.id}: {listed(twice)}",
+            mend="make them unique, e.g. by a prefix for the library",
+        )
+    return adata
+
+
+def batches(adata: anndata.AnnData, dataset: Dataset, least: int) -> pd.Series:
+    """Batch of each cell as a string; raises BATCH_* errors."""
+    if not dataset.batch_key:
+        values = pd.Series(dataset.id, index=adata.obs_names)
+    else:
+        values = column(adata, dataset.batch_key, "the batch", dataset.id)
+    text = values.astype(object).where(values.notna(), "").astype(str).str.strip()
+    if (text == "").any():
+        raise AtlasmapError(
+            "BATCH_MISSING",
+            expected=f"a batch for every cell of {dataset.id}",
+            found=f"{int((text == '').sum())} cells without one: "
+            f"{listed(adata.obs_names[text == ''])}",
+            mend=f"fill obs column {dataset.batch_key!r}, or leave these cells out (obs_filter)",
+        )
+    sizes = text.value_counts()
+    small = sizes[sizes < least]
+    if len(small):
+        raise AtlasmapError(
+            "BATCH_TOO_SMALL",
+            expected=f"at least {least} cells in every batch (data.min_cells_per_batch)",
+            found=listed(f"{batch}: {n}" for batch, n in small.items()) + f" in {dataset.id}",
+            mend="leave these batches out (obs_filter) or merge them",
+        )
+    return text
+
+
+def labels(values: pd.Series, config: DataConfig, name: str) -> pd.Series:
+    """Labels as strings, cells without one called `unlabeled_category`.
+
+    Raises LABEL_UNLABELED_COLLIDES if that name is itself a label and not declared to mean none.
+    """
+    text = values.astype(object).where(values.notna(), "").astype(str).str.strip()
+    token = config.unlabeled_category
+    if (text == token).any() and token not in config.unlabeled_values:
+        raise AtlasmapError(
+            "LABEL_UNLABELED_COLLIDES",
+            expected=f"no label of {name} called {token!r}, the unlabeled_category",
+            found=f"{int((text == token).sum())} cells with it",
+            mend=f"if they have no label, set unlabeled_values: [{token}]; "
+            "else choose another unlabeled_category",
+        )
+    return text.mask(text.isin([*config.unlabeled_values, ""]), token)
+
+
+def covariates(adata: anndata.AnnData, config: DataConfig, name: str) -> pd.DataFrame:
+    """Covariate columns of the config; raises COVARIATE_MISSING_VALUES."""
+    table = pd.DataFrame(index=adata.obs_names)
+    for key in config.categorical_covariates:
+        values = column(adata, key, "a covariate", name)
+        table[key] = values.astype(object).where(values.notna(), np.nan)
+    for key in config.continuous_covariates:
+        values = pd.to_numeric(column(adata, key, "a covariate", name), errors="coerce")
+        table[key] = values.replace([np.inf, -np.inf], np.nan)
+    gaps = [key for key in table if table[key].isna().any()]
+    if gaps:
+        raise AtlasmapError(
+            "COVARIATE_MISSING_VALUES",
+            expected=f"a value (finite where continuous) for every cell of {name}",
+            found=listed(f"{key}: {int(table[key].isna().sum())} without" for key in gaps),
+            mend="fill the column, or take it out of the config's covariates",
+        )
+    for key in config.categorical_covariates:
+        table[key] = table[key].astype(str)
+    return table

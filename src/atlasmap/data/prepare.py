@@ -1,0 +1,182 @@
+"""From files in the sheet to the prepared reference and query batches, and what was found."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from atlasmap.data.counts import check_cells_not_empty, checked_counts
+from atlasmap.data.genes import align, choose_genes, gene_ids, gene_symbols
+from atlasmap.data.obs import batches, covariates, filtered, labels
+from atlasmap.data.readers import read_any
+from atlasmap.data.sheet import Dataset
+from atlasmap.errors import AtlasmapError, listed
+from atlasmap.settings import DataConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked cells and the facts for contract.json."""
+
+    adata: anndata.AnnData
+    facts: dict
+
+
+def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata.AnnData:
+    """One data set: counts checked, obs with `batch`, `label` or `truth`, covariates, `dataset`.
+
+    X is CSR float32 (cells × genes), var is indexed by gene id, with `symbol` where known.
+    """
+    raw = filtered(read_any(path), dataset)
+    corrected = config.counts == "corrected_float"
+    counts = checked_counts(raw, dataset.counts, dataset.id, corrected_float=corrected)
+    obs = covariates(raw, config, dataset.id)
+    obs.insert(0, "batch", batches(raw, dataset, config.data.min_cells_per_batch))
+    obs["dataset"] = dataset.id
+    key = dataset.label_key if dataset.role == "reference" else dataset.truth_key
+    if key and config.labels == "given":
+        from atlasmap.data.obs import column
+
+        what = "label" if dataset.role == "reference" else "truth"
+        obs[what] = labels(column(raw, key, f"the {what}", dataset.id), config, dataset.id)
+    var = pd.DataFrame(index=gene_ids(raw, dataset.gene_id, dataset.id))
+    if (symbols := gene_symbols(raw)) is not None:
+        var["symbol"] = symbols
+    return anndata.AnnData(counts, obs=obs, var=var)
+
+
+def check_batches_apart(parts: list[anndata.AnnData], names: list[str]) -> None:
+    """The same batch name in two data sets would silently merge them: BATCH_NAME_TWICE."""
+    owner: dict[str, str] = {}
+    for part, name in zip(parts, names, strict=True):
+        for batch in part.obs["batch"].unique():
+            if batch in owner:
+                raise AtlasmapError(
+                    "BATCH_NAME_TWICE",
+                    expected="every batch in one data set",
+                    found=f"batch {batch!r} in {owner[batch]} and in {name}",
+                    mend="rename it in one of them, or give another batch_key",
+                )
+            owner[batch] = name
+
+
+def join_reference(parts: list[anndata.AnnData], names: list[str]) -> anndata.AnnData:
+    """Reference data sets on their common genes (the first one's order); GENES_NONE_SHARED."""
+    check_batches_apart(parts, names)
+    joined = anndata.concat(parts, join="inner", merge="first")
+    if joined.n_vars == 0:
+        raise AtlasmapError(
+            "GENES_NONE_SHARED",
+            expected="reference data sets that share genes",
+            found=f"no gene id is in all of {listed(names)}",
+            mend="use one kind of gene id everywhere (`gene_id` in the sheet)",
+        )
+    if joined.obs_names.has_duplicates:
+        joined.obs_names = joined.obs["dataset"].astype(str) + ":" + joined.obs_names.astype(str)
+    return joined
+
+
+def drop_rare_labels(obs: pd.DataFrame, config: DataConfig) -> dict:
+    """Make cells of too rare labels unlabelled, in place; raises NO_LABELS. Returns the facts."""
+    if config.labels == "none":
+        obs["label"] = config.unlabeled_category
+        return {"labels": "none: label transfer, its figures and label metrics are left out"}
+    token = config.unlabeled_category
+    if "label" not in obs:
+        obs["label"] = token
+    obs["label"] = obs["label"].fillna(token)
+    sizes = obs.loc[obs["label"] != token, "label"].value_counts()
+    rare = sizes[sizes < config.data.min_cells_per_label]
+    obs.loc[obs["label"].isin(rare.index), "label"] = token
+    kept = sizes.drop(rare.index)
+    if len(kept) < 2:
+        raise AtlasmapError(
+            "NO_LABELS",
+            expected="at least two labels in the reference with "
+            f"{config.data.min_cells_per_label} cells each (data.min_cells_per_label)",
+            found=listed(f"{label}: {n}" for label, n in sizes.items()),
+            mend="give `label_key` in the sheet, or set `labels: none` to map without labels",
+        )
+    return {
+        "labels": {label: int(n) for label, n in kept.sort_index().items()},
+        "rare_labels_unlabelled": {label: int(n) for label, n in rare.sort_index().items()},
+        "n_unlabelled": int((obs["label"] == token).sum()),
+    }
+
+
+def prepare_reference(datasets: list[Dataset], paths: list[Path], config: DataConfig) -> Prepared:
+    """All reference rows as one AnnData: X counts of the chosen genes, obs batch and label."""
+    parts = [checked_dataset(d, p, config) for d, p in zip(datasets, paths, strict=True)]
+    joined = join_reference(parts, [dataset.id for dataset in datasets])
+    label_facts = drop_rare_labels(joined.obs, config)
+    keep, how = choose_genes(joined, config.data)
+    chosen = joined[:, keep].copy()
+    check_cells_not_empty(chosen.X, chosen.obs_names, "the reference", " among the chosen genes")
+    for key in ("batch", "label", "dataset", *config.categorical_covariates):
+        chosen.obs[key] = pd.Categorical(chosen.obs[key].astype(str))
+    facts = {
+        "datasets": [dataset.id for dataset in datasets],
+        "n_cells": chosen.n_obs,
+        "n_genes": chosen.n_vars,
+        "n_genes_shared": joined.n_vars,
+        "genes_chosen": how,
+        "batches": {k: int(v) for k, v in chosen.obs["batch"].value_counts().sort_index().items()},
+        "counts": count_facts(chosen),
+    }
+    return Prepared(chosen, facts | label_facts)
+
+
+def count_facts(adata: anndata.AnnData) -> dict:
+    """What the counts look like."""
+    depth = np.asarray(adata.X.sum(1)).ravel()
+    return {
+        "median_depth": float(np.median(depth)),
+        "least_depth": float(depth.min()),
+        "largest_depth": float(depth.max()),
+        "share_nonzero": round(adata.X.nnz / (adata.n_obs * adata.n_vars), 4),
+    }
+
+
+def query_batches(dataset: Dataset, path: Path, config: DataConfig) -> list[str]:
+    """Names of a query data set's batches, sorted (reads metadata and checks it)."""
+    adata = filtered(read_any(path), dataset)
+    return sorted(batches(adata, dataset, config.data.min_cells_per_batch).unique())
+
+
+def prepare_query(
+    dataset: Dataset, path: Path, batch: str, reference: anndata.AnnData, config: DataConfig
+) -> Prepared:
+    """One query batch aligned to the reference's genes; raises QUERY_BATCH_IS_REFERENCE, GENES_*.
+
+    obs `truth` (if the sheet names one) is for scoring alone.
+    """
+    if batch in set(reference.obs["batch"]):
+        raise AtlasmapError(
+            "QUERY_BATCH_IS_REFERENCE",
+            expected="query batches that are not in the reference",
+            found=f"batch {batch!r} of {dataset.id} is a reference batch",
+            mend="rename it, or leave it out of the query (obs_filter)",
+        )
+    whole = checked_dataset(dataset, path, config)
+    cells = whole[whole.obs["batch"] == batch].copy()
+    least = config.data.min_gene_overlap
+    aligned = align(cells, cells.X, reference.var_names, "", least, dataset.id)
+    check_cells_not_empty(aligned.counts, cells.obs_names, batch, " among the reference's genes")
+    for key in ("batch", "dataset", "truth", *config.categorical_covariates):
+        if key in cells.obs:
+            cells.obs[key] = pd.Categorical(cells.obs[key].astype(str))
+    adata = anndata.AnnData(aligned.counts, obs=cells.obs, var=reference.var[[]].copy())
+    facts = {
+        "dataset": dataset.id,
+        "n_cells": adata.n_obs,
+        "gene_overlap": round(aligned.overlap, 4),
+        "genes_missing": aligned.missing,
+        "counts": count_facts(adata),
+    }
+    if "truth" in cells.obs:
+        known = set(reference.obs["label"])
+        absent = sorted(set(cells.obs["truth"]) - known - {config.unlabeled_category})
+        facts["truth_not_in_reference"] = absent
+    return Prepared(adata, facts)

@@ -1,0 +1,106 @@
+"""The registry: which gene, batch, covariate and label is which number in a model."""
+
+from dataclasses import asdict, dataclass, field, replace
+
+import anndata
+import numpy as np
+import torch
+
+from atlasmap.errors import AtlasmapError, listed
+from atlasmap.training.cells import Cells, Counts
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Order of everything a model counts. `categorical` and `continuous` are covariates."""
+
+    genes: list[str]
+    symbols: list[str] | None
+    batches: list[str]
+    labels: list[str]
+    unlabeled_category: str
+    categorical: dict[str, list[str]] = field(default_factory=dict)
+    continuous: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, adata: anndata.AnnData, unlabeled: str, categorical: list[str], continuous: list[str]
+    ) -> "Registry":
+        """The registry of a prepared reference."""
+        symbols = adata.var["symbol"].astype(str).tolist() if "symbol" in adata.var else None
+        return cls(
+            genes=adata.var_names.tolist(),
+            symbols=symbols,
+            batches=sorted(adata.obs["batch"].unique()),
+            labels=sorted(set(adata.obs["label"]) - {unlabeled}),
+            unlabeled_category=unlabeled,
+            categorical={key: sorted(adata.obs[key].astype(str).unique()) for key in categorical},
+            continuous=list(continuous),
+        )
+
+    def as_dict(self) -> dict:
+        """For JSON."""
+        return asdict(self)
+
+    def new_categories(self, obs) -> dict[int, list[str]]:
+        """Categories in `obs` that the registry lacks, by covariate number (0: batch), sorted."""
+        columns = {"batch": self.batches, **self.categorical}
+        return {
+            k: sorted(set(obs[key].astype(str)) - set(known))
+            for k, (key, known) in enumerate(columns.items())
+        }
+
+    def extended(self, new: dict[int, list[str]]) -> "Registry":
+        """With new categories at the end of each covariate's list."""
+        categorical = {
+            key: known + new.get(k, [])
+            for k, (key, known) in enumerate(self.categorical.items(), start=1)
+        }
+        return replace(self, batches=self.batches + new.get(0, []), categorical=categorical)
+
+    @property
+    def n_categories(self) -> tuple[int, ...]:
+        """Categories of each covariate, batch first."""
+        return (len(self.batches), *(len(known) for known in self.categorical.values()))
+
+    def codes(self, obs, key: str, known: list[str]) -> np.ndarray:
+        """Numbers of a column's values; raises CATEGORY_UNKNOWN."""
+        number = {name: k for k, name in enumerate(known)}
+        values = obs[key].astype(str)
+        unknown = sorted(set(values) - set(number))
+        if unknown:
+            raise AtlasmapError(
+                "CATEGORY_UNKNOWN",
+                expected=f"values of {key} that the model knows: {listed(known)}",
+                found=listed(unknown),
+                mend="map these cells by surgery first",
+            )
+        return values.map(number).to_numpy(np.int64)
+
+    def encode(self, adata: anndata.AnnData, device: torch.device) -> Cells:
+        """Prepared cells as tensors on `device`; cells without `label` in obs are unlabelled."""
+        if list(adata.var_names) != self.genes:
+            raise AtlasmapError(
+                "GENES_DIFFER",
+                expected=f"the model's {len(self.genes)} genes in their order",
+                found=f"{adata.n_vars} genes: {listed(adata.var_names, 4)}",
+                mend="prepare the cells with this reference",
+            )
+        obs = adata.obs
+        columns = {"batch": self.batches, **self.categorical}
+        codes = np.stack([self.codes(obs, key, known) for key, known in columns.items()], 1)
+        labels = np.full(adata.n_obs, -1, np.int64)
+        if "label" in obs and self.labels:
+            number = {name: k for k, name in enumerate(self.labels)}
+            labels = obs["label"].astype(str).map(number).fillna(-1).to_numpy(np.int64)
+        continuous = None
+        if self.continuous:
+            values = obs[self.continuous].to_numpy(np.float32)
+            continuous = torch.as_tensor(values, device=device)
+        return Cells(
+            Counts.of(adata.X, device),
+            torch.as_tensor(codes, device=device),
+            continuous,
+            torch.as_tensor(labels, device=device),
+            np.asarray(adata.obs_names),
+        )

@@ -1,0 +1,102 @@
+"""Map query batches onto a frozen reference by surgery: prepared AnnData in, delta bundle out."""
+
+import logging
+from dataclasses import asdict, dataclass
+
+import anndata
+import numpy as np
+import torch
+
+from atlasmap.bundle import Bundle, device_of, fingerprint, reference_hash
+from atlasmap.errors import AtlasmapError
+from atlasmap.inference import embed
+from atlasmap.models.surgery import append_categories, encoder_sees
+from atlasmap.reference import embedding_table, library_moments, outcome_facts
+from atlasmap.settings import Strategy, SurgerySettings, TrainSettings
+from atlasmap.training.loop import fit
+from atlasmap.training.objectives import Unsupervised
+from atlasmap.training.split import split_cells
+
+log = logging.getLogger("atlasmap")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A query on the reference: the operated model, what was appended, the query's latent."""
+
+    bundle: Bundle
+    new: dict[int, list[str]]
+    latent: anndata.AnnData
+
+
+def as_train_settings(settings: SurgerySettings) -> TrainSettings:
+    """Surgery's settings for the loop; weight decay is 0, not an option."""
+    shared = asdict(settings)
+    shared.pop("surgery_dropout")
+    return TrainSettings(**shared, weight_decay=0.0)
+
+
+def check_query(reference: Bundle, query: anndata.AnnData, new: dict[int, list[str]]) -> None:
+    """Raise QUERY_BATCH_IS_REFERENCE or SURGERY_NOOP."""
+    clash = sorted(set(query.obs["batch"].astype(str)) & set(reference.registry.batches))
+    if clash:
+        raise AtlasmapError(
+            "QUERY_BATCH_IS_REFERENCE",
+            expected="query batches that are not in the reference",
+            found=f"{clash}",
+            mend="rename these batches",
+        )
+    if not encoder_sees(reference.model, new):
+        raise AtlasmapError(
+            "SURGERY_NOOP",
+            expected="an encoder that sees the batch",
+            found="scvi.encode_covariates is false: nothing that surgery trains reaches the latent",
+            mend="train the reference with scvi.encode_covariates: true",
+        )
+
+
+def map_query(
+    reference: Bundle, query: anndata.AnnData, settings: SurgerySettings, strategy: Strategy,
+    seed: int,
+) -> Mapping:  # fmt: skip
+    """Operate on `reference` (consumed) for all batches in `query` at once.
+
+    Start values are keyed by each batch's name, minibatches and noise by the batch's name
+    (`per_batch`: one batch in `query`) or by `joint`. The reference's weights are compared bit by
+    bit before and after: raises REFERENCE_MOVED.
+    """
+    device = device_of(reference.model)
+    new = reference.registry.new_categories(query.obs)
+    check_query(reference, query, new)
+    before = reference_hash(reference.model)
+    library = None
+    if not reference.model.scvi.settings.use_observed_lib_size:
+        library = torch.tensor(library_moments(query, new[0]), dtype=torch.float32)
+    append_categories(reference.model, new, seed, library)
+    registry = reference.registry.extended(new)
+    cells = registry.encode(query, device)
+    split = split_cells(np.arange(len(cells)), settings.train_size, settings.batch_size, seed)
+    what = new[0][0] if strategy == "per_batch" else "all"
+    purpose = f"surgery {strategy} {what}"
+    objective = Unsupervised(reference.model, cells, split, settings.batch_size, seed, purpose)
+    train = as_train_settings(settings)
+    outcome = fit(objective, train, f"surgery {what}", dropout=settings.surgery_dropout)
+    if reference_hash(reference.model) != before:
+        raise AtlasmapError(
+            "REFERENCE_MOVED",
+            expected="every reference weight as it was before surgery",
+            found="another hash",
+            mend="this is a bug in atlasmap: please report it with settings.json",
+        )
+    about = reference.about | {
+        "seed": seed,
+        "strategy": strategy,
+        "surgery": asdict(settings),
+        "query": {"n_cells": len(cells), "sha256": fingerprint(query)},
+        "training": outcome_facts(outcome, split)
+        | {"n_trainable": sum(p.numel() for p in objective.parameters())},
+    }
+    bundle = Bundle(reference.model, registry, about, outcome.history.table())
+    keep = ["batch", "dataset", *registry.categorical, *registry.continuous]
+    latent = embedding_table(query, embed(bundle.model, cells), registry.labels, keep)
+    return Mapping(bundle, new, latent)

@@ -1,0 +1,181 @@
+"""Layers whose covariate weights are parameters of their own.
+
+A first layer of scvi-tools holds one matrix over [x, continuous, batch, cov1, …]. Here the columns
+of each categorical covariate are a `CategoryTable`, so that surgery appends rows to the tables and
+gives nothing else to the optimiser (promise 1 of the design: the reference cannot move).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atlasmap.models.random import Noise, in_training, uniform
+
+Codes = tuple[Tensor, ...]  # one integer tensor a categorical covariate, broadcast to the cells
+
+
+class CategoryTable(nn.Module):
+    """One row a category of one covariate; surgery appends rows.
+
+    Parameters
+    ----------
+    rows
+        Start values, categories × width.
+    covariate
+        Which categorical covariate the rows belong to: 0 is the batch. None for tables that surgery
+        leaves alone (labels).
+    start_bound
+        New rows start uniform in ± this; None: at the mean of the reference's rows.
+    """
+
+    def __init__(self, rows: Tensor, covariate: int | None, start_bound: float | None):
+        super().__init__()
+        self.covariate, self.start_bound = covariate, start_bound
+        self.reference = nn.Parameter(rows, requires_grad=len(rows) > 1)
+        self.appended = nn.Parameter(rows[:0].clone(), requires_grad=False)
+
+    def start_row(self, generator: torch.Generator) -> Tensor:
+        """Start values (width) of one new category."""
+        if self.start_bound is None:
+            return self.reference.detach().mean(0).cpu()
+        return uniform((self.reference.shape[1],), self.start_bound, generator)
+
+    def append(self, rows: Tensor) -> None:
+        """Freeze the reference's rows and append trainable ones (new categories × width)."""
+        self.reference.requires_grad_(False)
+        rows = torch.cat([self.appended.detach(), rows.to(self.appended)])
+        self.appended = nn.Parameter(rows, requires_grad=len(rows) > 0)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Rows for integer `codes` (…) → (…, width)."""
+        table = self.reference
+        if len(self.appended):
+            table = torch.cat([table, self.appended])
+        return F.embedding(codes, table)
+
+
+class CovariateLinear(nn.Module):
+    """W x + b + one row of each covariate's table, drawn as torch's Linear over all columns.
+
+    A covariate with one category has no influence: its row is zero and stays zero.
+    """
+
+    def __init__(self, n_in: int, n_out: int, n_categories: tuple[int, ...], labels: bool, rng):
+        super().__init__()
+        fan_in = n_in + sum(n for n in n_categories if n > 1)
+        bound = 1 / math.sqrt(fan_in)
+        new_bound = 1 / math.sqrt(fan_in + 1)
+        self.weight = nn.Parameter(uniform((n_out, n_in), bound, rng))
+        self.bias = nn.Parameter(uniform((n_out,), bound, rng))
+        self.tables = nn.ModuleList(
+            CategoryTable(
+                uniform((n, n_out), bound, rng) if n > 1 else torch.zeros(n, n_out),
+                covariate=None if labels else k,
+                start_bound=new_bound,
+            )
+            for k, n in enumerate(n_categories)
+        )
+
+    def forward(self, x: Tensor, codes: Codes) -> Tensor:
+        """`x` (…, n_in), each of `codes` broadcastable to x's leading shape → (…, n_out)."""
+        out = F.linear(x, self.weight, self.bias)
+        for table, code in zip(self.tables, codes, strict=True):
+            out = out + table(code)
+        return out
+
+
+class Linear(nn.Module):
+    """An affine map with torch's default start values drawn from a given generator."""
+
+    def __init__(self, n_in: int, n_out: int, rng: torch.Generator):
+        super().__init__()
+        bound = 1 / math.sqrt(n_in)
+        self.weight = nn.Parameter(uniform((n_out, n_in), bound, rng))
+        self.bias = nn.Parameter(uniform((n_out,), bound, rng))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` (…, n_in) → (…, n_out)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all leading dimensions (momentum 0.01, eps 1e-3, as in scvi-tools)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
+        """`x` (…, width); batch statistics in training, running ones otherwise."""
+        flat = F.batch_norm(
+            x.reshape(-1, x.shape[-1]),
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=in_training(noise),
+            momentum=0.01,
+            eps=1e-3,
+        )
+        return flat.view(x.shape)
+
+
+class Stack(nn.Module):
+    """n_layers of linear → batch norm → layer norm → ReLU → dropout, covariates in every layer.
+
+    Batch and layer norm are optional; layer norm has no weights (eps 1e-5).
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        widths: list[int],
+        n_categories: tuple[int, ...],
+        rng: torch.Generator,
+        *,
+        batch_norm: bool,
+        layer_norm: bool,
+        dropout_rate: float = 0.0,
+        labels: bool = False,
+    ):
+        super().__init__()
+        self.layer_norm, self.dropout_rate = layer_norm, dropout_rate
+        inputs = [n_in, *widths][:-1]
+        self.layers = nn.ModuleList(
+            CovariateLinear(n, width, n_categories, labels, rng)
+            for n, width in zip(inputs, widths, strict=True)
+        )
+        self.norms = nn.ModuleList(BatchNorm(width) for width in widths if batch_norm)
+
+    def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
+        """`x` (…, n_in) → (…, last width)."""
+        for k, layer in enumerate(self.layers):
+            x = layer(x, codes)
+            if len(self.norms):
+                x = self.norms[k](x, noise)
+            if self.layer_norm:
+                x = F.layer_norm(x, x.shape[-1:])
+            x = torch.relu(x)
+            if noise is not None:
+                x = noise.drop(x, self.dropout_rate)
+        return x
+
+
+class GaussianHead(nn.Module):
+    """A stack, then mean and variance of a normal: variance = exp(·) + `floor`."""
+
+    def __init__(self, stack: Stack, n_hidden: int, n_out: int, floor: float, rng: torch.Generator):
+        super().__init__()
+        self.stack, self.floor = stack, floor
+        self.mean = Linear(n_hidden, n_out, rng)
+        self.log_var = Linear(n_hidden, n_out, rng)
+
+    def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance, each (…, n_out)."""
+        hidden = self.stack(x, codes, noise)
+        return self.mean(hidden), torch.exp(self.log_var(hidden)) + self.floor

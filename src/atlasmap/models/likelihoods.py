@@ -1,0 +1,84 @@
+"""Log-likelihoods of counts: negative binomial, its zero-inflated form, Poisson.
+
+The negative binomial is parameterised by mean and inverse dispersion (Lopez et al. 2018, methods;
+Grønbech et al. 2020). Small constants are placed as scvi-tools 1.4.2 places them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class CountDistribution:
+    """p(x | z) for a minibatch; shapes are cells × genes.
+
+    `rate` is the mean before zero inflation, `theta` the inverse dispersion (absent for Poisson;
+    1 × genes is allowed), `zi_logits` the logit of the zero inflation (zero-inflated form only).
+    """
+
+    rate: Tensor
+    theta: Tensor | None = None
+    zi_logits: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected counts, zero inflation included."""
+        if self.zi_logits is None:
+            return self.rate
+        return self.rate * torch.sigmoid(-self.zi_logits)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-probability of counts `x` (cells × genes) of each entry."""
+        if self.theta is None:
+            return poisson_log_prob(x, self.rate)
+        if self.zi_logits is None:
+            return nb_log_prob(x, self.rate, self.theta)
+        return zinb_log_prob(x, self.rate, self.theta, self.zi_logits)
+
+
+def _gamma_terms(x: Tensor, theta: Tensor) -> Tensor:
+    """lgamma(x + θ) − lgamma(θ) − lgamma(x + 1): zero where x is zero, so taken elsewhere only."""
+    theta = theta.expand_as(x)
+    where = x.nonzero(as_tuple=True)
+    x_, theta_ = x[where], theta[where]
+    terms = torch.lgamma(x_ + theta_) - torch.lgamma(theta_) - torch.lgamma(x_ + 1)
+    return torch.zeros_like(x, dtype=terms.dtype).index_put(where, terms)
+
+
+def nb_log_prob(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    """Negative binomial log-probability; `x`, `mean` cells × genes, `theta` broadcast to them."""
+    log_rate_total = torch.log(theta + mean + EPS)
+    dense = theta * (torch.log(theta + EPS) - log_rate_total) + x * (
+        torch.log(mean + EPS) - log_rate_total
+    )
+    return dense + _gamma_terms(x, theta)
+
+
+def zinb_log_prob(x: Tensor, mean: Tensor, theta: Tensor, zi_logits: Tensor) -> Tensor:
+    """Zero-inflated negative binomial log-probability; shapes as `nb_log_prob`.
+
+    With π the inflation's logit: a zero has log(σ(π) + σ(−π)·NB(0)), any other x has
+    log σ(−π) + log NB(x), both written with softplus for stability.
+    """
+    softplus_pi = F.softplus(-zi_logits)
+    log_theta = torch.log(theta + EPS)
+    log_rate_total = torch.log(theta + mean + EPS)
+    pi_theta_log = -zi_logits + theta * (log_theta - log_rate_total)
+    zero = F.softplus(pi_theta_log) - softplus_pi
+    other = (
+        -softplus_pi
+        + pi_theta_log
+        + x * (torch.log(mean + EPS) - log_rate_total)
+        + _gamma_terms(x, theta)
+    )
+    return torch.where(x < EPS, zero, other)
+
+
+def poisson_log_prob(x: Tensor, mean: Tensor) -> Tensor:
+    """Poisson log-probability; `x`, `mean` cells × genes."""
+    return torch.xlogy(x, mean) - mean - torch.lgamma(x + 1)

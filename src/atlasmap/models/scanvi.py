@@ -1,0 +1,133 @@
+"""scANVI (Xu et al. 2021, Mol. Syst. Biol. 17:e9620) with its three classifiers.
+
+`prefix` is the behaviour before scvi-tools 1.1 (softmax outputs fed to cross-entropy as logits),
+`fixed` an MLP on logits, `linear` one linear layer on logits.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atlasmap.models.layers import GaussianHead, Linear, Stack
+from atlasmap.models.random import Noise
+from atlasmap.models.scvi import (
+    Loss,
+    Minibatch,
+    Posterior,
+    Scvi,
+    elbo_sums,
+    kl_standard_normal,
+    sample_normal,
+)
+from atlasmap.settings import Variant
+
+CLAMP = 1.1920929e-07  # float32's epsilon: torch's Categorical clamps probabilities to [ε, 1 − ε]
+
+
+def log_normal(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """log N(x; mean, var), elementwise."""
+    return -0.5 * ((x - mean).square() / var + torch.log(2 * torch.pi * var))
+
+
+class Classifier(nn.Module):
+    """Latent → one value a label: logits, or probabilities for `prefix`."""
+
+    def __init__(self, scvi: Scvi, n_labels: int, variant: Variant, rng: torch.Generator):
+        super().__init__()
+        settings = scvi.settings
+        self.variant = variant
+        widths = [] if variant == "linear" else [settings.n_hidden] * settings.n_layers
+        self.stack = Stack(
+            settings.n_latent, widths, (), rng,
+            batch_norm=settings.use_batch_norm in ("encoder", "both"),
+            layer_norm=settings.use_layer_norm in ("encoder", "both"),
+            dropout_rate=settings.dropout_rate,
+        )  # fmt: skip
+        self.out = Linear(widths[-1] if widths else settings.n_latent, n_labels, rng)
+
+    def forward(self, z: Tensor, noise: Noise | None) -> Tensor:
+        """`z` cells × latent → what cross-entropy is given, cells × labels."""
+        out = self.out(self.stack(z, (), noise))
+        return torch.softmax(out, -1) if self.variant == "prefix" else out
+
+    def probabilities(self, out: Tensor) -> Tensor:
+        """Label probabilities of what `forward` gave."""
+        return out if self.variant == "prefix" else torch.softmax(out, -1)
+
+
+class Scanvi(nn.Module):
+    """scVI with a label-dependent prior of z1: z2 and y above it, and a classifier q(y | z1)."""
+
+    def __init__(self, scvi: Scvi, variant: Variant, n_labels: int, rng: torch.Generator):
+        super().__init__()
+        settings = scvi.settings
+        self.scvi, self.variant, self.n_labels = scvi, variant, n_labels
+        self.classifier = Classifier(scvi, n_labels, variant, rng)
+        widths = [settings.n_hidden] * settings.n_layers
+        size = (settings.n_hidden, settings.n_latent)
+
+        def stack(part: str, dropout_rate: float) -> Stack:
+            return Stack(
+                settings.n_latent, widths, (n_labels,), rng,
+                batch_norm=settings.use_batch_norm in (part, "both"),
+                layer_norm=settings.use_layer_norm in (part, "both"),
+                dropout_rate=dropout_rate, labels=True,
+            )  # fmt: skip
+
+        self.encoder_z2 = GaussianHead(stack("encoder", settings.dropout_rate), *size, 1e-4, rng)
+        self.decoder_z1 = GaussianHead(stack("decoder", 0.0), *size, 0.0, rng)
+
+    @property
+    def shape(self):
+        """What the data fixed."""
+        return self.scvi.shape
+
+    def label_terms(self, z1: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """For every label y: log p(z1 | z2, y) and KL(q(z2 | z1, y)), each labels × cells.
+
+        `z1` is cells × latent. The product of z1 with the first layer is shared by all labels.
+        """
+        labels = (torch.arange(self.n_labels, device=z1.device)[:, None],)
+        mean, var = self.encoder_z2(z1, labels, noise)  # labels × cells × latent
+        z2 = sample_normal(mean, var, noise)
+        z1_mean, z1_var = self.decoder_z1(z2, labels, noise)
+        log_pz1 = log_normal(z1, z1_mean, z1_var).sum(-1)
+        return log_pz1, kl_standard_normal(mean, var).sum(-1)
+
+    def kl_labels(self, probs: Tensor) -> Tensor:
+        """KL(q(y | z1) ‖ uniform) a cell, probabilities clamped as torch's Categorical does."""
+        probs = probs / probs.sum(-1, keepdim=True)
+        logs = probs.clamp(CLAMP, 1 - CLAMP).log()
+        prior = torch.full((), 1 / self.n_labels, device=probs.device).clamp(CLAMP, 1 - CLAMP)
+        return (probs * (logs - prior.log())).sum(-1)
+
+    def unlabelled_terms(
+        self, posterior: Posterior, cells: Minibatch, noise: Noise | None
+    ) -> tuple[Tensor, Tensor]:
+        """Reconstruction part (no KL weight) and KL part of the unlabelled loss, a cell."""
+        z1 = posterior.z
+        log_pz1, kl_z2 = self.label_terms(z1, noise)
+        log_qz1 = log_normal(z1, posterior.mean, posterior.var).sum(-1)
+        probs = self.classifier.probabilities(self.classifier(z1, noise))
+        reconstruction = self.scvi.reconstruction(cells, posterior, noise)
+        reconstruction = reconstruction + log_qz1 - (probs.T * log_pz1).sum(0)
+        kl = (probs.T * kl_z2).sum(0) + self.kl_labels(probs)
+        return reconstruction, kl + self.scvi.kl_library(posterior, cells.codes)
+
+    def loss(self, cells: Minibatch, noise: Noise, kl_weight: float) -> Loss:
+        """The unlabelled loss of all cells, labelled ones too (eq. 4 of the paper, all labels)."""
+        posterior = self.scvi.inference(cells, noise)
+        reconstruction, kl = self.unlabelled_terms(posterior, cells, noise)
+        total = (reconstruction + kl_weight * kl).mean()
+        return Loss(total, len(cells.x), elbo_sums(reconstruction, kl))
+
+    def classify(self, cells: Minibatch, noise: Noise | None) -> Tensor:
+        """The classifier's output (cells × labels) at the posterior mean of z1."""
+        x, codes = self.scvi.encoder_input(cells)
+        mean, _ = self.scvi.encoder(x, codes, noise)
+        return self.classifier(mean, noise)
+
+    def classification_loss(self, cells: Minibatch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of labelled cells (scalar) and their label probabilities."""
+        out = self.classify(cells, noise)
+        return F.cross_entropy(out, cells.labels), self.classifier.probabilities(out).detach()

@@ -1,0 +1,125 @@
+"""Train a reference: prepared AnnData in, bundle out."""
+
+import logging
+from dataclasses import asdict
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+
+from atlasmap.bundle import Bundle, fingerprint
+from atlasmap.data.registry import Registry
+from atlasmap.errors import AtlasmapError
+from atlasmap.inference import Embedding, embed
+from atlasmap.models.random import keyed_generator
+from atlasmap.models.scanvi import Scanvi
+from atlasmap.models.scvi import Scvi, Shape
+from atlasmap.settings import ScanviSettings, ScviSettings, Variant
+from atlasmap.training.loop import Outcome, fit
+from atlasmap.training.objectives import SemiSupervised, Unsupervised
+from atlasmap.training.split import Split, split_by_labels, split_cells
+
+log = logging.getLogger("atlasmap")
+
+
+def library_moments(adata: anndata.AnnData, batches: list[str]) -> np.ndarray:
+    """Mean and variance of log library size of each batch (batches × 2)."""
+    logs = np.log(np.asarray(adata.X.sum(1)).ravel())
+    by_batch = pd.Series(logs).groupby(adata.obs["batch"].astype(str).to_numpy())
+    return np.stack([by_batch.mean()[batches], by_batch.var(ddof=0)[batches]], 1)
+
+
+def outcome_facts(outcome: Outcome, split: Split) -> dict:
+    """What training left behind, for settings.json."""
+    return {
+        "n_steps": outcome.n_steps,
+        "stopped": outcome.stopped,
+        "n_train": len(split.train),
+        "n_validation": len(split.validation),
+    }
+
+
+def fit_scvi(
+    adata: anndata.AnnData, registry: Registry, settings: ScviSettings, seed: int,
+    device: torch.device,
+) -> tuple[Bundle, Split]:  # fmt: skip
+    """Train scVI on a prepared reference (X counts, obs batch); weights, split and noise by seed."""
+    cells = registry.encode(adata, device)
+    library = None
+    if not settings.use_observed_lib_size:
+        library = tuple(map(tuple, library_moments(adata, registry.batches).T.tolist()))
+    shape = Shape(len(registry.genes), registry.n_categories, len(registry.continuous), library)
+    model = Scvi(settings, shape, keyed_generator(seed, "scvi", "weights")).to(device)
+    train = settings.train
+    split = split_cells(np.arange(len(cells)), train.train_size, train.batch_size, seed)
+    objective = Unsupervised(model, cells, split, train.batch_size, seed, "scvi")
+    outcome = fit(objective, train, "scVI")
+    about = {
+        "kind": "scvi",
+        "seed": seed,
+        "scvi": asdict(settings),
+        "library": library,
+        "data": {"n_cells": len(cells), "sha256": fingerprint(adata)},
+        "training": outcome_facts(outcome, split),
+    }
+    return Bundle(model, registry, about, outcome.history.table()), split
+
+
+def fit_scanvi(
+    adata: anndata.AnnData, scvi: Bundle, settings: ScanviSettings, variant: Variant, seed: int,
+    device: torch.device,
+) -> tuple[Bundle, Split]:  # fmt: skip
+    """Train scANVI from scVI's weights on the same cells; raises REFERENCE_DIFFERS."""
+    if scvi.about["data"]["sha256"] != fingerprint(adata):
+        raise AtlasmapError(
+            "REFERENCE_DIFFERS",
+            expected="the cells that this scVI was trained on",
+            found="other cells, genes, counts or metadata",
+            mend="train scVI again on this reference",
+        )
+    cells = scvi.registry.encode(adata, device)
+    rng = keyed_generator(seed, "scanvi", variant, "weights")
+    model = Scanvi(scvi.model.cpu(), variant, len(scvi.registry.labels), rng).to(device)
+    train = settings.train
+    labels = cells.labels.cpu().numpy()
+    split = split_by_labels(labels, train.train_size, train.batch_size, seed)
+    objective = SemiSupervised(
+        model, cells, split, train.batch_size, seed, f"scanvi_{variant}",
+        settings.classification_ratio, settings.n_samples_per_label,
+    )  # fmt: skip
+    outcome = fit(objective, train, f"scANVI {variant}")
+    about = scvi.about | {
+        "kind": "scanvi",
+        "seed": seed,
+        "variant": variant,
+        "scanvi": asdict(settings),
+        "training": outcome_facts(outcome, split),
+    }
+    return Bundle(model, scvi.registry, about, outcome.history.table()), split
+
+
+def embedding_table(
+    adata: anndata.AnnData, said: Embedding, labels: list[str], keep: list[str]
+) -> anndata.AnnData:
+    """Latent and soft labels without counts: obs columns `keep`, obsm X_latent, latent_var,
+    soft_labels (columns in uns soft_label_names)."""
+    obs = adata.obs[[key for key in keep if key in adata.obs]].copy()
+    out = anndata.AnnData(obs=obs, obsm={"X_latent": said.mean, "latent_var": said.var})
+    if said.soft_labels is not None:
+        out.obsm["soft_labels"] = said.soft_labels
+        out.uns["soft_label_names"] = np.array(labels, dtype=object)
+    return out
+
+
+def reference_latent(
+    adata: anndata.AnnData, bundle: Bundle, split: Split, device: torch.device
+) -> anndata.AnnData:
+    """The reference in latent space: what sharing, transfer, maps and metrics need of it."""
+    said = embed(bundle.model, bundle.registry.encode(adata, device))
+    keep = ["batch", "label", "dataset", *bundle.registry.categorical, *bundle.registry.continuous]
+    out = embedding_table(adata, said, bundle.registry.labels, keep)
+    part = np.full(adata.n_obs, "train", dtype=object)
+    part[split.validation] = "validation"
+    out.obs["split"] = pd.Categorical(part)
+    return out

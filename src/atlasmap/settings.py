@@ -1,0 +1,275 @@
+"""Frozen settings: config key = dataclass field = command-line flag = key in a bundle's JSON.
+
+The docstring under a field is its description in the config schema and in `--help`. This file
+imports neither torch nor scanpy: every Slurm job parses the Snakefile, which reads it.
+"""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Where = Literal["encoder", "decoder", "both", "none"]
+Variant = Literal["prefix", "fixed", "linear"]
+Strategy = Literal["per_batch", "joint"]
+Device = Literal["auto", "cpu", "cuda", "any"]
+
+# Raised by hand when a stage computes something else from the same settings: a rerun trigger.
+NUMERICS = {
+    "data": 1,
+    "scvi": 1,
+    "scanvi": 1,
+    "surgery": 1,
+    "umap": 1,
+    "transfer": 1,
+    "classification": 1,
+    "scib": 1,
+    "figures": 1,
+}
+
+
+@dataclass(frozen=True, config=CLOSED)
+class DataSettings:
+    """What is checked and chosen before anything trains."""
+
+    n_top_genes: Count | None = 2000
+    """Highly variable genes (seurat_v3, by batch) the reference keeps; null keeps all."""
+    min_cells_per_label: Count = 3
+    """Labels with fewer reference cells become unlabelled, and are listed in contract.json."""
+    min_cells_per_batch: Annotated[int, Field(ge=3)] = 3
+    """A batch with fewer cells is an error."""
+    min_gene_overlap: Share = 0.8
+    """Least share of the reference's genes a query must have; the missing are filled with zeros."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class TrainSettings:
+    """How a model is optimised (Adam, KL warm-up by epoch)."""
+
+    max_epochs: Count | None = None
+    """Epochs; null: 400 up to 20,000 cells, fewer above (20,000 / cells × 400)."""
+    batch_size: Annotated[int, Field(ge=3)] = 128
+    """Cells a minibatch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam's step size."""
+    adam_eps: Annotated[float, Field(gt=0)] = 0.01
+    """Adam's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    """L2 penalty added to the gradient."""
+    n_epochs_kl_warmup: Count = 400
+    """Epochs over which the KL terms' weight rises from 0 to 1."""
+    train_size: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of cells trained on; the rest validates."""
+    check_val_every_n_epoch: Count = 1
+    """Epochs between validations."""
+    early_stopping: bool = False
+    """Stop when the validation ELBO has not improved for `early_stopping_patience` epochs."""
+    early_stopping_patience: Count = 45
+    """Epochs without improvement before stopping."""
+    reduce_lr_on_plateau: bool = False
+    """Multiply the learning rate by 0.6 after 30 epochs without a better validation ELBO."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the whole gradient; null: no clipping."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ScanviTrainSettings(TrainSettings):
+    """How scANVI is optimised: 100 epochs unless set."""
+
+    max_epochs: Count | None = 100
+    """Epochs; null: as for scVI."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ScviSettings:
+    """Architecture and training of scVI (Lopez et al. 2018). Defaults: the arches setting."""
+
+    n_hidden: Count = 128
+    """Width of the hidden layers."""
+    n_latent: Count = 30
+    """Dimensions of the latent space."""
+    n_layers: Count = 2
+    """Hidden layers of encoder and decoder."""
+    dropout_rate: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Dropout in the encoder (and scANVI's classifier)."""
+    gene_likelihood: Literal["nb", "zinb", "poisson"] = "nb"
+    """Distribution of counts: negative binomial, zero-inflated, or Poisson."""
+    dispersion: Literal["gene", "gene-batch"] = "gene"
+    """One inverse dispersion a gene, or one a gene and batch."""
+    use_observed_lib_size: bool = True
+    """Library size is the sum of the cell's counts; false: it is inferred."""
+    encode_covariates: bool = True
+    """The encoder sees batch and covariates; without it surgery cannot move the query's latent."""
+    use_batch_norm: Where = "none"
+    """Networks with batch norm."""
+    use_layer_norm: Where = "both"
+    """Networks with layer norm."""
+    train: TrainSettings = field(default_factory=TrainSettings)
+    """Training of scVI."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ScanviSettings:
+    """scANVI (Xu et al. 2021) on top of a trained scVI, whose architecture it takes over."""
+
+    classification_ratio: Annotated[float, Field(ge=0)] = 50.0
+    """Weight of the cross-entropy beside the unlabelled loss."""
+    n_samples_per_label: Count | None = None
+    """Labelled cells drawn per label and epoch; null: all."""
+    train: ScanviTrainSettings = field(default_factory=ScanviTrainSettings)
+    """Training of scANVI."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class SurgerySettings:
+    """scArches surgery (Lotfollahi et al. 2021): only the new batches' columns train, no decay."""
+
+    max_epochs: Count = 100
+    """Epochs."""
+    batch_size: Annotated[int, Field(ge=3)] = 128
+    """Cells a minibatch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam's step size."""
+    adam_eps: Annotated[float, Field(gt=0)] = 0.01
+    """Adam's epsilon."""
+    n_epochs_kl_warmup: Count = 400
+    """Epochs over which the KL terms' weight rises from 0 to 1."""
+    train_size: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of a query's cells trained on; the rest validates."""
+    check_val_every_n_epoch: Count = 1
+    """Epochs between validations."""
+    surgery_dropout: bool = False
+    """Train with dropout on; off is what scvi-tools does (eval mode)."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the whole gradient; null: no clipping."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class TransferSettings:
+    """Second opinion: weighted k-nearest-neighbour transfer in the latent (HLCA)."""
+
+    n_neighbors: Count = 50
+    """Reference neighbours a query cell asks."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class UmapSettings:
+    """The map: fitted on reference cells alone, so it never moves."""
+
+    max_cells: Count = 200_000
+    """Most reference cells the map is fitted on; the rest are placed into it."""
+    n_neighbors: Annotated[int, Field(ge=2)] = 15
+    """Neighbours a cell."""
+    min_dist: Annotated[float, Field(ge=0)] = 0.5
+    """Least distance of points in the map."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class BenchmarkSettings:
+    """scib-metrics."""
+
+    split_above: Count = 50_000
+    """Up to so many cells all embeddings of a seed are scored in one job; above, one job each."""
+    n_neighbors: Annotated[int, Field(ge=3)] = 90
+    """Neighbours a cell (kBET and LISI use up to so many)."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class SimulateSettings:
+    """An atlas of our own making: a cell-type tree, Zipf abundances, batch and chemistry shifts."""
+
+    n_cells: Count = 6000
+    """Cells in all."""
+    n_genes: Annotated[int, Field(ge=50)] = 1500
+    """Genes."""
+    n_reference_batches: Count = 6
+    """Reference batches."""
+    n_query_batches: Count = 2
+    """Query batches, of another chemistry (a stronger shift)."""
+    n_lineages: Annotated[int, Field(ge=2)] = 5
+    """Lineages of the cell-type tree."""
+    n_types_per_lineage: Annotated[int, Field(ge=1)] = 3
+    """Cell types a lineage."""
+    seed: int = 0
+    """Seed of the simulation."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class FinalSettings:
+    """Which mapping is *the* atlas."""
+
+    variant: Variant = "fixed"
+    """Classifier variant."""
+    strategy: Strategy = "per_batch"
+    """Strategy."""
+    seed: int | None = None
+    """Seed; null: the first of `seeds`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
+class DataConfig:
+    """Keys of the config that decide what is checked, called a label, and given to a model."""
+
+    counts: Literal["integer", "corrected_float"] = "integer"
+    """corrected_float admits non-integer counts (SoupX, CellBender)."""
+    labels: Literal["given", "none"] = "given"
+    """none: there are no labels anywhere; stages that need them are left out."""
+    unlabeled_category: str = "Unknown"
+    """What cells without a label are called."""
+    unlabeled_values: list[str] = field(default_factory=list)
+    """Other values of the label column that mean: no label (`Unknown`, too, must be listed)."""
+    categorical_covariates: list[str] = field(default_factory=list)
+    """Columns of obs the model conditions on besides the batch."""
+    continuous_covariates: list[str] = field(default_factory=list)
+    """Numeric columns of obs the model conditions on."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """Checks and gene choice."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
+class Config(DataConfig):
+    """One atlas: what it is made of and how."""
+
+    atlas: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Name of the atlas: its folder under results/."""
+    datasets: str
+    """Sheet of data sets (tab separated); relative to the working directory or the repository."""
+    data_dir: str | None = None
+    """Folder that relative paths in the sheet start from; null: the sheet's own folder."""
+    modality: Literal["rna"] = "rna"
+    """What was measured."""
+    device: Device = "auto"
+    """auto: CUDA if there, in a cluster job with a GPU CUDA or an error; cpu; cuda; any."""
+    variants: list[Variant] = field(default_factory=lambda: ["prefix", "fixed", "linear"])
+    """scANVI's classifiers to train and compare."""
+    strategies: list[Strategy] = field(default_factory=lambda: ["per_batch", "joint"])
+    """How query batches are mapped."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Replicates of training and mapping."""
+    final: FinalSettings = field(default_factory=FinalSettings)
+    """Which variant, strategy and seed is the answer."""
+    scvi: ScviSettings = field(default_factory=ScviSettings)
+    """scVI."""
+    scanvi: ScanviSettings = field(default_factory=ScanviSettings)
+    """scANVI, all variants."""
+    scanvi_prefix: dict = field(default_factory=dict)
+    """What differs from `scanvi` for the prefix variant."""
+    scanvi_fixed: dict = field(default_factory=dict)
+    """What differs from `scanvi` for the fixed variant."""
+    scanvi_linear: dict = field(default_factory=dict)
+    """What differs from `scanvi` for the linear variant."""
+    surgery: SurgerySettings = field(default_factory=SurgerySettings)
+    """Mapping."""
+    transfer: TransferSettings = field(default_factory=TransferSettings)
+    """Label transfer."""
+    umap: UmapSettings = field(default_factory=UmapSettings)
+    """The map."""
+    benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
+    """scib-metrics."""
+    simulate: SimulateSettings = field(default_factory=SimulateSettings)
+    """The simulated atlas, for sheets that name `builtin:simulated`."""

@@ -1,0 +1,1 @@
+"""Training on tensors: cells, splits, objectives and the one loop."""

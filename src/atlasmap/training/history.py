@@ -1,0 +1,61 @@
+"""Training history as a tidy table: one row an epoch, split and metric."""
+
+from collections import defaultdict
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+N_BINS = 15
+
+
+class Averages:
+    """Averages of sums over an epoch, kept on the device until asked for."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor | float] = defaultdict(float)
+        self._weights: dict[str, int] = defaultdict(int)
+
+    def add(self, sums: dict[str, Tensor], weight: int) -> None:
+        """Add sums over `weight` cells."""
+        for name, value in sums.items():
+            self._sums[name] += value
+            self._weights[name] += weight
+
+    def values(self) -> dict[str, float]:
+        """Mean of every metric."""
+        return {name: float(total) / self._weights[name] for name, total in self._sums.items()}
+
+
+class History:
+    """Rows epoch, split, metric, value."""
+
+    def __init__(self):
+        self._rows: list[tuple[int, str, str, float]] = []
+
+    def add(self, epoch: int, split: str, values: dict[str, float]) -> None:
+        """Add one epoch's metrics of one split."""
+        self._rows += [(epoch, split, name, value) for name, value in values.items()]
+
+    def table(self) -> pd.DataFrame:
+        """The whole history."""
+        return pd.DataFrame(self._rows, columns=["epoch", "split", "metric", "value"])
+
+    def last(self, split: str, metric: str) -> float | None:
+        """The latest value of a metric, None before the first."""
+        for _, row_split, row_metric, value in reversed(self._rows):
+            if (row_split, row_metric) == (split, metric):
+                return value
+        return None
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor) -> Tensor:
+    """ECE (Guo et al. 2017), 15 equal bins, l1: Σ share of bin · |accuracy − mean confidence|.
+
+    `confidence` in [0, 1] and `correct` (0 or 1), both of one value a cell → scalar.
+    """
+    edges = torch.linspace(0, 1, N_BINS + 1, device=confidence.device, dtype=confidence.dtype)
+    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, N_BINS - 1)
+    gap = torch.zeros(N_BINS, device=confidence.device, dtype=confidence.dtype)
+    gap.index_add_(0, bins, correct.to(confidence.dtype) - confidence)
+    return gap.abs().sum() / len(confidence)

@@ -1,0 +1,143 @@
+"""What a model asks of the loop: the steps of an epoch, the loss of a step, what to log.
+
+A step is a pair of index arrays: all cells, and labelled cells for the classifier (or None).
+"""
+
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atlasmap.models.random import Noise, keyed_seed
+from atlasmap.models.scanvi import Scanvi
+from atlasmap.models.scvi import Loss, Scvi
+from atlasmap.training.cells import Cells
+from atlasmap.training.history import Averages, expected_calibration_error
+from atlasmap.training.split import Split, minibatches
+
+Step = tuple[np.ndarray, np.ndarray | None]
+
+
+@dataclass
+class Unsupervised:
+    """The model's own loss of a minibatch: scVI, and scANVI in surgery (no labelled cells)."""
+
+    model: Scvi | Scanvi
+    cells: Cells
+    split: Split
+    batch_size: int
+    seed: int
+    purpose: str
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser is given."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def shuffled(self, cells: np.ndarray, what: str, epoch: int) -> np.ndarray:
+        """The order of one epoch, keyed by purpose and epoch."""
+        key = keyed_seed(self.seed, self.purpose, what, epoch)
+        return np.random.default_rng(key).permutation(cells)
+
+    def steps(self, epoch: int) -> list[Step]:
+        """Minibatches of one training epoch."""
+        order = self.shuffled(self.split.train, "order", epoch)
+        return [(step, None) for step in minibatches(order, self.batch_size)]
+
+    def validation_steps(self) -> list[Step]:
+        """Minibatches of the validation cells, always the same."""
+        return [(step, None) for step in minibatches(self.split.validation, self.batch_size)]
+
+    def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
+        """Loss of one step."""
+        return self.model.loss(self.cells.minibatch(step[0]), noise, kl_weight)
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Metrics of a whole epoch that are no average over steps; reading them resets them."""
+        return {}
+
+
+@dataclass
+class SemiSupervised(Unsupervised):
+    """scANVI: an unlabelled-loss minibatch and a classification minibatch a step.
+
+    Steps an epoch = the longer of the two lists; the shorter is replayed, as scvi-tools does.
+    """
+
+    classification_ratio: float
+    n_samples_per_label: int | None
+    _seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, init=False)
+
+    def __post_init__(self):
+        self.labels = self.cells.labels.cpu().numpy()
+
+    def labelled(self, cells: np.ndarray, epoch: int) -> np.ndarray:
+        """Labelled cells among `cells` by label, at most `n_samples_per_label` of each."""
+        by_label = cells[np.argsort(self.labels[cells], kind="stable")]
+        by_label = by_label[self.labels[by_label] >= 0]
+        if self.n_samples_per_label is None:
+            return by_label
+        key = keyed_seed(self.seed, self.purpose, "thin", epoch)
+        rng = np.random.default_rng(key)
+        groups = np.split(by_label, np.flatnonzero(np.diff(self.labels[by_label])) + 1)
+        most = self.n_samples_per_label
+        thinned = [g if len(g) < most else rng.choice(g, most, replace=False) for g in groups]
+        return np.concatenate(thinned)
+
+    def paired(self, everyone: list[np.ndarray], labelled: list[np.ndarray]) -> list[Step]:
+        """Zip the two lists, replaying the shorter."""
+        n = max(len(everyone), len(labelled))
+        if not everyone or not labelled:
+            return [(step, None) for step in everyone]
+        return list(zip(islice(cycle(everyone), n), islice(cycle(labelled), n), strict=True))
+
+    def steps(self, epoch: int) -> list[Step]:
+        everyone = self.shuffled(self.split.train, "order", epoch)
+        labelled = self.shuffled(self.labelled(self.split.train, epoch), "labelled", epoch)
+        return self.paired(
+            minibatches(everyone, self.batch_size), minibatches(labelled, self.batch_size)
+        )
+
+    def validation_steps(self) -> list[Step]:
+        return self.paired(
+            minibatches(self.split.validation, self.batch_size),
+            minibatches(self.labelled(self.split.validation, -1), self.batch_size),
+        )
+
+    def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
+        loss = super().loss(step, noise, kl_weight)
+        if step[1] is None:
+            return loss
+        cells = self.cells.minibatch(step[1])
+        cross_entropy, probs = self.model.classification_loss(cells, noise)
+        confidence, predicted = probs.max(1)
+        correct = (predicted == cells.labels).float()
+        self._seen.append((torch.as_tensor(step[1]), confidence, correct))
+        per_minibatch = {
+            "classification_loss": cross_entropy.detach(),
+            "accuracy": correct.mean(),
+            "calibration_error": expected_calibration_error(confidence, correct),
+        }
+        sums = {name: value * loss.n for name, value in per_minibatch.items()}
+        total = loss.total + self.classification_ratio * cross_entropy
+        return Loss(total, loss.n, loss.sums | sums)
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """`ece`: over all labelled cells seen since last asked, each counted once."""
+        if not self._seen:
+            return {}
+        index, confidence, correct = (torch.cat(part) for part in zip(*self._seen, strict=True))
+        self._seen.clear()
+        first = torch.as_tensor(np.unique(index.numpy(), return_index=True)[1]).to(correct.device)
+        return {"ece": float(expected_calibration_error(confidence[first], correct[first]))}
+
+
+def validate(objective: Unsupervised, noise: Noise, kl_weight: float) -> dict[str, Tensor | float]:
+    """Metrics of the validation cells, without gradients, in eval mode."""
+    averages = Averages()
+    with torch.no_grad():
+        for step in objective.validation_steps():
+            loss = objective.loss(step, noise, kl_weight)
+            averages.add(loss.sums | {"loss": loss.total * loss.n}, loss.n)
+    return averages.values() | objective.epoch_metrics()

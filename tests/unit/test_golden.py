@@ -1,0 +1,79 @@
+"""Numbers of scvi-tools 1.4.2, reproduced with its weights (promise 2 of the design)."""
+
+import numpy as np
+import pytest
+import torch
+from golden import load_golden, needs_shared
+
+from atlasmap.models.scanvi import log_normal
+from atlasmap.models.scvi import kl_standard_normal
+
+pytestmark = needs_shared
+SCANVI = ["scanvi_fix", "scanvi_prefix", "scanvi_linear", "scanvi_fix_batchnorm"]
+SCANVI += ["scanvi_fix_surgery"]
+ALL = ["scvi", "scvi_batchnorm_zinb", *SCANVI]
+
+
+def relative(ours, theirs, floor: float = 1e-6) -> float:
+    """Largest relative error; a log-density (nats) near zero is measured against one nat."""
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    return float(np.max(np.abs(ours - theirs) / np.maximum(np.abs(theirs), floor)))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_latent_decoder_and_likelihood(name):
+    golden = load_golden(name)
+    scvi = getattr(golden.model, "scvi", golden.model)
+    with torch.no_grad():
+        posterior = scvi.inference(golden.cells, None)
+        px = scvi.generative(posterior.z, posterior.library, golden.cells, None)
+        log_prob = px.log_prob(golden.cells.x).sum(1)
+    expected = golden.expected
+    assert np.abs(posterior.mean - expected["qz_mean"]).max() < 1e-5
+    assert np.abs(posterior.var - expected["qz_var"]).max() < 1e-5
+    assert np.abs(posterior.library - expected["library"]).max() < 1e-5
+    assert relative(px.mean, expected["px_mean"]) < 1e-4
+    assert relative(px.theta.expand_as(px.mean), expected["px_theta"]) < 1e-5
+    assert relative(log_prob, expected["log_prob_sum"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", SCANVI)
+def test_labels_and_unlabelled_loss_terms(name):
+    golden = load_golden(name)
+    model, expected = golden.model, golden.expected
+    with torch.no_grad():
+        posterior = model.scvi.inference(golden.cells, None)
+        out = model.classify(golden.cells, None)
+        probs = model.classifier.probabilities(out)
+        log_pz1, kl_z2 = model.label_terms(posterior.z, None)
+        log_qz1 = log_normal(posterior.z, posterior.mean, posterior.var).sum(1)
+        kl_y = model.kl_labels(probs)
+    assert np.abs(out - expected["classifier_output"]).max() < 1e-4
+    assert np.abs(probs - expected["predict_soft"]).max() < 1e-5
+    assert list(expected["predict_labels"]) == golden.labels
+    assert relative(log_pz1, expected["log_pz1"], 1.0) < 1e-4
+    assert relative(kl_z2, expected["kl_z2"]) < 1e-4
+    assert relative(log_qz1, expected["log_qz1"], 1.0) < 1e-4
+    assert np.abs(kl_y - expected["kl_y"]).max() < 1e-5
+
+
+def test_the_unlabelled_loss_is_the_sum_of_its_terms():
+    golden = load_golden("scanvi_fix")
+    model, e = golden.model, golden.expected
+    with torch.no_grad():
+        posterior = model.scvi.inference(golden.cells, None)
+        reconstruction, kl = model.unlabelled_terms(posterior, golden.cells, None)
+    probs = e["predict_soft"].T
+    assert relative(
+        reconstruction, -e["log_prob_sum"] + e["log_qz1"] - (probs * e["log_pz1"]).sum(0)
+    ) < 1e-4  # fmt: skip
+    assert relative(kl, (probs * e["kl_z2"]).sum(0) + e["kl_y"]) < 1e-4
+
+
+def test_kl_z_of_the_golden_latent_against_scipy_integration():
+    mean, var = torch.tensor([0.3, -1.2]), torch.tensor([0.5, 2.0])
+    grid = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
+    for m, v, kl in zip(mean, var, kl_standard_normal(mean, var), strict=True):
+        q = torch.distributions.Normal(m.double(), v.double().sqrt()).log_prob(grid)
+        p = torch.distributions.Normal(0.0, 1.0).log_prob(grid)
+        assert abs(torch.trapezoid(q.exp() * (q - p), grid) - kl) < 1e-5
