@@ -100,3 +100,13 @@ def map_query(
     keep = ["batch", "dataset", *registry.categorical, *registry.continuous]
     latent = embedding_table(query, embed(bundle.model, cells), registry.labels, keep)
     return Mapping(bundle, new, latent)
+
+
+def joined(queries: list[anndata.AnnData]) -> anndata.AnnData:
+    """Prepared query batches as one; cell names that several batches share get their batch's."""
+    if len(queries) == 1:
+        return queries[0]
+    whole = anndata.concat(queries, join="outer", merge="same")
+    if whole.obs_names.has_duplicates:
+        whole.obs_names = whole.obs["batch"].astype(str) + ":" + whole.obs_names.astype(str)
+    return whole

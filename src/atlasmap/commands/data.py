@@ -3,15 +3,171 @@
 import json
 from pathlib import Path
 
-from cyclopts import Parameter
+import anndata
 
-from atlasmap.settings import Config, SimulateSettings
+from atlasmap.data.sheet import Dataset
+from atlasmap.files import written_aside
+from atlasmap.settings import DataConfig, SimulateSettings
 
 
-def read_config(config: Path) -> tuple[Config, list]:
-    """The resolved config that the workflow passes on (JSON): settings and data sets."""
-    from atlasmap.config import checked, load_config
-    from atlasmap.data.sheet import Dataset
+def write_json(path: Path, content) -> None:
+    """JSON, written aside and renamed."""
+    with written_aside(path) as aside:
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        aside.write_text(text + "\n", encoding="utf-8")
 
-    given = json.loads(config)
-    return load_config(given)
+
+def simulate(*, out: Path, simulation: SimulateSettings = SimulateSettings()) -> None:
+    """Make a labelled atlas with known truth (.h5ad).
+
+    Parameters
+    ----------
+    out
+        File to write.
+    simulation
+        Size and seed.
+    """
+    from atlasmap.data.sources import fetch
+
+    fetch("builtin:simulated", out, "", simulation)
+    print(f"{simulation.n_cells} cells × {simulation.n_genes} genes in {out}")
+
+
+def fetch(
+    source: str,
+    *,
+    out: Path,
+    sha256: str = "",
+    simulation: SimulateSettings = SimulateSettings(),
+) -> None:
+    """Download a data set, or make a builtin one.
+
+    Parameters
+    ----------
+    source
+        URL, builtin:pbmc68k or builtin:simulated.
+    out
+        File to write; its checksum goes beside it.
+    sha256
+        Checksum, when it is known.
+    simulation
+        Size and seed of builtin:simulated.
+    """
+    from atlasmap.data.sources import fetch
+
+    write_json(
+        out.with_name(out.name + ".json"),
+        {"source": source, "sha256": fetch(source, out, sha256, simulation)},
+    )
+
+
+def prepare_reference(
+    *paths: Path,
+    datasets: list[Dataset],
+    out: Path,
+    facts: Path,
+    config: DataConfig = DataConfig(),
+) -> None:
+    """Check reference data sets and choose genes.
+
+    Parameters
+    ----------
+    paths
+        Files of the data sets, in their order.
+    datasets
+        Rows of the sheet (JSON).
+    out
+        Prepared reference (.h5ad).
+    facts
+        What was found and decided (.json).
+    config
+        What is checked.
+    """
+    from atlasmap.data.prepare import prepare_reference
+
+    prepared = prepare_reference(datasets, list(paths), config)
+    with written_aside(out) as aside:
+        prepared.adata.write_h5ad(aside, compression="gzip")
+    write_json(facts, prepared.facts)
+
+
+def find_batches(
+    path: Path, *, dataset: Dataset, out: Path, config: DataConfig = DataConfig()
+) -> None:
+    """List the batches of a query data set.
+
+    Parameters
+    ----------
+    path
+        File of the data set.
+    dataset
+        Its row of the sheet (JSON).
+    out
+        List of batch names (.json).
+    config
+        What is checked.
+    """
+    from atlasmap.data.prepare import query_batches
+
+    write_json(out, query_batches(dataset, path, config))
+
+
+def prepare_query(
+    path: Path,
+    *,
+    dataset: Dataset,
+    batch: str,
+    reference: Path,
+    out: Path,
+    facts: Path,
+    config: DataConfig = DataConfig(),
+) -> None:
+    """Check one query batch and align it to the reference's genes.
+
+    Parameters
+    ----------
+    path
+        File of the data set.
+    dataset
+        Its row of the sheet (JSON).
+    batch
+        Name of the batch.
+    reference
+        Prepared reference (.h5ad).
+    out
+        Prepared batch (.h5ad).
+    facts
+        What was found and decided (.json).
+    config
+        What is checked.
+    """
+    from atlasmap.data.prepare import prepare_query
+
+    prepared = prepare_query(dataset, path, batch, anndata.read_h5ad(reference), config)
+    with written_aside(out) as aside:
+        prepared.adata.write_h5ad(aside, compression="gzip")
+    write_json(facts, {"batch": batch, **prepared.facts})
+
+
+def write_contract(*queries: Path, reference: Path, out: Path) -> None:
+    """Gather what was checked and decided into contract.json.
+
+    Parameters
+    ----------
+    queries
+        Facts of the query batches (.json).
+    reference
+        Facts of the reference (.json).
+    out
+        contract.json.
+    """
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in queries]
+    contract = {
+        "reference": json.loads(reference.read_text(encoding="utf-8")),
+        "queries": {fact.pop("batch"): fact for fact in facts},
+    }
+    write_json(out, contract)
+    cells = contract["reference"]
+    print(f"reference: {cells['n_cells']} cells, {cells['n_genes']} genes", flush=True)
+    for batch, fact in contract["queries"].items():
+        print(f"query {batch}: {fact['n_cells']} cells, {fact['gene_overlap']:.1%} of the genes")

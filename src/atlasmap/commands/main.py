@@ -10,29 +10,29 @@ import atlasmap
 from atlasmap.errors import AtlasmapError
 
 COMMANDS = {
-    "map": "mapping:map_file",
-    "simulate": "data:simulate",
-    "fetch": "data:fetch",
-    "prepare-reference": "data:prepare_reference",
-    "find-batches": "data:find_batches",
-    "prepare-query": "data:prepare_query",
-    "write-contract": "data:write_contract",
-    "train-scvi": "reference:train_scvi",
-    "train-scanvi": "reference:train_scanvi",
-    "operate": "mapping:operate",
-    "fit-umap": "results:fit_umap",
-    "assemble": "results:assemble",
-    "gather-history": "results:gather_history",
-    "publish": "results:publish",
-    "check-results": "results:check_results",
-    "score-labels": "benchmark:score_labels",
-    "score-embeddings": "benchmark:score_embeddings",
-    "gather-scib": "benchmark:gather_scib",
-    "plot-loss-curves": "figures:plot_loss_curves",
-    "plot-confusion": "figures:plot_confusion",
-    "plot-embeddings": "figures:plot_embeddings",
-    "plot-scib-table": "figures:plot_scib_table",
-    "plot-reliability": "figures:plot_reliability",
+    "map": ("mapping:map_file", "Map a query file onto a reference bundle, without Snakemake."),
+    "simulate": ("data:simulate", "Make a labelled atlas with known truth."),
+    "check-results": ("results:check_results", "List results that are missing or altered."),
+    "fetch": ("data:fetch", "Download a data set, or make a builtin one."),
+    "prepare-reference": ("data:prepare_reference", "Check reference data, choose genes."),
+    "find-batches": ("data:find_batches", "List the batches of a query data set."),
+    "prepare-query": ("data:prepare_query", "Check a query batch and align its genes."),
+    "write-contract": ("data:write_contract", "Gather what was checked and decided."),
+    "train-scvi": ("reference:train_scvi", "Train scVI."),
+    "train-scanvi": ("reference:train_scanvi", "Train scANVI from a trained scVI."),
+    "operate": ("mapping:operate", "Surgery: map prepared query batches."),
+    "fit-umap": ("results:fit_umap", "Fit the map on the reference's latent."),
+    "assemble": ("results:assemble", "Put reference and queries together, name the cells."),
+    "gather-history": ("results:gather_history", "Gather training histories into one table."),
+    "publish": ("results:publish", "Copy the final atlas, list the results, print the table."),
+    "score-labels": ("benchmark:score_labels", "Score predicted labels where truth is known."),
+    "score-embeddings": ("benchmark:score_embeddings", "scib-metrics of embeddings."),
+    "gather-tables": ("results:gather_tables", "Concatenate tables."),
+    "plot-loss-curves": ("figures:plot_loss_curves", "Loss, calibration error, accuracy."),
+    "plot-confusion": ("figures:plot_confusion", "Confusion matrices."),
+    "plot-embeddings": ("figures:plot_embeddings", "Maps by label, batch and role."),
+    "plot-scib-table": ("figures:plot_scib_table", "The scib-metrics table as a picture."),
+    "plot-reliability": ("figures:plot_reliability", "Reliability curves."),
 }
 
 app = App(
@@ -42,14 +42,25 @@ app = App(
     # Config keys are flags as they are written: --scvi.n_latent, not --scvi.n-latent.
     default_parameter=Parameter(name_transform=lambda name: name.lower()),
 )
-for name, where in COMMANDS.items():
-    app.command(f"atlasmap.commands.{where}", name=name)
+for name, (where, summary) in COMMANDS.items():
+    app.command(f"atlasmap.commands.{where}", name=name, help=summary)
 
 
-def deterministic() -> None:
-    """Same config, same bits: no thread-dependent or autotuned kernels, on GPU too."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+def set_environment() -> None:
+    """What native libraries read when they are first loaded.
+
+    One thread unless asked (Snakemake sets OMP_NUM_THREADS to a rule's threads): sums, and so bits,
+    depend on how many there are, and minibatches are too small to gain. Threads that wait must not
+    spin: beside other jobs on the same cores that costs a factor of ten.
+    """
+    for name, value in {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 def main() -> None:
@@ -57,7 +68,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("matplotlib", "fontTools", "jax", "numba", "pooch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    deterministic()
+    set_environment()
     try:
         app()
     except AtlasmapError as error:

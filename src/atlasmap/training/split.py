@@ -35,7 +35,7 @@ def split_cells(cells: np.ndarray, train_size: float, batch_size: int, seed: int
     left_over = n_train % batch_size
     if 0 < left_over < LEAST and n_validation > 0:
         n_validation += left_over
-    order = cells[np.random.RandomState(seed).permutation(n)]  # noqa: NPY002 (the peer's splits)
+    order = cells[np.random.RandomState(seed).permutation(n)]
     return Split(order[n_validation:], order[:n_validation])
 
 

@@ -1,0 +1,66 @@
+"""Data sets that are fetched or made rather than given: URLs, the PBMC 68k subset, a simulation."""
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from atlasmap.errors import AtlasmapError
+from atlasmap.files import written_aside
+from atlasmap.settings import SimulateSettings
+
+RAW_DECIMALS = 6e-4  # raw.X is rounded to three decimals
+
+
+def pbmc68k() -> anndata.AnnData:
+    """The PBMC 68k subset inside scanpy (700 cells × 765 genes), its counts recovered.
+
+    raw.X is log1p of counts scaled to 10,000 a cell, rounded to three decimals, and n_counts is the
+    cell's total. obs: batch (GEM well), bulk_labels. Raises PBMC68K_CHANGED where counts scaled and
+    logged again are not raw.X.
+    """
+    import scanpy
+
+    source = scanpy.datasets.pbmc68k_reduced()
+    logged = sparse.csr_matrix(source.raw.X, dtype=np.float64)
+    scale = sparse.diags(source.obs["n_counts"].to_numpy(float) / 1e4)
+    counts = (scale @ logged.expm1()).tocsr()
+    counts.data = np.rint(counts.data)
+    again = (sparse.diags(1 / scale.diagonal()) @ counts).log1p()
+    off = float(np.abs(again - logged).max())
+    if off > RAW_DECIMALS:
+        raise AtlasmapError(
+            "PBMC68K_CHANGED",
+            expected=f"recovered counts to give raw.X within {RAW_DECIMALS}",
+            found=f"off by {off:.2g} with scanpy {scanpy.__version__}",
+            mend="install the scanpy that envs/lock.txt names",
+        )
+    counts.eliminate_zeros()
+    well = "well" + source.obs_names.str.rsplit("-", n=1).str[-1]
+    obs = pd.DataFrame(
+        {"batch": well.to_numpy(), "bulk_labels": source.obs["bulk_labels"].astype(str).to_numpy()},
+        index=source.obs_names,
+    )
+    var = pd.DataFrame(index=source.raw.var_names)
+    return anndata.AnnData(counts.astype(np.float32), obs=obs, var=var)
+
+
+def fetch(source: str, out: Path, sha256: str, simulation: SimulateSettings) -> str:
+    """Write the data set that `source` (URL or builtin:…) names to `out`; returns its sha256."""
+    if "://" in source:
+        from atlasmap.data.download import download
+
+        return download(source, out, sha256).sha256
+    if source == "builtin:pbmc68k":
+        adata = pbmc68k()
+    else:
+        from atlasmap.data.simulate import simulate
+
+        adata = simulate(simulation)
+    from atlasmap.files import sha256 as digest
+
+    with written_aside(out) as aside:
+        adata.write_h5ad(aside)
+    return digest(out)

@@ -1,0 +1,78 @@
+"""The map: UMAP (McInnes et al. 2018) fitted on reference cells, everyone else placed into it.
+
+The fitted map is kept as data (.npz), never as a pickle. Neighbours are exact (scikit-learn), and
+query batches are placed one by one, so a cell's place depends on its own batch and the reference.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
+
+from atlasmap.models.random import keyed_seed
+from atlasmap.settings import UmapSettings
+
+
+@dataclass(frozen=True)
+class FittedMap:
+    """`latent` (fitted cells × latent) and `positions` (fitted cells × 2), UMAP's curve a, b."""
+
+    latent: np.ndarray
+    positions: np.ndarray
+    n_neighbors: int
+    a: float
+    b: float
+    seed: int
+
+    def save(self, path: Path) -> None:
+        """Write as .npz."""
+        with open(path, "wb") as file:
+            np.savez(file, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "FittedMap":
+        """Read what `save` wrote."""
+        with np.load(path) as file:
+            scalars = {key: file[key].item() for key in ("n_neighbors", "a", "b", "seed")}
+            return cls(file["latent"], file["positions"], **scalars)
+
+
+def fit_map(latent: np.ndarray, settings: UmapSettings, seed: int) -> FittedMap:
+    """Fit UMAP on (at most `max_cells` of) `latent` (cells × latent)."""
+    import umap
+
+    seed32 = keyed_seed(seed, "umap") % 2**32
+    if len(latent) > settings.max_cells:
+        rng = np.random.default_rng(seed32)
+        latent = latent[np.sort(rng.choice(len(latent), settings.max_cells, replace=False))]
+    n_neighbors = min(settings.n_neighbors, len(latent) - 1)
+    model = umap.UMAP(
+        n_neighbors=n_neighbors, min_dist=settings.min_dist, random_state=seed32, n_jobs=1
+    )
+    positions = model.fit_transform(latent)
+    return FittedMap(latent, positions, n_neighbors, float(model._a), float(model._b), seed32)
+
+
+def place(fitted: FittedMap, latent: np.ndarray) -> np.ndarray:
+    """Positions (cells × 2) of `latent` (cells × latent) in the fitted map.
+
+    Cells the map was fitted on keep their fitted position when they are all of `latent`.
+    """
+    if np.array_equal(latent, fitted.latent):
+        return fitted.positions
+    import umap
+
+    model = umap.UMAP(
+        n_neighbors=fitted.n_neighbors, metric="precomputed", a=fitted.a, b=fitted.b, n_jobs=1,
+        random_state=fitted.seed, transform_seed=fitted.seed,
+    )  # fmt: skip
+    # What fit() would have left behind; transform() reads nothing else.
+    model.embedding_, model._raw_data = fitted.positions, fitted.latent
+    model._n_neighbors, model._a, model._b = fitted.n_neighbors, fitted.a, fitted.b
+    model._initial_alpha, model._input_hash = model.learning_rate, None
+    model._disconnection_distance, model._sparse_data = np.inf, True
+    neighbors = NearestNeighbors(n_neighbors=fitted.n_neighbors).fit(fitted.latent)
+    distances = sparse.csr_matrix(neighbors.kneighbors_graph(latent, mode="distance"))
+    return np.asarray(model.transform(distances))
