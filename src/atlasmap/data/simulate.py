@@ -22,12 +22,14 @@ MEAN_SHAPE = 0.35  # gamma shape of gene means: most genes rare, a few at severa
 MEAN_FLOOR = 0.003  # share of the average mean that the rarest gene has, so that none is all zero
 LINEAGE_SHARE = 0.15  # share of genes that set a lineage apart from the root
 TYPE_SHARE = 0.025  # share of genes that set a type apart within its lineage
-CLOSE_TYPE_SHARE = 0.015  # the same for the second of a close pair, from the first
-PROFILE_SD = 1.2  # of a changed gene: some fourfold up or down
+MIN_CHANGED = 12  # genes that change at least, so that few genes do not mean huge changes
+LINEAGE_SIGNAL = 7.2  # how far in standard deviations of counts a lineage is from the root
+TYPE_SIGNAL = 3.4  # the same for a type from its lineage
+CLOSE_SIGNAL = 2.3  # the same for the second of a close pair from the first
 ZIPF_EXPONENT = 1.0  # the r-th most abundant type has 1 / r of the first's cells
-COMPOSITION_SD = 0.2  # of a type's abundance from batch to batch
+COMPOSITION_SD = 0.1  # of a type's abundance from batch to batch
 BATCH_SD = 0.3  # of every gene, independent in each batch
-CHEMISTRY_SD = 0.36  # of every gene, shared by the query batches, on top of BATCH_SD
+CHEMISTRY_SD = 0.33  # of every gene, shared by the query batches, on top of BATCH_SD
 DEPTH = 450.0  # median counts of a reference cell
 CAPTURE_EFFICIENCY = 0.83  # counts of the query's chemistry for one of the reference's
 DEPTH_SPREAD = 0.44  # shallowest and deepest batch lie exp(∓ this) from the middle
@@ -111,36 +113,43 @@ def novel_type(settings: SimulateSettings) -> str:
 def grow_types(settings: SimulateSettings, rng: np.random.Generator) -> Types:
     """Draw the tree: root, lineages apart from the root, types apart from their lineage.
 
-    In every other lineage of three types or more (L1, L3, …) the last type branches off the first
-    rather than off the lineage: a close pair.
+    In lineages of three types or more the last branches off the first rather than off the lineage:
+    a close pair.
     """
     n_per = settings.n_types_per_lineage
     root = np.log(rng.gamma(MEAN_SHAPE, 1 / MEAN_SHAPE, settings.n_genes) + MEAN_FLOOR)
     names, logs = [], []
     for lineage in range(settings.n_lineages):
-        stem = root + sparse_change(root, LINEAGE_SHARE, rng)
+        stem = root + draw_change(root, LINEAGE_SHARE, LINEAGE_SIGNAL, rng)
         branches = []
         for kind in range(n_per):
-            close = lineage % 2 == 1 and kind == n_per - 1 >= 2
-            parent, share = (branches[0], CLOSE_TYPE_SHARE) if close else (stem, TYPE_SHARE)
-            branches.append(parent + sparse_change(root, share, rng))
+            close = kind == n_per - 1 >= 2
+            parent, signal = (branches[0], CLOSE_SIGNAL) if close else (stem, TYPE_SIGNAL)
+            branches.append(parent + draw_change(stem, TYPE_SHARE, signal, rng))
             names.append(f"L{lineage}.{kind}")
         logs += branches
     novel = names.index(novel_type(settings))
     return Types(np.array(names), np.exp(logs), draw_abundances(len(names), novel, rng), novel)
 
 
-def sparse_change(root: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(G,) log fold changes: normal for about `share` of the genes (one at least), else zero.
+def draw_change(
+    parent: np.ndarray, share: float, signal: float, rng: np.random.Generator
+) -> np.ndarray:
+    """(G,) log fold changes from log means `parent` (G,): zero but for about `share` of the genes.
 
-    The changed genes are spread evenly over the ranks of `root`, log means (G,): a type has few
-    of them, and by free choice it would be plain or hidden by how many happen to be expressed.
+    The changed genes are spread evenly over the ranks of `parent`, and the changes scaled to
+    `signal`: the root of the sum, over genes, of (expected difference)² / (count variance) at
+    DEPTH. Otherwise how many changed genes happen to be expressed would make a type plain or
+    hidden, and one seed's atlas far harder than another's.
     """
-    n_changed = max(1, round(share * root.size))
-    ranks = (np.arange(n_changed) + rng.random(n_changed)) * root.size / n_changed
-    change = np.zeros(root.size)
-    change[np.argsort(root)[ranks.astype(int)]] = rng.normal(0, PROFILE_SD, n_changed)
-    return change
+    n_changed = min(parent.size, max(MIN_CHANGED, round(share * parent.size)))
+    ranks = (np.arange(n_changed) + rng.random(n_changed)) * parent.size / n_changed
+    changed = np.argsort(parent)[ranks.astype(int)]
+    counts = DEPTH * np.exp(parent[changed]) / np.exp(parent).sum()
+    change = np.zeros(parent.size)
+    change[changed] = rng.normal(size=n_changed)
+    reached = np.sum(change[changed] ** 2 * counts / (1 + counts / INVERSE_DISPERSION))
+    return change * signal / np.sqrt(reached)
 
 
 def draw_abundances(n_types: int, novel: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,181 @@
+"""Commands that score labels and embeddings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from atlasmap.errors import AtlasmapError
+from atlasmap.files import written_aside
+from atlasmap.settings import BenchmarkSettings
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """One mapping to score: its atlas.h5ad."""
+
+    seed: int
+    variant: str
+    strategy: str
+    atlas: Path
+
+
+@dataclass(frozen=True)
+class EmbeddingRun:
+    """One embedding to score: `cells` reference or atlas, `path` an .h5ad with obsm X_latent, or
+    the prepared reference for pca."""
+
+    embedding: str
+    cells: str
+    path: Path
+
+
+def groups(obs: pd.DataFrame):
+    """(batch, split, method, cells' truth, predicted label, confidence) of all there is to score.
+
+    `obs` is an atlas's; reference cells are scored by their label, query cells by their truth.
+    """
+    text = obs.select_dtypes("category").columns
+    obs = obs.astype(dict.fromkeys(text, str)).assign(knn_sure=1 - obs["knn_uncertainty"])
+    reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
+    for split, part in reference.groupby("split"):
+        yield "all", split, "classifier", part["label"], part["predicted_label"], part["confidence"]
+    if "truth" not in obs:
+        return
+    for batch, part in [("all", query), *query.groupby("batch")]:
+        yield batch, "query", "classifier", *cells(part, "predicted_label", "confidence")
+        yield batch, "query", "knn", *cells(part, "knn_label", "knn_sure")
+
+
+def cells(part: pd.DataFrame, label: str, sure: str):
+    """Truth, predicted label and confidence of a group of query cells."""
+    return part["truth"], part[label], part[sure]
+
+
+def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
+    """Tables of one mapping, each row keyed by seed, variant, strategy, batch, split, method."""
+    from atlasmap.evaluation.classification import score
+
+    obs = anndata.read_h5ad(run.atlas).obs
+    known = set(obs.loc[obs["role"] == "reference", "label"].astype(str)) - {unlabeled}
+    tables = {name: [] for name in ("summary", "per_class", "confusion", "reliability")}
+    for batch, split, method, *of_cells in groups(obs):
+        scored = score(*(column.to_numpy() for column in of_cells), known, unlabeled)
+        if scored is None:
+            continue
+        strategy = run.strategy if split == "query" else ""
+        key = {"seed": run.seed, "variant": run.variant, "strategy": strategy, "batch": batch}
+        key |= {"split": split, "method": method, "probabilities": "raw", "level": "label"}
+        for name, parts in tables.items():
+            parts.append(getattr(scored, name).assign(**key)[[*key, *getattr(scored, name)]])
+    return tables
+
+
+def score_labels(*, runs: list[LabelRun], out: Path, unlabeled: str = "Unknown") -> None:
+    """Score predicted labels where the truth is known.
+
+    Parameters
+    ----------
+    runs
+        Mappings to score (JSON).
+    out
+        Folder: classification.csv, classification_per_class.csv, confusion.csv, reliability.csv.
+    unlabeled
+        What cells without a label are called.
+    """
+    scored = [score_run(run, unlabeled) for run in runs]
+    for name, file in [
+        ("summary", "classification"),
+        ("per_class", "classification_per_class"),
+        ("confusion", "confusion"),
+        ("reliability", "reliability"),
+    ]:
+        # The reference's own rows come with every strategy.
+        whole = pd.concat([part for tables in scored for part in tables[name]], ignore_index=True)
+        with written_aside(out / f"{file}.csv") as aside:
+            whole.drop_duplicates().to_csv(aside, index=False)
+
+
+def score_embeddings(
+    *,
+    runs: list[EmbeddingRun],
+    counts: list[Path],
+    out: Path,
+    seed: int = 0,
+    unlabeled: str = "Unknown",
+    benchmark: BenchmarkSettings = BenchmarkSettings(),
+) -> None:
+    """scib-metrics of embeddings of one seed.
+
+    Parameters
+    ----------
+    runs
+        Embeddings to score (JSON).
+    counts
+        Prepared reference and query batches, for the unintegrated PCA.
+    out
+        Table (.csv).
+    seed
+        Seed the embeddings were trained with.
+    unlabeled
+        What cells without a label are called.
+    benchmark
+        Settings.
+    """
+    import scib_metrics
+
+    from atlasmap.evaluation.scib import score_embedding, use_compile_cache
+
+    use_compile_cache()
+    rows, pca = [], PcaByCells(counts)
+    for run in runs:
+        cells = pca.embedded(run, unlabeled)
+        exact = len(cells.x) <= benchmark.split_above
+        values = score_embedding(cells, benchmark.n_neighbors, exact=exact, name=run.embedding)
+        key = {"seed": seed, "embedding": run.embedding, "cells": run.cells, "n": len(cells.x)}
+        rows.append(key | values | {"scib_metrics": scib_metrics.__version__})
+    with written_aside(out) as aside:
+        pd.DataFrame(rows).to_csv(aside, index=False)
+
+
+class PcaByCells:
+    """The unintegrated PCA of reference cells, and of all cells, each computed once."""
+
+    def __init__(self, counts: list[Path]):
+        self.paths, self.known = counts, {}
+
+    def of(self, cells: str) -> tuple[np.ndarray, np.ndarray]:
+        """Components (cells × components) and the batch of each cell, in the files' order."""
+        from atlasmap.evaluation.scib import unintegrated_pca
+        from atlasmap.mapping import joined
+
+        if cells not in self.known:
+            paths = self.paths[:1] if cells == "reference" else self.paths
+            whole = joined([anndata.read_h5ad(path) for path in paths])
+            batch = whole.obs["batch"].astype(str).to_numpy()
+            self.known[cells] = unintegrated_pca(whole.X), batch
+        return self.known[cells]
+
+    def embedded(self, run: EmbeddingRun, unlabeled: str):
+        """The cells of a run: labelled ones only, where any label is known."""
+        from atlasmap.evaluation.scib import Embedded
+
+        adata = anndata.read_h5ad(run.path)
+        batch = adata.obs["batch"].astype(str).to_numpy()
+        pca, of_batch = self.of(run.cells)
+        if not np.array_equal(batch, of_batch):
+            raise AtlasmapError(
+                "CELLS_DIFFER",
+                expected=f"the cells of {run.path} in the order of the prepared files",
+                found=f"{len(batch)} cells against {len(of_batch)}, or another order",
+                mend="remake it: snakemake --forcerun assemble",
+            )
+        x = pca if run.embedding == "pca" else adata.obsm["X_latent"]
+        key = "label" if run.cells == "reference" else "truth"
+        if key not in adata.obs or (adata.obs[key].astype(str) == unlabeled).all():
+            return Embedded(x, pca, batch, None)
+        label = adata.obs[key].astype(str).to_numpy()
+        keep = label != unlabeled
+        return Embedded(x[keep], pca[keep], batch[keep], label[keep])

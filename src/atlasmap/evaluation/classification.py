@@ -1,0 +1,70 @@
+"""Predicted labels against known ones: accuracy, macro-F1, calibration, per class."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
+
+from atlasmap.training.history import N_BINS, expected_calibration_error
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Tables of one group of cells: `summary` (one row), `per_class`, `confusion` (long: truth,
+    predicted, n) and `reliability` (confidence bins)."""
+
+    summary: pd.DataFrame
+    per_class: pd.DataFrame
+    confusion: pd.DataFrame
+    reliability: pd.DataFrame
+
+
+def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
+    """Mean confidence and accuracy of cells in 15 equal bins of confidence (empty bins left out)."""
+    bins = np.clip((confidence * N_BINS).astype(int), 0, N_BINS - 1)
+    table = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": correct.astype(float)})
+    grouped = table.groupby("bin")
+    return grouped.mean().assign(n=grouped.size()).reset_index()
+
+
+def score(
+    truth: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, known: set[str],
+    unlabeled: str,
+) -> Scored | None:  # fmt: skip
+    """Score cells whose true label the reference has; None where there is no such cell.
+
+    `truth`, `predicted`, `confidence` have one value a cell. Cells with truth `unlabeled` have no
+    truth; true labels not in `known` are counted in n_not_in_reference and not scored.
+    """
+    has_truth = truth != unlabeled
+    is_known = np.isin(truth, list(known)) & has_truth
+    if not is_known.any():
+        return None
+    t, p, c = truth[is_known], predicted[is_known], confidence[is_known].astype(float)
+    correct = t == p
+    ece = expected_calibration_error(torch.as_tensor(c), torch.as_tensor(correct))
+    summary = {
+        "n": len(t),
+        "n_not_in_reference": int((has_truth & ~is_known).sum()),
+        "accuracy": accuracy_score(t, p),
+        "macro_f1": f1_score(t, p, average="macro", zero_division=0),
+        "ece": float(ece),
+    }
+    names = sorted(set(t) | set(p))
+    values = precision_recall_fscore_support(t, p, labels=names, zero_division=0)
+    per_class = pd.DataFrame(dict(zip(("precision", "recall", "f1", "n"), values, strict=True)))
+    per_class.insert(0, "label", names)
+    everyone = sorted(set(truth[has_truth]) | set(predicted[has_truth]))
+    matrix = confusion_matrix(truth[has_truth], predicted[has_truth], labels=everyone)
+    confusion = pd.DataFrame(matrix, index=everyone, columns=everyone).rename_axis("truth")
+    long = confusion.reset_index().melt("truth", var_name="predicted", value_name="n")
+    return Scored(
+        pd.DataFrame([summary]), per_class, long[long["n"] > 0], reliability_bins(c, correct)
+    )

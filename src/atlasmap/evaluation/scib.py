@@ -1,0 +1,150 @@
+"""scib-metrics (Luecken et al. 2022) of one embedding, each metric guarded by what it needs.
+
+Metrics, neighbour numbers and weights are those of scib_metrics.Benchmarker. A metric that cannot
+be computed is the text `skipped(reason)` and takes no part in an average.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+log = logging.getLogger("atlasmap")
+BIO = ("isolated_labels", "kmeans_nmi", "kmeans_ari", "silhouette_label", "clisi_knn")
+BATCH = ("bras", "ilisi_knn", "kbet_per_label", "graph_connectivity", "pcr_comparison")
+NEED_LABELS = {*BIO, "bras", "kbet_per_label", "graph_connectivity"}
+AGGREGATES = ("bio_conservation", "batch_correction", "total")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Cells to score: `x` (cells × dimensions), `unintegrated` (cells × components, PCA of the same
+    cells), `batch` and `label` (cells; label None where unknown)."""
+
+    x: np.ndarray
+    unintegrated: np.ndarray
+    batch: np.ndarray
+    label: np.ndarray | None
+
+
+def use_compile_cache() -> None:
+    """Let JAX keep what it compiled between runs (most of a small job is compilation)."""
+    import jax
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "atlasmap" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def neighbors(x: np.ndarray, k: int, exact: bool):
+    """k neighbours of each cell, itself the first: exact, or by NN-descent for many cells."""
+    from scib_metrics.nearest_neighbors import NeighborsResults, pynndescent
+    from sklearn.neighbors import NearestNeighbors
+
+    if not exact:
+        return pynndescent(x, n_neighbors=k, random_state=0, n_jobs=1)
+    distances, indices = NearestNeighbors(n_neighbors=k).fit(x).kneighbors(x)
+    return NeighborsResults(indices=indices, distances=distances)
+
+
+def metric_functions(cells: Embedded, graph) -> dict[str, Callable]:
+    """Each metric as a function of nothing; k-means gives two at once."""
+    from scib_metrics import metrics as m
+
+    x, batch, label = cells.x, cells.batch, cells.label
+
+    def near(k):
+        return graph.subset_neighbors(min(k, graph.n_neighbors))
+
+    return {
+        "isolated_labels": lambda: m.isolated_labels(x, label, batch),
+        "kmeans": lambda: m.nmi_ari_cluster_labels_kmeans(x, label),
+        "silhouette_label": lambda: m.silhouette_label(x, label),
+        "clisi_knn": lambda: m.clisi_knn(near(90), label),
+        "bras": lambda: m.bras(x, label, batch),
+        "ilisi_knn": lambda: m.ilisi_knn(near(90), batch),
+        "kbet_per_label": lambda: m.kbet_per_label(near(50), batch, label),
+        "graph_connectivity": lambda: m.graph_connectivity(near(15), label),
+        "pcr_comparison": lambda: m.pcr_comparison(cells.unintegrated, x, batch, categorical=True),
+    }
+
+
+def why_not(name: str, cells: Embedded) -> str | None:
+    """Why a metric cannot be computed on these cells; None if it can."""
+    if name in NEED_LABELS and cells.label is None:
+        return "no labels"
+    if name in NEED_LABELS and len(set(cells.label)) < 2:
+        return "one label only"
+    if name in (*BATCH, "isolated_labels") and name != "graph_connectivity":
+        if len(set(cells.batch)) < 2:
+            return "one batch only"
+    if name in ("ilisi_knn", "clisi_knn") and len(cells.x) <= 90:
+        return f"{len(cells.x)} cells, 91 needed"
+    if name == "kbet_per_label" and len(cells.x) <= 50:
+        return f"{len(cells.x)} cells, 51 needed"
+    return None
+
+
+def compute(function: Callable) -> float | str | dict:
+    """The metric, or why it failed."""
+    try:
+        return function()
+    except Exception as error:
+        return f"skipped({type(error).__name__}: {str(error).splitlines()[0][:80]})"
+
+
+def aggregate(values: dict[str, float | str]) -> dict[str, float | str]:
+    """Means over what could be computed; total = 0.6 bio + 0.4 batch, as scib weighs them."""
+    means = []
+    for names in (BIO, BATCH):
+        numbers = [values[name] for name in names if not isinstance(values[name], str)]
+        means.append(float(np.mean(numbers)) if numbers else "skipped(no metric)")
+    if any(isinstance(mean, str) for mean in means):
+        return dict(zip(AGGREGATES, [*means, "skipped(bio or batch missing)"], strict=True))
+    return dict(zip(AGGREGATES, [*means, 0.6 * means[0] + 0.4 * means[1]], strict=True))
+
+
+def score_embedding(cells: Embedded, k: int, *, exact: bool, name: str = "") -> dict:
+    """All metrics and aggregates of one embedding: numbers, or `skipped(reason)`."""
+    graph = neighbors(cells.x, min(k, len(cells.x) - 1), exact)
+    functions = metric_functions(cells, graph)
+    values: dict[str, float | str] = {}
+    for metric in (*BIO, *BATCH):
+        reason = why_not(metric, cells)
+        if reason:
+            values[metric] = f"skipped({reason})"
+        elif metric not in values:
+            start = time.monotonic()
+            found = compute(functions["kmeans" if metric.startswith("kmeans") else metric])
+            if metric.startswith("kmeans"):
+                pair = found if isinstance(found, dict) else dict.fromkeys(("nmi", "ari"), found)
+                values |= {f"kmeans_{key}": as_value(pair[key]) for key in ("nmi", "ari")}
+            else:
+                values[metric] = as_value(found)
+            log.info("%s: %s in %.1f s", name, metric, time.monotonic() - start)
+    return values | aggregate(values)
+
+
+def as_value(found) -> float | str:
+    """A finite number, or `skipped(…)`."""
+    if isinstance(found, str):
+        return found
+    number = float(found)
+    return number if np.isfinite(number) else "skipped(not a number)"
+
+
+def unintegrated_pca(counts) -> np.ndarray:
+    """50 components of log1p counts scaled to 10,000 a cell (cells × components)."""
+    import anndata
+    import scanpy
+
+    adata = anndata.AnnData(counts.copy())
+    scanpy.pp.normalize_total(adata, target_sum=1e4)
+    scanpy.pp.log1p(adata)
+    n = min(50, adata.n_obs - 1, adata.n_vars - 1)
+    scanpy.pp.pca(adata, n_comps=n, random_state=0)
+    return adata.obsm["X_pca"]
