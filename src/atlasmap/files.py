@@ -8,18 +8,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+RECORD = ".sha256"
+
 
 @contextlib.contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path`; rename it onto `path` if the block ends without an error."""
+    """Yield a path beside `path`; rename it onto `path` if the block ends without an error.
+
+    Its checksum is recorded beside it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         yield aside
-        os.replace(aside, path)
+        rename_recorded(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def rename_recorded(source: Path, target: Path) -> None:
+    """Rename, and record the checksum beside `target` in the form `sha256sum -c` reads."""
+    record = target.with_name(f".{target.name}{RECORD}")
+    record.write_text(f"{sha256(source)}  {target.name}\n", encoding="utf-8")
+    os.replace(source, target)
+
+
+def recorded(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every file below `folder` whose checksum was recorded, and that checksum."""
+    for record in sorted(folder.rglob(f".*{RECORD}")):
+        digest, name = record.read_text(encoding="utf-8").rstrip("\n").split("  ", 1)
+        yield record.with_name(name), digest
 
 
 @contextlib.contextmanager
@@ -34,7 +53,7 @@ def folder_aside(path: str | Path, last: str) -> Iterator[Path]:
         yield Path(scratch)
         (path / last).unlink(missing_ok=True)
         for file in sorted(Path(scratch).iterdir(), key=lambda file: file.name == last):
-            os.replace(file, path / file.name)
+            rename_recorded(file, path / file.name)
 
 
 def sha256(path: str | Path) -> str:

@@ -149,7 +149,9 @@ def prepare_query(
     write_json(facts, {"batch": batch, **prepared.facts})
 
 
-def write_contract(*queries: Path, reference: Path, out: Path) -> None:
+def write_contract(
+    *queries: Path, reference: Path, out: Path, configfiles: list[Path] | None = None
+) -> None:
     """Gather what was checked and decided into contract.json.
 
     Parameters
@@ -160,14 +162,17 @@ def write_contract(*queries: Path, reference: Path, out: Path) -> None:
         Facts of the reference (.json).
     out
         contract.json.
+    configfiles
+        The config files of the run; none: the default one.
     """
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in queries]
     contract = {
+        "configfiles": [str(path) for path in configfiles or []],
         "reference": json.loads(reference.read_text(encoding="utf-8")),
         "queries": {fact.pop("batch"): fact for fact in facts},
     }
     write_json(out, contract)
-    cells = contract["reference"]
-    print(f"reference: {cells['n_cells']} cells, {cells['n_genes']} genes", flush=True)
+    found = contract["reference"]
+    print(f"reference: {found['n_cells']} cells, {found['n_genes']} genes")
     for batch, fact in contract["queries"].items():
         print(f"query {batch}: {fact['n_cells']} cells, {fact['gene_overlap']:.1%} of the genes")

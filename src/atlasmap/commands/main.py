@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 
 from cyclopts import App, Parameter
@@ -9,6 +10,7 @@ from cyclopts import App, Parameter
 import atlasmap
 from atlasmap.errors import AtlasmapError
 
+log = logging.getLogger("atlasmap")
 COMMANDS = {
     "map": ("mapping:map_file", "Map a query file onto a reference bundle, without Snakemake."),
     "simulate": ("data:simulate", "Make a labelled atlas with known truth."),
@@ -24,7 +26,8 @@ COMMANDS = {
     "fit-umap": ("results:fit_umap", "Fit the map on the reference's latent."),
     "assemble": ("results:assemble", "Put reference and queries together, name the cells."),
     "gather-history": ("results:gather_history", "Gather training histories into one table."),
-    "publish": ("results:publish", "Copy the final atlas, list the results, print the table."),
+    "publish": ("results:publish", "Copy a file of the final mapping."),
+    "show-results": ("results:show_results", "Print the accuracy table and where things are."),
     "score-labels": ("benchmark:score_labels", "Score predicted labels where truth is known."),
     "score-embeddings": ("benchmark:score_embeddings", "scib-metrics of embeddings."),
     "gather-tables": ("results:gather_tables", "Concatenate tables."),
@@ -69,6 +72,7 @@ def main() -> None:
     for noisy in ("matplotlib", "fontTools", "jax", "numba", "pooch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     set_environment()
+    log.info("%s", shlex.join(["atlasmap", *sys.argv[1:]]))
     try:
         app()
     except AtlasmapError as error:

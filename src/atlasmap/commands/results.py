@@ -1,12 +1,17 @@
 """Commands that put results together and look after them."""
 
+import json
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 
-from atlasmap.files import written_aside
+from atlasmap.errors import AtlasmapError
+from atlasmap.files import recorded, sha256, written_aside
 from atlasmap.settings import TransferSettings, UmapSettings
 
 
@@ -96,3 +101,124 @@ def assemble(
             atlas.soft_labels.to_parquet(aside)
     with written_aside(out / "atlas.h5ad") as aside:
         atlas.adata.write_h5ad(aside, compression="gzip")
+
+
+def model_of(history: Path) -> tuple[int, str]:
+    """Seed and model of a history.csv, from where it lies in the result tree."""
+    parts = history.parent.parts
+    at = max(k for k, part in enumerate(parts) if part.startswith("seed"))
+    kind, *rest = parts[at + 1 :]
+    return int(parts[at].removeprefix("seed")), "/".join(
+        rest if kind == "reference" else parts[at + 1 :]
+    )
+
+
+def gather_history(*histories: Path, out: Path) -> None:
+    """Gather training histories into one tidy table.
+
+    Parameters
+    ----------
+    histories
+        history.csv of bundles in a result tree.
+    out
+        Table: seed, model, epoch, split, metric, value.
+    """
+    tables = []
+    for path in histories:
+        table = pd.read_csv(path)
+        seed, model = model_of(path)
+        table.insert(0, "seed", seed)
+        table.insert(1, "model", model)
+        tables.append(table)
+    with written_aside(out) as aside:
+        pd.concat(tables).to_csv(aside, index=False)
+
+
+def gather_tables(*tables: Path, out: Path) -> None:
+    """Concatenate tables.
+
+    Parameters
+    ----------
+    tables
+        Tables with the same columns (.csv).
+    out
+        Table (.csv).
+    """
+    with written_aside(out) as aside:
+        pd.concat([pd.read_csv(path) for path in tables]).to_csv(aside, index=False)
+
+
+def publish(source: Path, *, out: Path) -> None:
+    """Copy a file of the final mapping to where the answer is looked for.
+
+    Parameters
+    ----------
+    source
+        File to copy.
+    out
+        Where to.
+    """
+    with written_aside(out) as aside:
+        shutil.copyfile(source, aside)
+
+
+def show_results(folder: Path) -> None:
+    """Print the accuracy table and where the figures and the atlas are.
+
+    Parameters
+    ----------
+    folder
+        results/{atlas}.
+    """
+    scores = folder / "benchmark" / "classification.csv"
+    if scores.is_file():
+        table = pd.read_csv(scores, keep_default_na=False)
+        table = table[(table["method"] == "classifier") & (table["batch"] == "all")]
+        keys = ["variant", "strategy", "split"]
+        order = pd.Categorical(table["split"], ["train", "validation", "query"])
+        table = table.assign(split=order)
+        columns = ["n", "accuracy", "macro_f1", "ece"]
+        print("\nPredicted labels against known ones (mean over seeds):\n")
+        shown = table.groupby(keys, observed=True)[columns].mean().reset_index()
+        print(shown.to_string(index=False, float_format="{:.3f}".format))
+    for what, path in [("figures", "figures"), ("atlas", "atlas.h5ad"), ("labels", "labels.csv")]:
+        if (folder / path).exists():
+            print(f"{what + ':':9}{folder / path}")
+
+
+def check_results(folder: Path) -> None:
+    """List results that are missing or altered, with the command that remakes each.
+
+    Exits with 1 if there are any.
+
+    Parameters
+    ----------
+    folder
+        results/{atlas}.
+    """
+    contract = folder / "data" / "contract.json"
+    files = json.loads(contract.read_text())["configfiles"] if contract.is_file() else []
+    given = f" --configfile {shlex.join(files)}" if files else ""
+    entries = list(recorded(folder))
+    if not entries:
+        raise AtlasmapError(
+            "RESULTS_NONE",
+            expected=f"results below {folder}",
+            found="no file that a command of atlasmap wrote",
+            mend="give results/{atlas}, after a run",
+        )
+    bad = 0
+    for path, digest in entries:
+        if not path.exists():
+            print(
+                f"missing  {path}\n         snakemake --cores all{given} {shlex.quote(str(path))}"
+            )
+        elif sha256(path) != digest:
+            remake = f"snakemake --cores all{given} --force {shlex.quote(str(path))}"
+            print(f"altered  {path}\n         {remake}")
+        else:
+            continue
+        bad += 1
+    print(f"{len(entries)} results checked, {bad} missing or altered")
+    if bad:
+        sys.exit(1)

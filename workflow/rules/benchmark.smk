@@ -1,0 +1,170 @@
+def mappings(seeds):
+    """(seed, variant, strategy, path of the atlas) of everything that was mapped."""
+    return [
+        (
+            seed,
+            variant,
+            strategy,
+            f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}/atlas.h5ad",
+        )
+        for seed in seeds
+        for variant in MODELS
+        for strategy in (CONFIG.strategies if QUERIES else [])
+    ]
+
+
+def embeddings(seed):
+    """name → (cells, file) of every embedding of a seed."""
+    top = f"results/{CONFIG.atlas}"
+    named = {"pca": ("reference", f"{top}/data/reference.h5ad")}
+    for folder in dict.fromkeys(["scvi", *map(model_folder, MODELS)]):
+        path = f"{top}/seed{seed}/reference/{folder}/reference_latent.h5ad"
+        named[folder] = ("reference", path)
+    for _, variant, strategy, path in mappings([seed]):
+        named[f"{model_folder(variant)}_{strategy}"] = ("atlas", path)
+    return named
+
+
+def scib_parts(w):
+    """Tables to gather: one a seed, or one a seed and embedding for large atlases."""
+    contract = json.loads(
+        Path(checkpoints.write_contract.get(atlas=w.atlas).output[0]).read_text()
+    )
+    cells = [contract["reference"], *contract["queries"].values()]
+    large = sum(part["n_cells"] for part in cells) > CONFIG.benchmark.split_above
+    return [
+        f"results/{w.atlas}/benchmark/scib/seed{seed}/{part}.csv"
+        for seed in CONFIG.seeds
+        for part in (embeddings(seed) if large else ["together"])
+    ]
+
+
+def runs_of(w):
+    """Embeddings of one job of score_embeddings."""
+    named = embeddings(w.seed)
+    chosen = named if w.part == "together" else {w.part: named[w.part]}
+    return [dict(embedding=k, cells=c, path=p) for k, (c, p) in chosen.items()]
+
+
+rule score_labels:
+    input:
+        [path for *_, path in mappings(CONFIG.seeds)],
+    output:
+        expand(
+            "results/{{atlas}}/benchmark/{table}.csv",
+            table=[
+                "classification",
+                "classification_per_class",
+                "confusion",
+                "reliability",
+            ],
+        ),
+    log:
+        "results/{atlas}/logs/score_labels.log",
+    benchmark:
+        "results/{atlas}/logs/score_labels.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 4),
+        runtime=60,
+    params:
+        runs=shlex.quote(
+            json.dumps(
+                [
+                    dict(seed=s, variant=v, strategy=t, atlas=p)
+                    for s, v, t, p in mappings(CONFIG.seeds)
+                ]
+            )
+        ),
+        unlabeled=CONFIG.unlabeled_category,
+        out=subpath(output[0], parent=True),
+        numerics=NUMERICS["classification"],
+    shell:
+        "atlasmap score-labels --runs {params.runs} --out {params.out:q}"
+        " --unlabeled={params.unlabeled:q} > {log:q} 2>&1"
+
+
+rule score_embeddings:
+    input:
+        embeddings=lambda w: [run["path"] for run in runs_of(w)],
+        counts=lambda w: [
+            f"results/{w.atlas}/data/reference.h5ad",
+            *(
+                f"results/{w.atlas}/data/queries/{batch}.h5ad"
+                for batch in query_batches()
+            ),
+        ],
+    output:
+        "results/{atlas}/benchmark/scib/seed{seed}/{part}.csv",
+    log:
+        "results/{atlas}/logs/seed{seed}/score_embeddings_{part}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/score_embeddings_{part}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(4000, 20),
+        runtime=minutes(360),
+    params:
+        runs=lambda w: shlex.quote(json.dumps(runs_of(w))),
+        counts=lambda w, input: " ".join(
+            f"--counts={shlex.quote(c)}" for c in input.counts
+        ),
+        settings=settings_of("benchmark"),
+        unlabeled=CONFIG.unlabeled_category,
+        numerics=NUMERICS["scib"],
+    shell:
+        "atlasmap score-embeddings --runs {params.runs} {params.counts} --out {output:q}"
+        " --seed {wildcards.seed} --unlabeled={params.unlabeled:q} {params.settings}"
+        " > {log:q} 2>&1"
+
+
+rule gather_scib:
+    input:
+        scib_parts,
+    output:
+        "results/{atlas}/benchmark/scib.csv",
+    log:
+        "results/{atlas}/logs/gather_scib.log",
+    benchmark:
+        "results/{atlas}/logs/gather_scib.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    shell:
+        "atlasmap gather-tables {input:q} --out {output:q} > {log:q} 2>&1"
+
+
+rule gather_history:
+    input:
+        reference=expand(
+            "results/{{atlas}}/seed{seed}/reference/{folder}/history.csv",
+            seed=CONFIG.seeds,
+            folder=dict.fromkeys(["scvi", *map(model_folder, MODELS)]),
+        ),
+        mapping=lambda w: [
+            f"results/{w.atlas}/seed{seed}/mapping/{variant}/{strategy}/{folder}/history.csv"
+            for seed, variant, strategy, _ in mappings(CONFIG.seeds)
+            for folder in mapping_folders(strategy)
+        ],
+    output:
+        "results/{atlas}/benchmark/history.csv",
+    log:
+        "results/{atlas}/logs/gather_history.log",
+    benchmark:
+        "results/{atlas}/logs/gather_history.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=20,
+    shell:
+        "atlasmap gather-history {input.reference:q} {input.mapping:q} --out {output:q}"
+        " > {log:q} 2>&1"

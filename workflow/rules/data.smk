@@ -1,0 +1,123 @@
+rule fetch:
+    output:
+        file="results/{atlas}/data/sources/{source}",
+        facts="results/{atlas}/data/sources/{source}.json",
+    log:
+        "results/{atlas}/logs/fetch/{source}.log",
+    benchmark:
+        "results/{atlas}/logs/fetch/{source}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        source=lambda w: SOURCES[w.source].path,
+        sha256=lambda w: SOURCES[w.source].sha256,
+        simulation=as_flag("simulation", config.get("simulate") or {}),
+    shell:
+        "atlasmap fetch {params.source:q} --out {output.file:q} --sha256={params.sha256:q}"
+        " {params.simulation} > {log:q} 2>&1"
+
+
+rule prepare_reference:
+    input:
+        lambda w: [dataset_path(dataset) for dataset in REFERENCES],
+    output:
+        reference="results/{atlas}/data/reference.h5ad",
+        facts="results/{atlas}/data/reference.json",
+    log:
+        "results/{atlas}/logs/prepare_reference.log",
+    benchmark:
+        "results/{atlas}/logs/prepare_reference.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 12),
+        runtime=60,
+    params:
+        datasets=rows(REFERENCES),
+        config=DATA_FLAG,
+        numerics=NUMERICS["data"],
+    shell:
+        "atlasmap prepare-reference {input:q} --datasets {params.datasets} {params.config}"
+        " --out {output.reference:q} --facts {output.facts:q} > {log:q} 2>&1"
+
+
+checkpoint find_batches:
+    input:
+        lambda w: dataset_path(DATASETS[w.dataset]),
+    output:
+        "results/{atlas}/data/batches/{dataset}.json",
+    log:
+        "results/{atlas}/logs/find_batches/{dataset}.log",
+    benchmark:
+        "results/{atlas}/logs/find_batches/{dataset}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 6),
+        runtime=30,
+    params:
+        dataset=lambda w: shlex.quote(json.dumps(asdict(DATASETS[w.dataset]))),
+        config=DATA_FLAG,
+        numerics=NUMERICS["data"],
+    shell:
+        "atlasmap find-batches {input:q} --dataset {params.dataset} {params.config}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
+rule prepare_query:
+    input:
+        file=lambda w: dataset_path(owner(w.batch)),
+        reference="results/{atlas}/data/reference.h5ad",
+    output:
+        query="results/{atlas}/data/queries/{batch}.h5ad",
+        facts="results/{atlas}/data/queries/{batch}.json",
+    log:
+        "results/{atlas}/logs/prepare_query/{batch}.log",
+    benchmark:
+        "results/{atlas}/logs/prepare_query/{batch}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 12),
+        runtime=60,
+    params:
+        batch=lambda w: shlex.quote(unslug(w.batch)),
+        dataset=lambda w: shlex.quote(json.dumps(asdict(owner(w.batch)))),
+        config=DATA_FLAG,
+        numerics=NUMERICS["data"],
+    shell:
+        "atlasmap prepare-query {input.file:q} --dataset {params.dataset} --batch={params.batch}"
+        " --reference {input.reference:q} {params.config} --out {output.query:q}"
+        " --facts {output.facts:q} > {log:q} 2>&1"
+
+
+checkpoint write_contract:
+    input:
+        reference="results/{atlas}/data/reference.json",
+        queries=lambda w: expand(
+            "results/{atlas}/data/queries/{batch}.json",
+            atlas=w.atlas,
+            batch=query_batches(),
+        ),
+    output:
+        "results/{atlas}/data/contract.json",
+    log:
+        "results/{atlas}/logs/write_contract.log",
+    benchmark:
+        "results/{atlas}/logs/write_contract.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    shell:
+        "atlasmap write-contract {input.queries:q} --reference {input.reference:q} {CONFIGFILES}"
+        " --out {output:q} > {log:q} 2>&1"

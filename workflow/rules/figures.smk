@@ -1,0 +1,149 @@
+rule plot_loss_curves:
+    input:
+        "results/{atlas}/benchmark/history.csv",
+    output:
+        report(
+            "results/{atlas}/figures/loss_curves.svg",
+            caption="../report/loss_curves.rst",
+            category="Training",
+            labels={"figure": "Loss curves"},
+        ),
+        "results/{atlas}/figures/loss_curves.png",
+    log:
+        "results/{atlas}/logs/plot_loss_curves.log",
+    benchmark:
+        "results/{atlas}/logs/plot_loss_curves.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1500,
+        runtime=10,
+    params:
+        out=subpath(output[0], strip_suffix=".svg"),
+        numerics=NUMERICS["figures"],
+    shell:
+        "atlasmap plot-loss-curves {input:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule plot_confusion:
+    input:
+        "results/{atlas}/benchmark/confusion.csv",
+    output:
+        report(
+            "results/{atlas}/figures/confusion_{split}.svg",
+            caption="../report/confusion.rst",
+            category="Labels",
+            labels={"figure": "Confusion, {split}"},
+        ),
+        "results/{atlas}/figures/confusion_{split}.png",
+    log:
+        "results/{atlas}/logs/plot_confusion_{split}.log",
+    benchmark:
+        "results/{atlas}/logs/plot_confusion_{split}.tsv"
+    wildcard_constraints:
+        split="validation|query",
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1500,
+        runtime=10,
+    params:
+        out=subpath(output[0], strip_suffix=".svg"),
+        numerics=NUMERICS["figures"],
+    shell:
+        "atlasmap plot-confusion {input:q} --split {wildcards.split} --out {params.out:q}"
+        " > {log:q} 2>&1"
+
+
+rule plot_embeddings:
+    input:
+        [path for *_, path in mappings([FINAL_SEED])],
+    output:
+        report(
+            "results/{atlas}/figures/embeddings.svg",
+            caption="../report/embeddings.rst",
+            category="Atlas",
+            labels={"figure": "Embeddings"},
+        ),
+        "results/{atlas}/figures/embeddings.png",
+    log:
+        "results/{atlas}/logs/plot_embeddings.log",
+    benchmark:
+        "results/{atlas}/logs/plot_embeddings.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 4),
+        runtime=30,
+    params:
+        runs=shlex.quote(
+            json.dumps(
+                [
+                    dict(variant=v, strategy=t, atlas=p)
+                    for _, v, t, p in mappings([FINAL_SEED])
+                ]
+            )
+        ),
+        out=subpath(output[0], strip_suffix=".svg"),
+        numerics=NUMERICS["figures"],
+    shell:
+        "atlasmap plot-embeddings --runs {params.runs} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule plot_scib_table:
+    input:
+        "results/{atlas}/benchmark/scib.csv",
+    output:
+        report(
+            "results/{atlas}/figures/scib_table.svg",
+            caption="../report/scib_table.rst",
+            category="Benchmark",
+            labels={"figure": "scib-metrics"},
+        ),
+        "results/{atlas}/figures/scib_table.png",
+    log:
+        "results/{atlas}/logs/plot_scib_table.log",
+    benchmark:
+        "results/{atlas}/logs/plot_scib_table.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1500,
+        runtime=10,
+    params:
+        out=subpath(output[0], strip_suffix=".svg"),
+        numerics=NUMERICS["figures"],
+    shell:
+        "atlasmap plot-scib-table {input:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule plot_reliability:
+    input:
+        "results/{atlas}/benchmark/reliability.csv",
+    output:
+        report(
+            "results/{atlas}/figures/reliability.svg",
+            caption="../report/reliability.rst",
+            category="Labels",
+            labels={"figure": "Reliability"},
+        ),
+        "results/{atlas}/figures/reliability.png",
+    log:
+        "results/{atlas}/logs/plot_reliability.log",
+    benchmark:
+        "results/{atlas}/logs/plot_reliability.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1500,
+        runtime=10,
+    params:
+        out=subpath(output[0], strip_suffix=".svg"),
+        numerics=NUMERICS["figures"],
+    shell:
+        "atlasmap plot-reliability {input:q} --out {params.out:q} > {log:q} 2>&1"

@@ -1,0 +1,69 @@
+# ancient(contract.json): every file is checked before anything trains, and next month's query
+# batch, which rewrites the contract, retrains nothing.
+
+
+rule train_scvi:
+    input:
+        reference="results/{atlas}/data/reference.h5ad",
+        contract=ancient("results/{atlas}/data/contract.json"),
+    output:
+        expand("results/{{atlas}}/seed{{seed}}/reference/scvi/{file}", file=BUNDLE),
+        latent="results/{atlas}/seed{seed}/reference/scvi/reference_latent.h5ad",
+    log:
+        "results/{atlas}/logs/seed{seed}/train_scvi.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/train_scvi.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 20),
+        runtime=minutes(720),
+        gpu=GPU,
+    params:
+        settings=settings_of("scvi"),
+        categorical=" ".join(
+            f"--categorical={shlex.quote(c)}" for c in CONFIG.categorical_covariates
+        ),
+        continuous=" ".join(
+            f"--continuous={shlex.quote(c)}" for c in CONFIG.continuous_covariates
+        ),
+        unlabeled=CONFIG.unlabeled_category,
+        out=subpath(output.latent, parent=True),
+        numerics=NUMERICS["scvi"],
+    shell:
+        "atlasmap train-scvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
+        " {params.settings} {params.categorical} {params.continuous}"
+        " --unlabeled={params.unlabeled:q} --device {CONFIG.device} > {log:q} 2>&1"
+
+
+rule train_scanvi:
+    input:
+        reference="results/{atlas}/data/reference.h5ad",
+        scvi=expand("results/{{atlas}}/seed{{seed}}/reference/scvi/{file}", file=BUNDLE),
+    output:
+        expand(
+            "results/{{atlas}}/seed{{seed}}/reference/scanvi_{{variant}}/{file}",
+            file=BUNDLE,
+        ),
+        latent="results/{atlas}/seed{seed}/reference/scanvi_{variant}/reference_latent.h5ad",
+    log:
+        "results/{atlas}/logs/seed{seed}/train_scanvi_{variant}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/train_scanvi_{variant}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 20),
+        runtime=minutes(720),
+        gpu=GPU,
+    params:
+        settings=lambda w: as_flag("scanvi", variant_block(config, w.variant)),
+        scvi=lambda w, input: os.path.dirname(input.scvi[0]),
+        out=subpath(output.latent, parent=True),
+        numerics=NUMERICS["scanvi"],
+    shell:
+        "atlasmap train-scanvi {input.reference:q} --scvi_bundle {params.scvi:q}"
+        " --variant {wildcards.variant} --out {params.out:q} --seed {wildcards.seed}"
+        " {params.settings} --device {CONFIG.device} > {log:q} 2>&1"

@@ -1,0 +1,93 @@
+rule fit_umap:
+    input:
+        lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad",
+    output:
+        "results/{atlas}/seed{seed}/mapping/{variant}/umap.npz",
+    log:
+        "results/{atlas}/logs/seed{seed}/fit_umap_{variant}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/fit_umap_{variant}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 20),
+        runtime=120,
+    params:
+        settings=settings_of("umap"),
+        numerics=NUMERICS["umap"],
+    shell:
+        "atlasmap fit-umap {input:q} --out {output:q} --seed {wildcards.seed} {params.settings}"
+        " > {log:q} 2>&1"
+
+
+rule assemble:
+    input:
+        reference=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad",
+        umap="results/{atlas}/seed{seed}/mapping/{variant}/umap.npz",
+        latents=lambda w: expand(
+            "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/{folder}/latent.h5ad",
+            atlas=w.atlas,
+            seed=w.seed,
+            variant=w.variant,
+            strategy=w.strategy,
+            folder=mapping_folders(w.strategy),
+        ),
+        queries=lambda w: expand(
+            "results/{atlas}/data/queries/{batch}.h5ad",
+            atlas=w.atlas,
+            batch=query_batches(),
+        ),
+    output:
+        atlas="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/atlas.h5ad",
+        labels=(
+            [
+                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/labels.csv",
+                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/soft_labels.parquet",
+            ]
+            if LABELLED
+            else []
+        ),
+    log:
+        "results/{atlas}/logs/seed{seed}/assemble_{variant}_{strategy}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/assemble_{variant}_{strategy}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 10),
+        runtime=120,
+    params:
+        settings=settings_of("transfer"),
+        unlabeled=CONFIG.unlabeled_category,
+        queries=lambda w, input: " ".join(
+            f"--queries={shlex.quote(q)}" for q in input.queries
+        ),
+        out=subpath(output.atlas, parent=True),
+        numerics=NUMERICS["transfer"],
+    shell:
+        "atlasmap assemble {input.latents:q} --reference_latent {input.reference:q}"
+        " --umap {input.umap:q} {params.queries} --out {params.out:q}"
+        " --unlabeled={params.unlabeled:q} {params.settings} > {log:q} 2>&1"
+
+
+rule publish:
+    input:
+        f"results/{{atlas}}/seed{FINAL_SEED}/mapping/{FINAL_MODEL}/{CONFIG.final.strategy}/{{file}}",
+    output:
+        "results/{atlas}/{file}",
+    log:
+        "results/{atlas}/logs/publish/{file}.log",
+    benchmark:
+        "results/{atlas}/logs/publish/{file}.tsv"
+    wildcard_constraints:
+        file=r"atlas\.h5ad|labels\.csv",
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=30,
+    shell:
+        "atlasmap publish {input:q} --out {output:q} > {log:q} 2>&1"
