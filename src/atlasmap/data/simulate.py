@@ -161,7 +161,7 @@ def draw_abundances(n_types: int, novel: int, rng: np.random.Generator) -> np.nd
     """
     ranked = np.arange(1, n_types + 1) ** -ZIPF_EXPONENT
     ranked /= ranked.sum()
-    middle = n_types // 4
+    middle = max(1, n_types // 4)
     return np.insert(rng.permutation(np.delete(ranked, middle)), novel, ranked[middle])
 
 

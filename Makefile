@@ -1,0 +1,49 @@
+# Two commands: `make run` maps the demo, `make test` checks the code. Both set up .venv first.
+PYTHON ?= python3
+CORES ?= all
+BIN := .venv/bin
+
+.PHONY: run test env lint lock clean
+
+run: env
+	@$(BIN)/snakemake --cores $(CORES) --quiet rules
+
+test: env .venv/dev.stamp
+	@$(BIN)/python -m pytest
+
+lint: env .venv/dev.stamp
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow
+
+env: .venv/env.stamp
+
+.venv/env.stamp: envs/lock.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: PYTHON_TOO_OLD\n  expected: Python 3.11 or newer\n  found:    $$($(PYTHON) --version 2>&1)\n  mend:     make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: VENV_MISSING\n  expected: Python's venv module\n  found:    $$($(PYTHON) --version) without it\n  mend:     apt install python3-venv (Debian, Ubuntu), then again" >&2; exit 2; }
+	@echo "setting up .venv (once; a few minutes, 2.5 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/lock.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.venv/dev.stamp: .venv/env.stamp envs/lock-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/lock-dev.txt
+	@touch $@
+
+# Solve the versions anew. No CUDA packages: torch brings its own where it needs them.
+lock:
+	@rm -rf .venv.partial && $(PYTHON) -m venv .venv.partial
+	@.venv.partial/bin/python -m pip install --quiet torch==2.13.0 .
+	@{ echo "# What \`make env\` installs: exact versions, no hashes, no local versions such as +cpu, so that pip"; \
+	   echo "# takes whichever build of torch the machine offers. Made with \`make lock\`."; \
+	   .venv.partial/bin/python -m pip freeze --exclude atlasmap | sed 's/+cpu//' \
+	     | grep -viE '^(nvidia|cuda|triton)'; } > envs/lock.txt
+	@.venv.partial/bin/python -m pip install --quiet '.[dev]'
+	@{ echo "# What \`make test\` installs besides lock.txt."; \
+	   .venv.partial/bin/python -m pip freeze --exclude atlasmap | sed 's/+cpu//' \
+	     | grep -viE '^(nvidia|cuda|triton)' | grep -vxFf envs/lock.txt; } > envs/lock-dev.txt
+	@rm -rf .venv.partial
+
+clean:
+	rm -rf .venv .venv.partial .snakemake

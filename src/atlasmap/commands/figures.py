@@ -1,0 +1,120 @@
+"""Commands that draw figures from finished tables."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class MapRun:
+    """One mapping to draw: its atlas.h5ad."""
+
+    variant: str
+    strategy: str
+    atlas: Path
+
+
+def plot_loss_curves(history: Path, *, out: Path, seed: int | None = None) -> None:
+    """Draw classification loss, calibration error and accuracy over training.
+
+    Parameters
+    ----------
+    history
+        Table of training histories (.csv).
+    out
+        Figure, without suffix: .svg and .png are written.
+    seed
+        Only this seed; otherwise all, and their mean.
+    """
+    from atlasmap.figures.loss_curves import draw_loss_curves
+    from atlasmap.figures.style import read_table, save
+
+    save(draw_loss_curves(read_table(history), seed), out)
+
+
+def plot_confusion(
+    confusion: Path, *, out: Path, split: Literal["validation", "query"] = "validation"
+) -> None:
+    """Draw confusion matrices.
+
+    Parameters
+    ----------
+    confusion
+        confusion.csv of score-labels.
+    out
+        Figure, without suffix: .svg and .png are written.
+    split
+        Held-out reference cells, or query cells with a known label.
+    """
+    from atlasmap.figures.confusion import draw_confusion
+    from atlasmap.figures.style import read_table, save
+
+    save(draw_confusion(read_table(confusion), split), out)
+
+
+def plot_embeddings(*, runs: list[MapRun], out: Path, unlabeled: str = "Unknown") -> None:
+    """Draw maps by label, batch and role.
+
+    Parameters
+    ----------
+    runs
+        Mappings to draw (JSON).
+    out
+        Figure, without suffix: .svg and .png are written.
+    unlabeled
+        What cells without a label are called: these are grey.
+    """
+    from atlasmap.figures.embeddings import draw_embeddings
+    from atlasmap.figures.style import run_name, save
+
+    maps = {run_name(run.variant, run.strategy): cells_of(run.atlas, unlabeled) for run in runs}
+    save(draw_embeddings(maps, unlabeled), out)
+
+
+def cells_of(atlas: Path, unlabeled: str):
+    """Cells of an atlas.h5ad to draw: x, y, name, batch, role."""
+    import anndata
+    import pandas as pd
+
+    adata = anndata.read_h5ad(atlas)
+    obs = adata.obs[["batch", "role"]].astype(str)
+    nameless = pd.Series(unlabeled, adata.obs_names)
+    label, predicted = (
+        adata.obs[name].astype(str) if name in adata.obs else nameless
+        for name in ("label", "predicted_label")
+    )
+    name = label.where(obs["role"] == "reference", predicted)
+    x, y = adata.obsm["X_umap"].T
+    return obs.assign(x=x, y=y, name=name)
+
+
+def plot_scib_table(scib: Path, *, out: Path) -> None:
+    """Draw the scib-metrics table as a picture.
+
+    Parameters
+    ----------
+    scib
+        Table of score-embeddings (.csv), of any number of seeds.
+    out
+        Figure, without suffix: .svg and .png are written.
+    """
+    from atlasmap.figures.scib_table import draw_scib_table
+    from atlasmap.figures.style import read_table, save
+
+    save(draw_scib_table(read_table(scib)), out)
+
+
+def plot_reliability(reliability: Path, *, out: Path) -> None:
+    """Draw reliability curves: accuracy against confidence.
+
+    Parameters
+    ----------
+    reliability
+        reliability.csv of score-labels.
+    out
+        Figure, without suffix: .svg and .png are written.
+    """
+    from atlasmap.figures.reliability import draw_reliability
+    from atlasmap.figures.style import read_table, save
+
+    save(draw_reliability(read_table(reliability)), out)

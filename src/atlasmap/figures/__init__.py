@@ -1,0 +1,1 @@
+"""Figures drawn from finished tables: each function takes tables and returns a Figure."""

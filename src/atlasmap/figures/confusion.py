@@ -1,0 +1,152 @@
+"""Confusion matrices, each row the shares of one true label."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from atlasmap.figures.style import (
+    new_figure,
+    one_kind,
+    place,
+    run_name,
+    runs_in,
+    sentence,
+    size_of,
+    styled,
+    text_color,
+)
+
+MOST_BATCHES, MOST_CELLS_ACROSS, MOST_COUNTED = 6, 100, 15
+GAP, TITLE = 0.25, 0.42
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One matrix: `title`, and `counts` (true labels × predicted labels, mean over seeds)."""
+
+    title: str
+    counts: pd.DataFrame
+
+
+@styled
+def draw_confusion(confusion: pd.DataFrame, split: Literal["validation", "query"]) -> Figure:
+    """Panels of the classifier's confusion matrices, row-normalised, pooled over seeds.
+
+    `confusion` is long: seed, variant, strategy, batch, split, method, probabilities, level, truth,
+    predicted, n. `validation`: a panel a variant. `query`: a row a variant and strategy, a column
+    a batch with a truth; with many batches or labels all batches together, strategies side by side.
+    """
+    if confusion.empty:
+        return sentence("No cell has a known label: there is no confusion matrix to draw.")
+    table = one_kind(confusion).astype({name: str for name in ("truth", "predicted", "batch")})
+    reference = table["truth"][table["split"] != "query"]
+    columns = sorted({*reference, *table["predicted"]})
+    table = table[table["split"] == split]
+    if table.empty:
+        where = "validation" if split == "validation" else "query"
+        return sentence(f"No {where} cell has a known label: there is no confusion matrix to draw.")
+    novel = sorted(set(table["truth"]) - set(columns))
+    rows = [name for name in columns if name in set(table["truth"])] + novel
+    return draw_grid(panels(table, rows, columns), len(novel))
+
+
+def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[list[Panel]]:
+    """The panels by rows: of one split's `table`, each with the same labels."""
+    runs, batches = runs_in(table), batches_shown(table, len(columns))
+    grid = []
+    for variant, strategy in runs:
+        line = []
+        for batch in batches:
+            of_run = (table["variant"] == variant) & (table["strategy"] == strategy)
+            part = table[of_run & (table["batch"] == batch)]
+            counts = part.pivot_table("n", "truth", "predicted", aggfunc="sum", fill_value=0)
+            counts = counts.reindex(index=rows, columns=columns, fill_value=0)
+            counts = counts / max(part["seed"].nunique(), 1)
+            where = "all batches" if batch == "all" else batch
+            where = where if (table["split"] == "query").all() else "validation cells"
+            n = f"{counts.to_numpy().sum():,.0f} cells"
+            line.append(Panel(f"{run_name(variant, strategy)}\n{where}, {n}", counts))
+        grid.append(line)
+    if len(batches) > 1:
+        return grid
+    # One panel a run: variants below each other, strategies (or, if one, variants) side by side.
+    flat = [line[0] for line in grid]
+    wide = len({strategy for _, strategy in runs})
+    wide = wide if wide > 1 and len(flat) % wide == 0 else min(len(flat), 3)
+    return [flat[i : i + wide] for i in range(0, len(flat), wide)]
+
+
+def batches_shown(table: pd.DataFrame, n_labels: int) -> list[str]:
+    """Batches that get a panel: each, or only "all" where they would be too many or too wide."""
+    batches = sorted(set(table["batch"]) - {"all"})
+    if not batches or len(batches) > MOST_BATCHES:
+        return ["all"]
+    if len(batches) > 1 and len(batches) * n_labels > MOST_CELLS_ACROSS:
+        return ["all"]
+    return batches
+
+
+def draw_grid(grid: list[list[Panel]], n_novel: int) -> Figure:
+    """All panels at one scale; true labels left, predicted ones at the bottom, one colour bar."""
+    shape = grid[0][0].counts.shape
+    cell = 0.28 if shape[1] <= MOST_COUNTED else float(np.interp(shape[1], (15, 60), (0.2, 0.13)))
+    font = float(np.clip(cell * 72 * 0.62, 5.5, 8))
+    wide, high = max(shape[1] * cell, 1.9), shape[0] * cell
+    left, bottom = label_room(grid[0][0].counts, font)
+    n_columns = max(len(line) for line in grid)
+    figure = new_figure(
+        left + n_columns * (wide + GAP) + 0.75, len(grid) * (high + TITLE + GAP) + bottom
+    )
+    for i, line in enumerate(grid):
+        for j, panel in enumerate(line):
+            top = i * (high + TITLE + GAP) + TITLE
+            ax = place(figure, left + j * (wide + GAP), top, wide, high)
+            image = draw_panel(ax, panel, n_novel, font)
+            below = i + 1 < len(grid) and j < len(grid[i + 1])
+            ax.tick_params(labelleft=j == 0, labelbottom=not below)
+            ax.set_ylabel("True label" if j == 0 else "")
+            ax.set_xlabel("" if below else "Predicted label")
+    tall = min(high, 2.0)
+    bar = place(figure, left + n_columns * (wide + GAP), TITLE, 0.12, tall)
+    figure.colorbar(image, cax=bar, label="Share of true label", ticks=[0, 0.5, 1])
+    return figure
+
+
+def label_room(counts: pd.DataFrame, font: float) -> tuple[float, float]:
+    """Inches that tick labels and axis titles need at the left and at the bottom."""
+    figure = new_figure(1, 1)
+    wide = [
+        max(size_of(figure, figure.text(0, 0, name, fontsize=font))[0] for name in names)
+        for names in (counts.index, counts.columns)
+    ]
+    return wide[0] + 0.35, wide[1] + 0.4
+
+
+def draw_panel(ax: Axes, panel: Panel, n_novel: int, font: float):
+    """One matrix; true labels the reference lacks are below a line. Gives the image."""
+    counts = panel.counts.to_numpy(float)
+    total = counts.sum(axis=1, keepdims=True)
+    # A label without cells here has no shares: blank, not zero.
+    share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    ax.set_facecolor("#f0f0f0")
+    ax.set_xticks(range(counts.shape[1]), panel.counts.columns, rotation=90, fontsize=font)
+    novel = [f"{name} †" for name in panel.counts.index[len(counts) - n_novel :]]
+    names = [*panel.counts.index[: len(counts) - n_novel], *novel]
+    ax.set_yticks(range(counts.shape[0]), names, fontsize=font)
+    ax.tick_params(length=0, pad=2)
+    ax.spines[:].set(visible=True, color="#808080", linewidth=0.5)
+    ax.set_title(panel.title, fontsize=8, pad=4)
+    if 0 < n_novel < len(counts):
+        ax.axhline(len(counts) - n_novel - 0.5, color="#404040", linewidth=0.8)
+    if max(counts.shape) <= MOST_COUNTED:
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            color = text_color(image.cmap(share[i, j]))
+            ax.text(
+                j, i, f"{counts[i, j]:.0f}", ha="center", va="center", fontsize=5.5, color=color
+            )
+    return image

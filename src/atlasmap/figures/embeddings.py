@@ -1,0 +1,152 @@
+"""The map, coloured by label, batch and role."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba_array
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from atlasmap.figures.style import (
+    BLUE,
+    GREY,
+    colors_of,
+    new_figure,
+    place,
+    sentence,
+    size_of,
+    styled,
+)
+
+SIDE, GAP, LEFT, TOP, LEGEND_GAP = 2.8, 0.12, 0.3, 0.28, 0.25
+ROLES = {"reference": "#bdbdbd", "query": BLUE}
+NUMBERED_ABOVE = 12
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a column of panels shows: `column` of the cells, `title`, the `colors` of its values,
+    and the `numbers` its values carry on the map (empty: none)."""
+
+    column: str
+    title: str
+    colors: dict[str, str]
+    numbers: dict[str, int]
+
+
+@styled
+def draw_embeddings(maps: dict[str, pd.DataFrame], unlabeled: str = "Unknown") -> Figure:
+    """A row a map; columns label, batch and role; one legend for all rows at the right.
+
+    `maps` has a title and the cells of each map: x, y, name (the label of a reference cell, what
+    was predicted for a query cell), batch, role (reference or query). Cells called `unlabeled` are
+    grey. Many labels are numbered, on the map and in the legend.
+    """
+    maps = {title: cells for title, cells in maps.items() if len(cells)}
+    if not maps:
+        return sentence("There is no map with cells to draw.")
+    names = sorted({name for cells in maps.values() for name in set(cells["name"])} - {unlabeled})
+    batches = sorted({batch for cells in maps.values() for batch in set(cells["batch"])})
+    numbers = {name: i for i, name in enumerate(names, 1)} if len(names) > NUMBERED_ABOVE else {}
+    grey = {unlabeled: GREY} if any((c["name"] == unlabeled).any() for c in maps.values()) else {}
+    shown = [role for role in ROLES if any((c["role"] == role).any() for c in maps.values())]
+    keys = [
+        Key("name", "Label", colors_of(names) | grey, numbers),
+        Key("batch", "Batch", colors_of(batches), {}),
+        Key("role", "Role", {role: ROLES[role] for role in shown}, {}),
+    ]
+    return draw_grid(maps, keys)
+
+
+def draw_grid(maps: dict[str, pd.DataFrame], keys: list[Key]) -> Figure:
+    """Panels by maps and keys, then the legends in as many columns as they need."""
+    height = TOP + len(maps) * (SIDE + GAP)
+    right = LEFT + len(keys) * (SIDE + GAP)
+    figure = new_figure(right + legends_width(keys, height), height)
+    for i, (title, cells) in enumerate(maps.items()):
+        for j, key in enumerate(keys):
+            ax = place(figure, LEFT + j * (SIDE + GAP), TOP + i * (SIDE + GAP), SIDE, SIDE)
+            draw_panel(ax, cells, key)
+            ax.set_title(key.title if i == 0 else "", fontweight="bold")
+            ax.set_ylabel(title if j == 0 else "", fontsize=9, labelpad=3)
+    draw_legends(figure, keys, right + LEGEND_GAP)
+    return figure
+
+
+def draw_panel(ax: Axes, cells: pd.DataFrame, key: Key) -> None:
+    """One map: grey cells first, in the role panel the query last, otherwise in random order."""
+    order = np.random.default_rng(0).permutation(len(cells))
+    shuffled = cells.iloc[order]
+    last = (
+        shuffled["role"] == "query"
+        if key.column == "role"
+        else shuffled[key.column].map(lambda value: key.colors[value] != GREY)
+    )
+    shuffled = shuffled.iloc[np.argsort(last.to_numpy(), kind="stable")]
+    ax.scatter(
+        shuffled["x"],
+        shuffled["y"],
+        c=to_rgba_array(shuffled[key.column].map(key.colors).tolist()),
+        s=float(np.clip(20_000 / len(cells), 0.15, 8)),
+        linewidths=0,
+        rasterized=True,
+    )
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color="#b0b0b0", linewidth=0.5)
+    for name, number in key.numbers.items():
+        draw_number(ax, cells[cells[key.column] == name], number)
+
+
+def draw_number(ax: Axes, cells: pd.DataFrame, number: int) -> None:
+    """A label's number on the cell that is nearest the median of its cells."""
+    if cells.empty:
+        return
+    xy = cells[["x", "y"]].to_numpy(float)
+    x, y = xy[np.square(xy - np.median(xy, axis=0)).sum(axis=1).argmin()]
+    halo = [patheffects.withStroke(linewidth=1.4, foreground="white")]
+    style = {"ha": "center", "va": "center", "fontsize": 5.5, "path_effects": halo}
+    ax.text(x, y, str(number), **style)
+
+
+def draw_legends(figure: Figure, keys: list[Key], left: float) -> float:
+    """Legends from `left` inches on, below each other while the height lasts; gives where they
+    end."""
+    width, height = figure.get_size_inches()
+    end, top = left, TOP
+    for key in keys:
+        rows = max(int((height - TOP) / 0.165) - 2, 4)
+        entries = [f"{key.numbers[n]}  {n}" if n in key.numbers else n for n in key.colors]
+        dots = [
+            Line2D([], [], linestyle="", marker="o", markersize=5, color=color)
+            for color in key.colors.values()
+        ]
+        legend = figure.legend(
+            dots,
+            entries,
+            title=key.title,
+            loc="upper left",
+            ncols=-(-len(entries) // rows),
+            fontsize=7,
+            title_fontproperties={"weight": "bold", "size": 8},
+            alignment="left",
+            handletextpad=0.1,
+            columnspacing=0.8,
+            borderaxespad=0,
+            borderpad=0,
+            labelspacing=0.35,
+        )
+        wide, high = size_of(figure, legend)
+        if top > TOP and top + high > height:
+            left, top = end + LEGEND_GAP, TOP
+        legend.set_bbox_to_anchor((left / width, 1 - top / height))
+        end, top = max(end, left + wide), top + high + 0.2
+    return end
+
+
+def legends_width(keys: list[Key], height: float) -> float:
+    """Inches the legends take beside panels of a height."""
+    return draw_legends(new_figure(1, height), keys, LEGEND_GAP) + 0.1

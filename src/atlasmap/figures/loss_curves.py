@@ -1,0 +1,88 @@
+"""Training of the scANVI variants side by side, as in scvi-tools' tutorial on the scANVI fix."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from atlasmap.figures.style import (
+    BLUE,
+    RED,
+    VARIANTS,
+    in_order,
+    new_figure,
+    place,
+    sentence,
+    styled,
+)
+
+METRICS = {
+    "classification_loss": "Classification loss",
+    "calibration_error": "Calibration error",
+    "accuracy": "Accuracy",
+}
+SPLITS = {"train": BLUE, "validation": RED}
+WIDTH, HEIGHT, GAP, LEFT, TOP, BOTTOM = 2.3, 1.6, 0.22, 0.65, 0.55, 0.45
+
+
+@styled
+def draw_loss_curves(history: pd.DataFrame, seed: int | None = None) -> Figure:
+    """Rows: classification loss, calibration error, accuracy; a column a variant.
+
+    `history` has columns seed, model (scanvi_<variant>), epoch, split, metric, value. `seed` keeps
+    one seed; otherwise each seed is a thin line and their mean a thick one.
+    """
+    if history.empty:
+        return sentence("There is no training history to draw.")
+    table = history[history["metric"].isin(METRICS) & history["split"].isin(SPLITS)]
+    table = table[table["model"].isin([f"scanvi_{variant}" for variant in VARIANTS])]
+    if seed is not None:
+        table = table[table["seed"] == seed]
+    if table.empty:
+        of_seed = "" if seed is None else f" of seed {seed}"
+        return sentence(f"The training history{of_seed} holds no scANVI variant.")
+    return draw_grid(table)
+
+
+def draw_grid(table: pd.DataFrame) -> Figure:
+    """The grid of panels of the rows of `table`, none of which is without a panel."""
+    variants = in_order(table["model"].str.removeprefix("scanvi_"), VARIANTS)
+    n = len(variants)
+    figure = new_figure(
+        LEFT + n * (WIDTH + GAP), TOP + len(METRICS) * (HEIGHT + GAP) + BOTTOM - GAP
+    )
+    for row, (metric, name) in enumerate(METRICS.items()):
+        first = None
+        for column, variant in enumerate(variants):
+            left, top = LEFT + column * (WIDTH + GAP), TOP + row * (HEIGHT + GAP)
+            ax = place(figure, left, top, WIDTH, HEIGHT, sharey=first)
+            first = first or ax
+            of_model = table["model"] == f"scanvi_{variant}"
+            draw_panel(ax, table[of_model & (table["metric"] == metric)])
+            ax.set_xlim(0, max(table["epoch"].max(), 1))
+            ax.tick_params(labelleft=column == 0, labelbottom=row == len(METRICS) - 1)
+            ax.set_ylabel(name if column == 0 else "")
+            ax.set_title(f"scANVI {variant}" if row == 0 else "", fontweight="bold")
+            ax.set_xlabel("Epoch" if row == len(METRICS) - 1 else "")
+    handles = figure.axes[0].get_legend_handles_labels()
+    middle = (LEFT + (n * (WIDTH + GAP) - GAP) / 2) / figure.get_figwidth()
+    figure.legend(*handles, loc="upper center", bbox_to_anchor=(middle, 1), ncols=2)
+    return figure
+
+
+def draw_panel(ax: Axes, table: pd.DataFrame) -> None:
+    """Curves of one metric of one model: a line a seed and split, and the mean over seeds."""
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.grid(axis="y", color="#ebebeb", linewidth=0.5)
+    for split, color in SPLITS.items():
+        curves = table[table["split"] == split].pivot_table("value", "epoch", "seed")
+        if curves.shape[1] > 1:
+            for one in curves:
+                part = curves[one].dropna()
+                ax.plot(part.index, part, color=color, linewidth=0.5, alpha=0.4)
+            # Past the shortest run the mean would jump.
+            curves = curves.dropna()
+        mean = curves.mean(axis=1)
+        ax.plot(mean.index, mean, color=color, linewidth=1.5, label=split)
+    if table.empty:
+        ax.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=ax.transAxes)

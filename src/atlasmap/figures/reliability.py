@@ -1,0 +1,108 @@
+"""Reliability: how often the classifier is right where it is so and so sure."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from atlasmap.figures.style import (
+    BLACK,
+    BLUE,
+    RED,
+    VARIANTS,
+    in_order,
+    new_figure,
+    one_kind,
+    place,
+    runs_in,
+    sentence,
+    styled,
+)
+
+# training.history.N_BINS, whose import would load torch.
+N_BINS = 15
+COLORS = {"": BLACK, "per_batch": BLUE, "joint": RED}
+SIZE, BELOW, GAP, LEFT, TOP, BOTTOM = 2.1, 0.55, 0.3, 0.55, 0.32, 0.75
+
+
+@styled
+def draw_reliability(reliability: pd.DataFrame) -> Figure:
+    """A panel a variant: accuracy against confidence, and beneath it the share of cells in a bin.
+
+    `reliability` has columns seed, variant, strategy, batch, split, method, probabilities, level,
+    bin, confidence, accuracy, n. Validation cells are one line, query cells (all batches) one a
+    strategy; seeds are pooled, each bin weighted by its cells.
+    """
+    if reliability.empty:
+        return sentence("No cell has a known label: there is no reliability to draw.")
+    table = one_kind(reliability)
+    table = table[table["split"].isin(["validation", "query"]) & (table["batch"] == "all")]
+    if table.empty:
+        return sentence("No validation or query cell has a known label: no reliability to draw.")
+    variants = in_order(table["variant"], VARIANTS)
+    wide = max(LEFT + len(variants) * (SIZE + GAP), 4)
+    figure = new_figure(wide, TOP + SIZE + 0.1 + BELOW + BOTTOM)
+    handles, first = {}, None
+    for i, variant in enumerate(variants):
+        left = LEFT + i * (SIZE + GAP)
+        ax = place(figure, left, TOP, SIZE, SIZE)
+        low = place(figure, left, TOP + SIZE + 0.1, SIZE, BELOW, sharex=ax, sharey=first)
+        first = first or low
+        handles |= draw_variant(ax, low, table[table["variant"] == variant])
+        ax.set_title(variant, fontweight="bold")
+        for panel, name in ((ax, "Accuracy"), (low, "Cells")):
+            panel.set_ylabel(name if i == 0 else "")
+            panel.tick_params(labelleft=i == 0)
+    names = sorted(handles, key=lambda name: (name != "validation", name))
+    middle = (LEFT + (len(variants) * (SIZE + GAP) - GAP) / 2) / wide
+    figure.legend(
+        [handles[name] for name in names],
+        names,
+        loc="lower center",
+        bbox_to_anchor=(middle, 0),
+        ncols=len(names),
+    )
+    return figure
+
+
+def draw_variant(ax: Axes, low: Axes, table: pd.DataFrame) -> dict:
+    """The curves of one variant above, their histograms below; gives legend handles by name."""
+    ax.plot([0, 1], [0, 1], color="#808080", linewidth=0.8, linestyle=(0, (4, 3)))
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    ax.tick_params(labelbottom=False)
+    low.set_xlabel("Confidence")
+    low.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    handles = {}
+    edges = np.linspace(0, 1, N_BINS + 1)
+    for _, strategy in sorted(runs_in(table), reverse=True):
+        curve = pooled(table[table["strategy"] == strategy])
+        share = np.zeros(N_BINS)
+        share[curve.index.astype(int)] = curve["n"] / curve["n"].sum()
+        color = COLORS.get(strategy, BLUE)
+        name = f"query, {strategy.replace('_', ' ')}" if strategy else "validation"
+        (handles[name],) = ax.plot(
+            curve["confidence"],
+            curve["accuracy"],
+            color=color,
+            linewidth=1.2,
+            marker="o",
+            markersize=3.5,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            clip_on=False,
+            zorder=3,
+        )
+        low.stairs(share, edges, color=color, linewidth=1)
+    low.set_ylim(bottom=0)
+    return handles
+
+
+def pooled(table: pd.DataFrame) -> pd.DataFrame:
+    """Bins (index) of one curve over all seeds: confidence and accuracy weighted by n, and n."""
+    weighted = table.assign(
+        confidence=table["confidence"] * table["n"], accuracy=table["accuracy"] * table["n"]
+    )
+    sums = weighted.groupby("bin")[["confidence", "accuracy", "n"]].sum()
+    return sums.assign(
+        confidence=sums["confidence"] / sums["n"], accuracy=sums["accuracy"] / sums["n"]
+    )

@@ -1,0 +1,200 @@
+"""The table of scib-metrics as a picture, after scib_metrics.benchmark.Benchmarker."""
+
+import math
+import re
+import textwrap
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from plottable import ColumnDefinition, Table
+
+from atlasmap.evaluation.scib import AGGREGATES, BATCH, BIO
+from atlasmap.figures.style import BLACK, new_figure, place, sentence, styled, text_color
+
+NAMES = {
+    "isolated_labels": "Isolated\nlabels",
+    "kmeans_nmi": "KMeans\nNMI",
+    "kmeans_ari": "KMeans\nARI",
+    "silhouette_label": "Silhouette\nlabel",
+    "clisi_knn": "cLISI",
+    "bras": "BRAS",
+    "ilisi_knn": "iLISI",
+    "kbet_per_label": "KBET",
+    "graph_connectivity": "Graph\nconnectivity",
+    "pcr_comparison": "PCR\ncomparison",
+    "bio_conservation": "Bio\nconservation",
+    "batch_correction": "Batch\ncorrection",
+    "total": "Total",
+}
+BLOCKS = {"reference": "Reference cells", "atlas": "Reference and query cells"}
+GROUPS = dict.fromkeys(BIO, "Bio conservation") | dict.fromkeys(BATCH, "Batch correction")
+GROUPS |= dict.fromkeys(AGGREGATES, "Aggregate score")
+COLUMN, BAR, ROW, HEAD = 0.78, 1.05, 0.42, 0.3
+BARS = mpl.colormaps["YlGnBu"].resampled(256)
+
+
+class InOrder(Table):
+    """A table whose groups are drawn in the columns' order: a set's order changes by process."""
+
+    def _get_col_groups(self):
+        groups = (column.get("group") for column in self.column_definitions.values())
+        return [group for group in dict.fromkeys(groups) if group is not None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one table: `mean` and `spread` over seeds (embeddings × metrics; NaN where nothing
+    could be computed), the cells' `title`, and `skipped` (reason → metrics)."""
+
+    title: str
+    mean: pd.DataFrame
+    spread: pd.DataFrame
+    skipped: dict[str, list[str]]
+
+
+@styled
+def draw_scib_table(scib: pd.DataFrame) -> Figure:
+    """Circles for metrics, bars for aggregates, sorted by total: of reference cells, then of all.
+
+    `scib` has columns seed, embedding, cells (reference or atlas), n, the metrics, and scib_metrics
+    (a version). A value is a number or `skipped(reason)`: drawn as a dash, the reason below.
+    """
+    if scib.empty:
+        return sentence("There is no scib-metrics table to draw.")
+    blocks = [block(part, cells) for cells in BLOCKS if len(part := scib[scib["cells"] == cells])]
+    if not blocks:
+        return sentence("The scib-metrics table holds neither reference nor atlas rows.")
+    longest = max(len(name) for part in blocks for name in part.mean.index)
+    first = max(1.2, 0.085 * longest + 0.15)
+    width = first + COLUMN * (len(BIO) + len(BATCH)) + BAR * len(AGGREGATES)
+    notes = [line for note in footnotes(blocks, scib) for line in textwrap.wrap(note, 150)]
+    heights = [HEAD + (len(part.mean) + 2) * ROW for part in blocks]
+    figure = new_figure(width + 0.2, sum(heights) + 0.2 * len(blocks) + 0.16 * len(notes))
+    top = 0.0
+    for part, height in zip(blocks, heights, strict=True):
+        ax = place(figure, 0.1, top + HEAD, width, height - HEAD)
+        draw_block(ax, part, first)
+        ax.set_title(part.title, loc="left", fontweight="bold", fontsize=10, pad=6)
+        top += height + 0.2
+    high = figure.get_figheight()
+    figure.text(0.1 / (width + 0.2), 1 - top / high, "\n".join(notes), fontsize=7, va="top")
+    return figure
+
+
+def block(table: pd.DataFrame, cells: str) -> Block:
+    """The rows of one kind of cells, seeds averaged, best total first."""
+    metrics = [name for name in NAMES if name in table]
+    numbers = table[metrics].apply(pd.to_numeric, errors="coerce")
+    by_name = numbers.assign(embedding=table["embedding"]).groupby("embedding")
+    mean = by_name.mean().sort_values("total", ascending=False, kind="stable")
+    spread = by_name.std().reindex(mean.index)
+    sizes = sorted(set(table["n"].astype(int)))
+    n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    skipped: dict[str, list[str]] = {}
+    for metric in metrics:
+        for value in table[metric].astype(str).drop_duplicates():
+            if found := re.fullmatch(r"skipped\((.*)\)", value):
+                skipped.setdefault(found[1], []).append(NAMES[metric].replace("\n", " "))
+    return Block(f"{BLOCKS[cells]} ({n} cells)", mean, spread, skipped)
+
+
+def footnotes(blocks: list[Block], scib: pd.DataFrame) -> list[str]:
+    """Why cells of the table are dashes, what bars show, and what computed the values."""
+    notes = [
+        f"– {reason}: {', '.join(metrics)} ({part.title.split(' (')[0].lower()})"
+        for part in blocks
+        for reason, metrics in part.skipped.items()
+    ]
+    n_seeds = scib["seed"].nunique()
+    if n_seeds > 1:
+        notes.append(f"Mean of {n_seeds} seeds; bars: mean ± standard deviation.")
+    versions = ", ".join(sorted(set(scib["scib_metrics"].astype(str))))
+    notes.append(f"scib-metrics {versions}; total = 0.6 bio conservation + 0.4 batch correction.")
+    return notes
+
+
+def draw_block(ax: Axes, part: Block, first: float) -> None:
+    """One table on axes whose size is already final."""
+    shown = part.mean.copy().astype(object)
+    for name in AGGREGATES:
+        shown[name] = list(zip(part.mean[name], part.spread[name], strict=True))
+    columns = [
+        ColumnDefinition("embedding", title="Embedding", width=first / COLUMN, textprops=LEFT)
+    ]
+    columns += [circle_column(name) for name in shown if name not in AGGREGATES]
+    columns += [bar_column(name) for name in AGGREGATES]
+    table = InOrder(
+        shown.reset_index(),
+        index_col="embedding",
+        column_definitions=columns,
+        ax=ax,
+        row_dividers=True,
+        footer_divider=True,
+        textprops={"fontsize": 8, "ha": "center"},
+        row_divider_kw={"linewidth": 0.6, "linestyle": (0, (1, 5))},
+        cell_kw={"linewidth": 0, "edgecolor": "none"},
+        column_border_kw={"linewidth": 0.8},
+    )
+    for name in part.mean.columns.difference(AGGREGATES):
+        color_circles(table, name, part.mean[name])
+
+
+LEFT = {"ha": "left", "weight": "bold"}
+
+
+def circle_column(name: str) -> ColumnDefinition:
+    """A metric, its value in a circle."""
+    style = {"ha": "center", "fontsize": 7.5, "bbox": {"boxstyle": "circle", "pad": 0.3}}
+    formatter = "{:.2f}".format
+    return ColumnDefinition(
+        name,
+        title=NAMES[name],
+        textprops=style,
+        group=GROUPS[name],
+        formatter=lambda value: "–" if math.isnan(value) else formatter(value),
+    )
+
+
+def color_circles(table: Table, name: str, values: pd.Series) -> None:
+    """Colour a column's circles by how far a value is from the median; no circle round a dash."""
+    spread = values.std()
+    reach = 2.5 * spread if spread > 0 else 1.0
+    scale = Normalize(values.median() - reach, values.median() + reach)
+    for cell, value in zip(table.get_column(name).cells, values, strict=True):
+        if math.isnan(value):
+            cell.text.set_bbox(None)
+            cell.text.set_color(BLACK)
+        else:
+            color = mpl.colormaps["PRGn"](scale(value))
+            cell.text.set_bbox({"boxstyle": "circle", "pad": 0.3, "color": color})
+            cell.text.set_color(text_color(color))
+
+
+def bar_column(name: str) -> ColumnDefinition:
+    """An aggregate, as a bar from 0 to 1."""
+    return ColumnDefinition(
+        name,
+        title=NAMES[name],
+        width=BAR / COLUMN,
+        plot_fn=draw_bar,
+        group=GROUPS[name],
+        border="left" if name == AGGREGATES[0] else None,
+    )
+
+
+def draw_bar(ax: Axes, value: tuple[float, float]) -> None:
+    """A bar of (mean, spread) with its text; NaN as mean is a dash, as spread no spread."""
+    mean, spread = value
+    ax.set(xlim=(-0.04, 1.04), ylim=(0, 1))
+    if math.isnan(mean):
+        ax.text(0.04, 0.5, "–", ha="left", va="center", fontsize=8)
+        return
+    # The light half of the colours: dark text reads on the bar and beside it.
+    ax.barh(0.5, mean, height=0.95, color=BARS(float(np.clip(0.55 * mean, 0, 1))))
+    text = f"{mean:.2f}" if math.isnan(spread) else f"{mean:.2f} ± {spread:.2f}"
+    ax.text(0.04, 0.5, text, ha="left", va="center", fontsize=7.5, color=BLACK)

@@ -1,0 +1,154 @@
+"""What the figures share: fonts, colours, sizes in inches, and how they are written."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from atlasmap.files import written_aside
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "axes.facecolor": "white",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "text.color": "#1a1a1a",
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    # Text stays text: it can be searched and edited.
+    "svg.fonttype": "none",
+    # Without a salt, ids in the svg are random.
+    "svg.hashsalt": "atlasmap",
+}
+styled = mpl.rc_context(STYLE)
+DPI = 200
+MOST_PIXELS = 12_000
+
+BLUE, RED, BLACK, GREY = "#0072b2", "#d55e00", "#1a1a1a", "#d9d9d9"
+VARIANTS = ("prefix", "fixed", "linear")
+STRATEGIES = ("per_batch", "joint")
+NUMBERS = ("seed", "epoch", "value", "n", "bin", "confidence", "accuracy")
+
+# Okabe and Ito's seven, then each next colour the one farthest in CIELAB from all before it, from
+# white and from GREY, as seen by normal, deuteranopic and protanopic eyes (Machado 2009).
+HEX = """
+0072b2 e69f00 009e73 cc79a7 d55e00 56b4e9 f0e442 0000f5 47330a 0029a3 00f58f 66005c ad52ff e00047
+5c293d cca352 003d8f 854700 ad85ff 291fcc ad1f70 47703d a3cca3 33e0f5 b8e05c eb5c70 525ccc a314ff
+a385c2 006670 709929 d6adcc 294729 ffb87a 70478f 70cc29 857ad6 008f8f 663dd6 d6855c cc8f8f b833ad
+c2ad7a 8f3d52 5c007a 661f52 7033ad 66668f 1f701f cc0a1f 33c2a3 99705c ffb8f5 8f0029 e085e0 f5a3b8
+ada3cc e07a33 7aeba3 ffb847 1f14e0 ad5ceb 293d70 52a3ad
+"""
+PALETTE = [f"#{color}" for color in HEX.split()]
+
+
+def colors_of(names: list[str]) -> dict[str, str]:
+    """A colour for each name, by its place in the list."""
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches that pyplot does not know of: nothing is left open."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def place(figure: Figure, left: float, top: float, width: float, height: float, **how) -> Axes:
+    """Axes at so many inches from the figure's left and top."""
+    whole, high = figure.get_size_inches()
+    box = (left / whole, 1 - (top + height) / high, width / whole, height / high)
+    return figure.add_axes(box, **how)
+
+
+def size_of(figure: Figure, artist) -> tuple[float, float]:
+    """Width and height in inches of a legend or text as it would be drawn."""
+    box = artist.get_window_extent(figure.canvas.get_renderer())
+    return box.width / figure.dpi, box.height / figure.dpi
+
+
+@styled
+def sentence(text: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
+    figure = new_figure(6, 1.2)
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=10, wrap=True)
+    return figure
+
+
+def in_order(found, order: tuple[str, ...]) -> list[str]:
+    """The distinct names found: known ones in their order, then the others sorted."""
+    found = {str(name) for name in found}
+    return [name for name in order if name in found] + sorted(found - set(order))
+
+
+def run_name(variant: str, strategy: str = "") -> str:
+    """How a mapping is called in titles."""
+    return f"{variant}, {strategy.replace('_', ' ')}" if strategy else variant
+
+
+def runs_in(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """(variant, strategy) pairs of a table, in the order figures show them."""
+    pairs = set(zip(table["variant"], table["strategy"], strict=True))
+    return [
+        (variant, strategy)
+        for variant in in_order((pair[0] for pair in pairs), VARIANTS)
+        for strategy in in_order((pair[1] for pair in pairs), STRATEGIES)
+        if (variant, strategy) in pairs
+    ]
+
+
+def one_kind(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the classifier, at the level of labels, with probabilities as the model gave them."""
+    wanted = {"method": "classifier", "level": "label", "probabilities": "raw"}
+    for column, value in wanted.items():
+        if column in table:
+            table = table[table[column] == value]
+    return table
+
+
+def text_color(background) -> str:
+    """Black or white, whichever reads better on an RGB(A) colour."""
+    return BLACK if np.dot(background[:3], (0.299, 0.587, 0.114)) > 0.55 else "white"
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table in which text is text: no strategy is "", and a label may be called NA."""
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    numbers = table.columns.intersection(NUMBERS)
+    return table.assign(**table[numbers].apply(pd.to_numeric, errors="coerce"))
+
+
+@styled
+def save(figure: Figure, out: Path) -> None:
+    """Write `out`.svg and `out`.png; the same figure gives the same bytes."""
+    dpi = min(DPI, MOST_PIXELS / max(figure.get_size_inches()))
+    for kind, metadata in [("svg", {"Date": None}), ("png", {"Software": None})]:
+        with written_aside(out.with_name(f"{out.name}.{kind}")) as aside:
+            figure.savefig(
+                aside,
+                format=kind,
+                dpi=dpi,
+                metadata=metadata,
+                bbox_inches="tight",
+                pad_inches=0.08,
+            )
