@@ -93,6 +93,7 @@ def assemble(
             softs.append(frame)
         parts.append(query)
     for part in (reference, *parts):
+        tidy_obs(part.obs, unlabeled)
         part.obsm = {key: part.obsm[key] for key in ("X_latent", "X_umap")}
     whole = anndata.concat([reference, *parts], join="outer")
     tidy_obs(whole.obs, unlabeled)

@@ -24,7 +24,7 @@ class Embedding:
 
 @torch.no_grad()
 def embed(model: Scvi | Scanvi, cells: Cells) -> Embedding:
-    """Deterministic latent of every cell, and its label probabilities where there is a classifier."""
+    """Deterministic latent of every cell; label probabilities where there is a classifier."""
     scvi = scvi_of(model)
     means, variances, soft = [], [], []
     for chunk in cells.in_order(CHUNK):

@@ -44,7 +44,7 @@ def fit_scvi(
     adata: anndata.AnnData, registry: Registry, settings: ScviSettings, seed: int,
     device: torch.device,
 ) -> tuple[Bundle, Split]:  # fmt: skip
-    """Train scVI on a prepared reference (X counts, obs batch); weights, split and noise by seed."""
+    """Train scVI on a prepared reference (X counts, obs batch); all randomness by `seed`."""
     cells = registry.encode(adata, device)
     library = None
     if not settings.use_observed_lib_size:

@@ -1,54 +1,6 @@
-def mappings(seeds):
-    """(seed, variant, strategy, path of the atlas) of everything that was mapped."""
-    return [
-        (
-            seed,
-            variant,
-            strategy,
-            f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}/atlas.h5ad",
-        )
-        for seed in seeds
-        for variant in MODELS
-        for strategy in (CONFIG.strategies if QUERIES else [])
-    ]
-
-
-def embeddings(seed):
-    """name → (cells, file) of every embedding of a seed."""
-    top = f"results/{CONFIG.atlas}"
-    named = {"pca": ("reference", f"{top}/data/reference.h5ad")}
-    for folder in dict.fromkeys(["scvi", *map(model_folder, MODELS)]):
-        path = f"{top}/seed{seed}/reference/{folder}/reference_latent.h5ad"
-        named[folder] = ("reference", path)
-    for _, variant, strategy, path in mappings([seed]):
-        named[f"{model_folder(variant)}_{strategy}"] = ("atlas", path)
-    return named
-
-
-def scib_parts(w):
-    """Tables to gather: one a seed, or one a seed and embedding for large atlases."""
-    contract = json.loads(
-        Path(checkpoints.write_contract.get(atlas=w.atlas).output[0]).read_text()
-    )
-    cells = [contract["reference"], *contract["queries"].values()]
-    large = sum(part["n_cells"] for part in cells) > CONFIG.benchmark.split_above
-    return [
-        f"results/{w.atlas}/benchmark/scib/seed{seed}/{part}.csv"
-        for seed in CONFIG.seeds
-        for part in (embeddings(seed) if large else ["together"])
-    ]
-
-
-def runs_of(w):
-    """Embeddings of one job of score_embeddings."""
-    named = embeddings(w.seed)
-    chosen = named if w.part == "together" else {w.part: named[w.part]}
-    return [dict(embedding=k, cells=c, path=p) for k, (c, p) in chosen.items()]
-
-
 rule score_labels:
     input:
-        [path for *_, path in mappings(CONFIG.seeds)],
+        [run["atlas"] for run in label_runs()],
     output:
         expand(
             "results/{{atlas}}/benchmark/{table}.csv",
@@ -70,14 +22,7 @@ rule score_labels:
         mem_mb=memory(2000, 4),
         runtime=60,
     params:
-        runs=shlex.quote(
-            json.dumps(
-                [
-                    dict(seed=s, variant=v, strategy=t, atlas=p)
-                    for s, v, t, p in mappings(CONFIG.seeds)
-                ]
-            )
-        ),
+        runs=shlex.quote(json.dumps(label_runs())),
         unlabeled=CONFIG.unlabeled_category,
         out=subpath(output[0], parent=True),
         numerics=NUMERICS["classification"],

@@ -12,7 +12,7 @@ from atlasmap.files import slug, unslug
 from atlasmap.settings import NUMERICS, DataConfig
 
 # So that .venv/bin/snakemake works without activating anything, in cluster jobs too.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
 
 ROOT = Path(workflow.current_basedir).parent.parent
 CONDA = str(ROOT / "envs" / "atlasmap.yaml")
@@ -31,7 +31,7 @@ LABELLED = CONFIG.labels == "given"
 MODELS = CONFIG.variants if LABELLED else ["scvi"]
 FINAL_MODEL = CONFIG.final.variant if LABELLED else "scvi"
 FINAL_SEED = CONFIG.seeds[0] if CONFIG.final.seed is None else CONFIG.final.seed
-# For the record in contract.json; not in params, where a change would trigger reruns.
+# For the record in contract.json.
 CONFIGFILES = " ".join(
     f"--configfiles={shlex.quote(str(Path(f).absolute()))}"
     for f in workflow.overwrite_configfiles
@@ -57,6 +57,9 @@ wildcard_constraints:
     seed=r"\d+",
     variant="|".join(MODELS),
     strategy="|".join(CONFIG.strategies),
+    folder="|".join(
+        "scvi" if model == "scvi" else f"scanvi_{model}" for model in MODELS
+    ),
     batch=r"[^/]+",
     dataset="|".join(QUERIES and [d.id for d in QUERIES] or ["none"]),
     source="|".join(SOURCES or ["none"]),
@@ -137,32 +140,97 @@ def settings_of(*keys):
     return " ".join(as_flag(key, config.get(key) or {}) for key in keys)
 
 
+def mappings(seeds):
+    """(seed, variant, strategy, path of the atlas) of everything that was mapped."""
+    return [
+        (
+            seed,
+            variant,
+            strategy,
+            f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}/atlas.h5ad",
+        )
+        for seed in seeds
+        for variant in MODELS
+        for strategy in (CONFIG.strategies if QUERIES else [])
+    ]
+
+
+def label_runs():
+    """What score_labels reads: every atlas, or without queries the reference's own latents."""
+    if QUERIES:
+        return [
+            dict(seed=s, variant=v, strategy=t, atlas=p)
+            for s, v, t, p in mappings(CONFIG.seeds)
+        ]
+    return [
+        dict(
+            seed=seed,
+            variant=variant,
+            strategy="",
+            atlas=f"results/{CONFIG.atlas}/seed{seed}/reference/scanvi_{variant}/reference_latent.h5ad",
+        )
+        for seed in CONFIG.seeds
+        for variant in CONFIG.variants
+    ]
+
+
+def embeddings(seed):
+    """name → (cells, file) of every embedding of a seed."""
+    top = f"results/{CONFIG.atlas}"
+    named = {"pca": ("reference", f"{top}/data/reference.h5ad")}
+    for folder in dict.fromkeys(["scvi", *map(model_folder, MODELS)]):
+        path = f"{top}/seed{seed}/reference/{folder}/reference_latent.h5ad"
+        named[folder] = ("reference", path)
+    for _, variant, strategy, path in mappings([seed]):
+        named[f"{model_folder(variant)}_{strategy}"] = ("atlas", path)
+    return named
+
+
+def scib_parts(w):
+    """Tables to gather: one a seed, or one a seed and embedding for large atlases."""
+    contract = json.loads(
+        Path(checkpoints.write_contract.get(atlas=w.atlas).output[0]).read_text()
+    )
+    cells = [contract["reference"], *contract["queries"].values()]
+    large = sum(part["n_cells"] for part in cells) > CONFIG.benchmark.split_above
+    return [
+        f"results/{w.atlas}/benchmark/scib/seed{seed}/{part}.csv"
+        for seed in CONFIG.seeds
+        for part in (embeddings(seed) if large else ["together"])
+    ]
+
+
+def runs_of(w):
+    """Embeddings of one job of score_embeddings."""
+    named = embeddings(w.seed)
+    chosen = named if w.part == "together" else {w.part: named[w.part]}
+    return [dict(embedding=k, cells=c, path=p) for k, (c, p) in chosen.items()]
+
+
 def final_targets(wildcards):
     """Everything a finished atlas has."""
-    top = f"results/{CONFIG.atlas}"
-    targets = [f"{top}/data/contract.json", f"{top}/benchmark/history.csv"]
-    targets += [f"{top}/benchmark/scib.csv", f"{top}/figures/scib_table.svg"]
+    targets = [
+        f"results/{CONFIG.atlas}/data/contract.json",
+        f"results/{CONFIG.atlas}/benchmark/history.csv",
+        f"results/{CONFIG.atlas}/benchmark/scib.csv",
+        f"results/{CONFIG.atlas}/figures/scib_table.svg",
+    ]
     if LABELLED:
         targets += [
-            f"{top}/figures/loss_curves.svg",
-            f"{top}/figures/confusion_validation.svg",
+            f"results/{CONFIG.atlas}/benchmark/classification.csv",
+            f"results/{CONFIG.atlas}/figures/loss_curves.svg",
+            f"results/{CONFIG.atlas}/figures/confusion_validation.svg",
+            f"results/{CONFIG.atlas}/figures/reliability.svg",
         ]
-    if not QUERIES:
-        return targets + expand(
-            top + "/seed{seed}/reference/{folder}/reference_latent.h5ad",
-            seed=CONFIG.seeds,
-            folder=[model_folder(model) for model in MODELS],
-        )
-    targets += [f"{top}/atlas.h5ad", f"{top}/figures/embeddings.svg"]
-    if LABELLED:
-        targets += [f"{top}/labels.csv", f"{top}/benchmark/classification.csv"]
+    if QUERIES:
         targets += [
-            f"{top}/figures/confusion_query.svg",
-            f"{top}/figures/reliability.svg",
+            f"results/{CONFIG.atlas}/atlas.h5ad",
+            f"results/{CONFIG.atlas}/figures/embeddings.svg",
+            *(path for *_, path in mappings(CONFIG.seeds)),
         ]
-    return targets + expand(
-        top + "/seed{seed}/mapping/{model}/{strategy}/atlas.h5ad",
-        seed=CONFIG.seeds,
-        model=MODELS,
-        strategy=CONFIG.strategies,
-    )
+    if QUERIES and LABELLED:
+        targets += [
+            f"results/{CONFIG.atlas}/labels.csv",
+            f"results/{CONFIG.atlas}/figures/confusion_query.svg",
+        ]
+    return targets

@@ -118,6 +118,9 @@ checkpoint write_contract:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        configfiles=CONFIGFILES,
     shell:
-        "atlasmap write-contract {input.queries:q} --reference {input.reference:q} {CONFIGFILES}"
+        "atlasmap write-contract {input.queries:q} --reference {input.reference:q}"
+        " {params.configfiles}"
         " --out {output:q} > {log:q} 2>&1"

@@ -25,6 +25,7 @@ rule map_per_batch:
         mem_mb=memory(3000, 20),
         runtime=minutes(120),
         gpu=GPU,
+        device=CONFIG.device,
     params:
         settings=settings_of("surgery"),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
@@ -33,7 +34,7 @@ rule map_per_batch:
     shell:
         "atlasmap operate {input.query:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --strategy per_batch --seed {wildcards.seed} {params.settings}"
-        " --device {CONFIG.device} > {log:q} 2>&1"
+        " --device {resources.device} > {log:q} 2>&1"
 
 
 rule map_joint:
@@ -67,6 +68,7 @@ rule map_joint:
         mem_mb=memory(3000, 20),
         runtime=minutes(720),
         gpu=GPU,
+        device=CONFIG.device,
     params:
         settings=settings_of("surgery"),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
@@ -75,4 +77,4 @@ rule map_joint:
     shell:
         "atlasmap operate {input.queries:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --strategy joint --seed {wildcards.seed} {params.settings}"
-        " --device {CONFIG.device} > {log:q} 2>&1"
+        " --device {resources.device} > {log:q} 2>&1"

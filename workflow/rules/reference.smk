@@ -20,6 +20,7 @@ rule train_scvi:
         mem_mb=memory(3000, 20),
         runtime=minutes(720),
         gpu=GPU,
+        device=CONFIG.device,
     params:
         settings=settings_of("scvi"),
         categorical=" ".join(
@@ -34,7 +35,7 @@ rule train_scvi:
     shell:
         "atlasmap train-scvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
         " {params.settings} {params.categorical} {params.continuous}"
-        " --unlabeled={params.unlabeled:q} --device {CONFIG.device} > {log:q} 2>&1"
+        " --unlabeled={params.unlabeled:q} --device {resources.device} > {log:q} 2>&1"
 
 
 rule train_scanvi:
@@ -58,6 +59,7 @@ rule train_scanvi:
         mem_mb=memory(3000, 20),
         runtime=minutes(720),
         gpu=GPU,
+        device=CONFIG.device,
     params:
         settings=lambda w: as_flag("scanvi", variant_block(config, w.variant)),
         scvi=lambda w, input: os.path.dirname(input.scvi[0]),
@@ -66,4 +68,4 @@ rule train_scanvi:
     shell:
         "atlasmap train-scanvi {input.reference:q} --scvi_bundle {params.scvi:q}"
         " --variant {wildcards.variant} --out {params.out:q} --seed {wildcards.seed}"
-        " {params.settings} --device {CONFIG.device} > {log:q} 2>&1"
+        " {params.settings} --device {resources.device} > {log:q} 2>&1"

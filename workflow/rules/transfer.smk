@@ -1,12 +1,12 @@
 rule fit_umap:
     input:
-        lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad",
+        "results/{atlas}/seed{seed}/reference/{folder}/reference_latent.h5ad",
     output:
-        "results/{atlas}/seed{seed}/mapping/{variant}/umap.npz",
+        "results/{atlas}/seed{seed}/reference/{folder}/umap.npz",
     log:
-        "results/{atlas}/logs/seed{seed}/fit_umap_{variant}.log",
+        "results/{atlas}/logs/seed{seed}/fit_umap_{folder}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/fit_umap_{variant}.tsv"
+        "results/{atlas}/logs/seed{seed}/fit_umap_{folder}.tsv"
     conda:
         CONDA
     threads: 1
@@ -24,7 +24,7 @@ rule fit_umap:
 rule assemble:
     input:
         reference=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad",
-        umap="results/{atlas}/seed{seed}/mapping/{variant}/umap.npz",
+        umap=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/umap.npz",
         latents=lambda w: expand(
             "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/{folder}/latent.h5ad",
             atlas=w.atlas,

@@ -14,7 +14,7 @@ from atlasmap.settings import BenchmarkSettings
 
 @dataclass(frozen=True)
 class LabelRun:
-    """One mapping to score: its atlas.h5ad."""
+    """One mapping to score: its atlas.h5ad, or a reference_latent.h5ad where nothing is mapped."""
 
     seed: int
     variant: str
@@ -54,11 +54,22 @@ def cells(part: pd.DataFrame, label: str, sure: str):
     return part["truth"], part[label], part[sure]
 
 
+def observed(path: Path) -> pd.DataFrame:
+    """obs of an atlas; that of a reference's latent is given what an atlas adds."""
+    from atlasmap.transfer import label_table, soft_labels_of
+
+    adata = anndata.read_h5ad(path)
+    if "role" in adata.obs:
+        return adata.obs
+    predicted = label_table(soft_labels_of(adata), adata.obs_names)
+    return adata.obs.assign(role="reference", knn_uncertainty=np.nan).join(predicted)
+
+
 def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
     """Tables of one mapping, each row keyed by seed, variant, strategy, batch, split, method."""
     from atlasmap.evaluation.classification import score
 
-    obs = anndata.read_h5ad(run.atlas).obs
+    obs = observed(run.atlas)
     known = set(obs.loc[obs["role"] == "reference", "label"].astype(str)) - {unlabeled}
     tables = {name: [] for name in ("summary", "per_class", "confusion", "reliability")}
     for batch, split, method, *of_cells in groups(obs):

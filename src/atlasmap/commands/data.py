@@ -142,8 +142,10 @@ def prepare_query(
         What is checked.
     """
     from atlasmap.data.prepare import prepare_query
+    from atlasmap.data.registry import Registry
 
-    prepared = prepare_query(dataset, path, batch, anndata.read_h5ad(reference), config)
+    registry = Registry.of(anndata.read_h5ad(reference), config.unlabeled_category, [], [])
+    prepared = prepare_query(dataset, path, batch, registry, config)
     with written_aside(out) as aside:
         prepared.adata.write_h5ad(aside, compression="gzip")
     write_json(facts, {"batch": batch, **prepared.facts})

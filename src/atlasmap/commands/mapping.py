@@ -4,7 +4,15 @@ from pathlib import Path
 
 import anndata
 
-from atlasmap.settings import Device, Strategy, SurgerySettings
+from atlasmap.files import written_aside
+from atlasmap.settings import (
+    DataConfig,
+    Device,
+    Strategy,
+    SurgerySettings,
+    TransferSettings,
+    UmapSettings,
+)
 
 
 def operate(
@@ -35,15 +43,90 @@ def operate(
     device
         Where to compute.
     """
-    from atlasmap.bundle import load, save_delta
+    from atlasmap.bundle import load
     from atlasmap.device import pick_device
     from atlasmap.mapping import joined, map_query
 
     chosen = pick_device(device)
     query = joined([anndata.read_h5ad(path) for path in queries])
     mapping = map_query(load(reference_bundle, chosen), query, surgery, strategy, seed)
-    save_delta(mapping.bundle, out, mapping.new)
-    from atlasmap.files import written_aside
+    write_mapping(mapping, out)
 
+
+def write_mapping(mapping, out: Path) -> None:
+    """The delta bundle, and beside it the query's latent."""
+    from atlasmap.bundle import save_delta
+
+    save_delta(mapping.bundle, out, mapping.new)
     with written_aside(out / "latent.h5ad") as aside:
         mapping.latent.write_h5ad(aside)
+
+
+def map_file(
+    *,
+    reference: Path,
+    query: Path,
+    out: Path,
+    batch_key: str = "",
+    counts: str = "X",
+    gene_id: str = "",
+    obs_filter: str = "",
+    strategy: Strategy = "per_batch",
+    seed: int = 0,
+    config: DataConfig = DataConfig(),
+    surgery: SurgerySettings = SurgerySettings(),
+    transfer: TransferSettings = TransferSettings(),
+    umap: UmapSettings = UmapSettings(),
+    device: Device = "auto",
+) -> None:
+    """Map a query file onto a reference bundle, without Snakemake.
+
+    Example: atlasmap map --reference results/pbmc68k/seed0/reference/scanvi_fixed
+    --query new.h5ad --batch_key donor --out mapped
+
+    Parameters
+    ----------
+    reference
+        Folder of the reference's bundle, with its reference_latent.h5ad.
+    query
+        The query (.h5ad, 10x .h5, mtx folder, .zarr).
+    out
+        Folder: atlas.h5ad, labels.csv, soft_labels.parquet, contract.json, mapping/.
+    batch_key
+        Column of obs that holds the batch; empty: the file is one batch.
+    counts
+        Where the counts are: X, or a layer.
+    gene_id
+        Column of var that holds the gene id; empty: the index.
+    obs_filter
+        pandas expression over obs; only cells for which it holds are mapped.
+    strategy
+        per_batch or joint.
+    seed
+        Seed of start values, split, minibatches and noise.
+    config
+        What is checked.
+    surgery, transfer, umap
+        Settings.
+    device
+        Where to compute.
+    """
+    from atlasmap.commands.data import write_json
+    from atlasmap.commands.results import write_atlas
+    from atlasmap.data.sheet import Dataset
+    from atlasmap.device import pick_device
+    from atlasmap.files import slug
+    from atlasmap.onestep import MapRequest, map_dataset
+
+    name = "".join(c if c.isalnum() else "_" for c in query.stem) or "query"
+    dataset = Dataset(
+        id=f"q{name}" if name[0] == "_" else name, path=str(query), role="query",
+        batch_key=batch_key, counts=counts, gene_id=gene_id, obs_filter=obs_filter,
+    )  # fmt: skip
+    request = MapRequest(dataset, strategy, seed, config, surgery, transfer, umap)
+    mapped = map_dataset(reference, request, pick_device(device))
+    write_json(out / "contract.json", {"queries": mapped.facts})
+    for group, mapping in mapped.mappings.items():
+        write_mapping(mapping, out / "mapping" / slug(group))
+    write_atlas(mapped.atlas, out)
+    print(f"{sum(f['n_cells'] for f in mapped.facts.values())} cells mapped: {out / 'atlas.h5ad'}")

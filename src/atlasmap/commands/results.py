@@ -94,6 +94,11 @@ def assemble(
         unlabeled,
         transfer,
     )
+    write_atlas(atlas, out)
+
+
+def write_atlas(atlas, out: Path) -> None:
+    """atlas.h5ad and, where there are labels, labels.csv and soft_labels.parquet."""
     if atlas.labels is not None:
         with written_aside(out / "labels.csv") as aside:
             atlas.labels.to_csv(aside)

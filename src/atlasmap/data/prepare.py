@@ -9,8 +9,9 @@ import pandas as pd
 
 from atlasmap.data.counts import check_cells_not_empty, checked_counts
 from atlasmap.data.genes import align, choose_genes, gene_ids, gene_symbols
-from atlasmap.data.obs import batches, covariates, filtered, labels
+from atlasmap.data.obs import batches, column, covariates, filtered, labels
 from atlasmap.data.readers import read_any
+from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataConfig
@@ -37,8 +38,6 @@ def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata
     obs["dataset"] = dataset.id
     key = dataset.label_key if dataset.role == "reference" else dataset.truth_key
     if key and config.labels == "given":
-        from atlasmap.data.obs import column
-
         what = "label" if dataset.role == "reference" else "truth"
         obs[what] = labels(column(raw, key, f"the {what}", dataset.id), config, dataset.id)
     var = pd.DataFrame(index=gene_ids(raw, dataset.gene_id, dataset.id))
@@ -146,13 +145,13 @@ def query_batches(dataset: Dataset, path: Path, config: DataConfig) -> list[str]
 
 
 def prepare_query(
-    dataset: Dataset, path: Path, batch: str, reference: anndata.AnnData, config: DataConfig
+    dataset: Dataset, path: Path, batch: str, reference: Registry, config: DataConfig
 ) -> Prepared:
     """One query batch aligned to the reference's genes; raises QUERY_BATCH_IS_REFERENCE, GENES_*.
 
     obs `truth` (if the sheet names one) is for scoring alone.
     """
-    if batch in set(reference.obs["batch"]):
+    if batch in reference.batches:
         raise AtlasmapError(
             "QUERY_BATCH_IS_REFERENCE",
             expected="query batches that are not in the reference",
@@ -162,12 +161,13 @@ def prepare_query(
     whole = checked_dataset(dataset, path, config)
     cells = whole[whole.obs["batch"] == batch].copy()
     least = config.data.min_gene_overlap
-    aligned = align(cells, cells.X, reference.var_names, "", least, dataset.id)
+    genes = pd.Index(reference.genes)
+    aligned = align(cells, cells.X, genes, "", least, dataset.id)
     check_cells_not_empty(aligned.counts, cells.obs_names, batch, " among the reference's genes")
     for key in ("batch", "dataset", "truth", *config.categorical_covariates):
         if key in cells.obs:
             cells.obs[key] = pd.Categorical(cells.obs[key].astype(str))
-    adata = anndata.AnnData(aligned.counts, obs=cells.obs, var=reference.var[[]].copy())
+    adata = anndata.AnnData(aligned.counts, obs=cells.obs, var=pd.DataFrame(index=genes))
     facts = {
         "dataset": dataset.id,
         "n_cells": adata.n_obs,
@@ -176,7 +176,8 @@ def prepare_query(
         "counts": count_facts(adata),
     }
     if "truth" in cells.obs:
-        known = set(reference.obs["label"])
-        absent = sorted(set(cells.obs["truth"]) - known - {config.unlabeled_category})
+        absent = sorted(
+            set(cells.obs["truth"]) - set(reference.labels) - {config.unlabeled_category}
+        )
         facts["truth_not_in_reference"] = absent
     return Prepared(adata, facts)

@@ -27,7 +27,7 @@ class Scored:
 
 
 def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Mean confidence and accuracy of cells in 15 equal bins of confidence (empty bins left out)."""
+    """Mean confidence and accuracy of cells in 15 equal bins of confidence; no empty bins."""
     bins = np.clip((confidence * N_BINS).astype(int), 0, N_BINS - 1)
     table = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": correct.astype(float)})
     grouped = table.groupby("bin")

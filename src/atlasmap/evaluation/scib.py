@@ -79,9 +79,9 @@ def why_not(name: str, cells: Embedded) -> str | None:
         return "no labels"
     if name in NEED_LABELS and len(set(cells.label)) < 2:
         return "one label only"
-    if name in (*BATCH, "isolated_labels") and name != "graph_connectivity":
-        if len(set(cells.batch)) < 2:
-            return "one batch only"
+    needs_batches = name in (*BATCH, "isolated_labels") and name != "graph_connectivity"
+    if needs_batches and len(set(cells.batch)) < 2:
+        return "one batch only"
     if name in ("ilisi_knn", "clisi_knn") and len(cells.x) <= 90:
         return f"{len(cells.x)} cells, 91 needed"
     if name == "kbet_per_label" and len(cells.x) <= 50:

@@ -44,14 +44,22 @@ def draw_confusion(confusion: pd.DataFrame, split: Literal["validation", "query"
         return sentence("No cell has a known label: there is no confusion matrix to draw.")
     table = one_kind(confusion).astype({name: str for name in ("truth", "predicted", "batch")})
     reference = table["truth"][table["split"] != "query"]
-    columns = sorted({*reference, *table["predicted"]})
+    # Without rows of the reference nothing tells which labels it lacks.
+    known = reference if len(reference) else table["truth"]
+    columns = sorted({*known, *table["predicted"]}, key=str.casefold)
     table = table[table["split"] == split]
     if table.empty:
         where = "validation" if split == "validation" else "query"
         return sentence(f"No {where} cell has a known label: there is no confusion matrix to draw.")
-    novel = sorted(set(table["truth"]) - set(columns))
+    novel = sorted(set(table["truth"]) - set(columns), key=str.casefold)
     rows = [name for name in columns if name in set(table["truth"])] + novel
-    return draw_grid(panels(table, rows, columns), len(novel))
+    figure = draw_grid(panels(table, rows, columns), len(novel))
+    notes = ["† The reference has no cell with this label."] if novel else []
+    if (n_seeds := table["seed"].nunique()) > 1:
+        notes.append(f"Numbers of cells are means of {n_seeds} seeds.")
+    # Below the figure's edge: what is written includes it.
+    figure.text(0.01, 0, "\n".join(notes), fontsize=8, va="top")
+    return figure
 
 
 def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[list[Panel]]:
@@ -67,7 +75,7 @@ def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
             counts = counts.reindex(index=rows, columns=columns, fill_value=0)
             counts = counts / max(part["seed"].nunique(), 1)
             where = "all batches" if batch == "all" else batch
-            where = where if (table["split"] == "query").all() else "validation cells"
+            where = where if (table["split"] == "query").all() else "validation"
             n = f"{counts.to_numpy().sum():,.0f} cells"
             line.append(Panel(f"{run_name(variant, strategy)}\n{where}, {n}", counts))
         grid.append(line)
@@ -146,7 +154,6 @@ def draw_panel(ax: Axes, panel: Panel, n_novel: int, font: float):
     if max(counts.shape) <= MOST_COUNTED:
         for i, j in zip(*np.nonzero(counts), strict=True):
             color = text_color(image.cmap(share[i, j]))
-            ax.text(
-                j, i, f"{counts[i, j]:.0f}", ha="center", va="center", fontsize=5.5, color=color
-            )
+            text = f"{counts[i, j]:.0f}" if counts[i, j] >= 0.5 else "<1"
+            ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=color)
     return image

@@ -22,6 +22,8 @@ from atlasmap.figures.style import (
 )
 
 SIDE, GAP, LEFT, TOP, LEGEND_GAP = 2.8, 0.12, 0.3, 0.28, 0.25
+# Height of a legend's entry, and the least a figure gives to legends.
+PITCH, LEAST = 0.125, 3.6
 ROLES = {"reference": "#bdbdbd", "query": BLUE}
 NUMBERED_ABOVE = 12
 
@@ -48,7 +50,8 @@ def draw_embeddings(maps: dict[str, pd.DataFrame], unlabeled: str = "Unknown") -
     maps = {title: cells for title, cells in maps.items() if len(cells)}
     if not maps:
         return sentence("There is no map with cells to draw.")
-    names = sorted({name for cells in maps.values() for name in set(cells["name"])} - {unlabeled})
+    found = {name for cells in maps.values() for name in set(cells["name"])}
+    names = sorted(found - {unlabeled}, key=str.casefold)
     batches = sorted({batch for cells in maps.values() for batch in set(cells["batch"])})
     numbers = {name: i for i, name in enumerate(names, 1)} if len(names) > NUMBERED_ABOVE else {}
     grey = {unlabeled: GREY} if any((c["name"] == unlabeled).any() for c in maps.values()) else {}
@@ -63,7 +66,7 @@ def draw_embeddings(maps: dict[str, pd.DataFrame], unlabeled: str = "Unknown") -
 
 def draw_grid(maps: dict[str, pd.DataFrame], keys: list[Key]) -> Figure:
     """Panels by maps and keys, then the legends in as many columns as they need."""
-    height = TOP + len(maps) * (SIDE + GAP)
+    height = max(TOP + len(maps) * (SIDE + GAP), LEAST if keys[0].numbers else 0)
     right = LEFT + len(keys) * (SIDE + GAP)
     figure = new_figure(right + legends_width(keys, height), height)
     for i, (title, cells) in enumerate(maps.items()):
@@ -118,7 +121,7 @@ def draw_legends(figure: Figure, keys: list[Key], left: float) -> float:
     width, height = figure.get_size_inches()
     end, top = left, TOP
     for key in keys:
-        rows = max(int((height - TOP) / 0.165) - 2, 4)
+        rows = int((height - TOP) / PITCH) - 2
         entries = [f"{key.numbers[n]}  {n}" if n in key.numbers else n for n in key.colors]
         dots = [
             Line2D([], [], linestyle="", marker="o", markersize=5, color=color)
@@ -142,7 +145,7 @@ def draw_legends(figure: Figure, keys: list[Key], left: float) -> float:
         wide, high = size_of(figure, legend)
         if top > TOP and top + high > height:
             left, top = end + LEGEND_GAP, TOP
-        legend.set_bbox_to_anchor((left / width, 1 - top / height))
+        legend.set_bbox_to_anchor((left / width, 1 - top / height), figure.transFigure)
         end, top = max(end, left + wide), top + high + 0.2
     return end
 

@@ -64,9 +64,9 @@ def draw_grid(table: pd.DataFrame) -> Figure:
             ax.set_ylabel(name if column == 0 else "")
             ax.set_title(f"scANVI {variant}" if row == 0 else "", fontweight="bold")
             ax.set_xlabel("Epoch" if row == len(METRICS) - 1 else "")
-    handles = figure.axes[0].get_legend_handles_labels()
+    handles, names = figure.axes[0].get_legend_handles_labels()
     middle = (LEFT + (n * (WIDTH + GAP) - GAP) / 2) / figure.get_figwidth()
-    figure.legend(*handles, loc="upper center", bbox_to_anchor=(middle, 1), ncols=2)
+    figure.legend(handles, names, loc="upper center", bbox_to_anchor=(middle, 1), ncols=2)
     return figure
 
 
@@ -82,6 +82,7 @@ def draw_panel(ax: Axes, table: pd.DataFrame) -> None:
                 ax.plot(part.index, part, color=color, linewidth=0.5, alpha=0.4)
             # Past the shortest run the mean would jump.
             curves = curves.dropna()
+            split = f"{split} (mean of {curves.shape[1]} seeds)"
         mean = curves.mean(axis=1)
         ax.plot(mean.index, mean, color=color, linewidth=1.5, label=split)
     if table.empty:

@@ -9,12 +9,12 @@ from atlasmap.figures.style import (
     BLACK,
     BLUE,
     RED,
+    STRATEGIES,
     VARIANTS,
     in_order,
     new_figure,
     one_kind,
     place,
-    runs_in,
     sentence,
     styled,
 )
@@ -53,7 +53,7 @@ def draw_reliability(reliability: pd.DataFrame) -> Figure:
         for panel, name in ((ax, "Accuracy"), (low, "Cells")):
             panel.set_ylabel(name if i == 0 else "")
             panel.tick_params(labelleft=i == 0)
-    names = sorted(handles, key=lambda name: (name != "validation", name))
+    names = list(reversed(handles))
     middle = (LEFT + (len(variants) * (SIZE + GAP) - GAP) / 2) / wide
     figure.legend(
         [handles[name] for name in names],
@@ -74,7 +74,7 @@ def draw_variant(ax: Axes, low: Axes, table: pd.DataFrame) -> dict:
     low.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     handles = {}
     edges = np.linspace(0, 1, N_BINS + 1)
-    for _, strategy in sorted(runs_in(table), reverse=True):
+    for strategy in reversed(in_order(table["strategy"], ("", *STRATEGIES))):
         curve = pooled(table[table["strategy"] == strategy])
         share = np.zeros(N_BINS)
         share[curve.index.astype(int)] = curve["n"] / curve["n"].sum()
@@ -85,14 +85,13 @@ def draw_variant(ax: Axes, low: Axes, table: pd.DataFrame) -> dict:
             curve["accuracy"],
             color=color,
             linewidth=1.2,
-            marker="o",
-            markersize=3.5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            clip_on=False,
             zorder=3,
         )
-        low.stairs(share, edges, color=color, linewidth=1)
+        sizes = 4 + 36 * share[curve.index.astype(int)]
+        dots = {"color": color, "edgecolor": "white", "linewidth": 0.4, "zorder": 4}
+        ax.scatter(curve["confidence"], curve["accuracy"], s=sizes, clip_on=False, **dots)
+        # Validation is drawn last, thin: equal steps below it are still seen.
+        low.stairs(share, edges, color=color, linewidth=1.8 if strategy else 0.8)
     low.set_ylim(bottom=0)
     return handles
 

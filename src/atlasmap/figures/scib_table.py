@@ -14,7 +14,16 @@ from matplotlib.figure import Figure
 from plottable import ColumnDefinition, Table
 
 from atlasmap.evaluation.scib import AGGREGATES, BATCH, BIO
-from atlasmap.figures.style import BLACK, new_figure, place, sentence, styled, text_color
+from atlasmap.figures.style import (
+    BLACK,
+    STRATEGIES,
+    new_figure,
+    place,
+    run_name,
+    sentence,
+    styled,
+    text_color,
+)
 
 NAMES = {
     "isolated_labels": "Isolated\nlabels",
@@ -34,7 +43,8 @@ NAMES = {
 BLOCKS = {"reference": "Reference cells", "atlas": "Reference and query cells"}
 GROUPS = dict.fromkeys(BIO, "Bio conservation") | dict.fromkeys(BATCH, "Batch correction")
 GROUPS |= dict.fromkeys(AGGREGATES, "Aggregate score")
-COLUMN, BAR, ROW, HEAD = 0.78, 1.05, 0.42, 0.3
+MODELS = {"pca": "PCA", "scvi": "scVI", "scanvi": "scANVI"}
+COLUMN, BAR, ROW, HEAD = 0.78, 1.05, 0.4, 0.16
 BARS = mpl.colormaps["YlGnBu"].resampled(256)
 
 
@@ -79,7 +89,7 @@ def draw_scib_table(scib: pd.DataFrame) -> Figure:
     for part, height in zip(blocks, heights, strict=True):
         ax = place(figure, 0.1, top + HEAD, width, height - HEAD)
         draw_block(ax, part, first)
-        ax.set_title(part.title, loc="left", fontweight="bold", fontsize=10, pad=6)
+        ax.set_title(part.title, loc="left", fontweight="bold", fontsize=10, pad=-4)
         top += height + 0.2
     high = figure.get_figheight()
     figure.text(0.1 / (width + 0.2), 1 - top / high, "\n".join(notes), fontsize=7, va="top")
@@ -90,8 +100,8 @@ def block(table: pd.DataFrame, cells: str) -> Block:
     """The rows of one kind of cells, seeds averaged, best total first."""
     metrics = [name for name in NAMES if name in table]
     numbers = table[metrics].apply(pd.to_numeric, errors="coerce")
-    by_name = numbers.assign(embedding=table["embedding"]).groupby("embedding")
-    mean = by_name.mean().sort_values("total", ascending=False, kind="stable")
+    by_name = numbers.assign(embedding=table["embedding"].map(embedding_name)).groupby("embedding")
+    mean = by_name.mean().sort_values([*AGGREGATES[::-1]], ascending=False, kind="stable")
     spread = by_name.std().reindex(mean.index)
     sizes = sorted(set(table["n"].astype(int)))
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
@@ -101,6 +111,16 @@ def block(table: pd.DataFrame, cells: str) -> Block:
             if found := re.fullmatch(r"skipped\((.*)\)", value):
                 skipped.setdefault(found[1], []).append(NAMES[metric].replace("\n", " "))
     return Block(f"{BLOCKS[cells]} ({n} cells)", mean, spread, skipped)
+
+
+def embedding_name(name: str) -> str:
+    """An embedding as the table shows it: scanvi_fixed_per_batch is scANVI fixed, per batch."""
+    model, _, rest = name.partition("_")
+    if model not in MODELS:
+        return name
+    strategy = next((known for known in STRATEGIES if rest.endswith(known)), "")
+    variant = rest.removesuffix(strategy).strip("_")
+    return run_name(f"{MODELS[model]} {variant}".strip(), strategy)
 
 
 def footnotes(blocks: list[Block], scib: pd.DataFrame) -> list[str]:
@@ -162,9 +182,10 @@ def circle_column(name: str) -> ColumnDefinition:
 
 def color_circles(table: Table, name: str, values: pd.Series) -> None:
     """Colour a column's circles by how far a value is from the median; no circle round a dash."""
-    spread = values.std()
+    known = values.dropna()
+    spread, middle = known.std(), known.median() if len(known) else 0.0
     reach = 2.5 * spread if spread > 0 else 1.0
-    scale = Normalize(values.median() - reach, values.median() + reach)
+    scale = Normalize(middle - reach, middle + reach)
     for cell, value in zip(table.get_column(name).cells, values, strict=True):
         if math.isnan(value):
             cell.text.set_bbox(None)

@@ -47,14 +47,14 @@ VARIANTS = ("prefix", "fixed", "linear")
 STRATEGIES = ("per_batch", "joint")
 NUMBERS = ("seed", "epoch", "value", "n", "bin", "confidence", "accuracy")
 
-# Okabe and Ito's seven, then each next colour the one farthest in CIELAB from all before it, from
+# Okabe and Ito's seven, then each next colour the one farthest in OKLab from all before it, from
 # white and from GREY, as seen by normal, deuteranopic and protanopic eyes (Machado 2009).
 HEX = """
-0072b2 e69f00 009e73 cc79a7 d55e00 56b4e9 f0e442 0000f5 47330a 0029a3 00f58f 66005c ad52ff e00047
-5c293d cca352 003d8f 854700 ad85ff 291fcc ad1f70 47703d a3cca3 33e0f5 b8e05c eb5c70 525ccc a314ff
-a385c2 006670 709929 d6adcc 294729 ffb87a 70478f 70cc29 857ad6 008f8f 663dd6 d6855c cc8f8f b833ad
-c2ad7a 8f3d52 5c007a 661f52 7033ad 66668f 1f701f cc0a1f 33c2a3 99705c ffb8f5 8f0029 e085e0 f5a3b8
-ada3cc e07a33 7aeba3 ffb847 1f14e0 ad5ceb 293d70 52a3ad
+0072b2 e69f00 009e73 cc79a7 d55e00 56b4e9 f0e442 66001f 1f0099 4700ff a31f5c 857aff 66cc8f 703d00
+471f5c 660ac2 cc0a99 a35233 ff4770 99ccff e029d6 adeb99 70297a 85c2c2 f5c252 29667a 1f523d f5703d
+527ad6 f5a370 705cff 8599ff 333d99 eb0052 8529d6 add6ad 29a3b8 5c007a b83db8 7aebff cc1470 52293d
+d61400 70b899 7a5c99 eb70cc a30a29 701f0a b86699 3d0aad ffade0 8f005c 297a47 d69966 99993d 703dad
+ff99b8 5ce01f c27a85 8599d6 00d6e0 668552 ad147a b8d67a
 """
 PALETTE = [f"#{color}" for color in HEX.split()]
 
@@ -66,7 +66,7 @@ def colors_of(names: list[str]) -> dict[str, str]:
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of so many inches that pyplot does not know of: nothing is left open."""
-    figure = Figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
 
@@ -115,12 +115,15 @@ def runs_in(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def one_kind(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the classifier, at the level of labels, with probabilities as the model gave them."""
+    """Rows of the classifier, at the level of labels, with probabilities as the model gave them.
+
+    No strategy is "", also where pandas read it as missing.
+    """
     wanted = {"method": "classifier", "level": "label", "probabilities": "raw"}
     for column, value in wanted.items():
         if column in table:
             table = table[table[column] == value]
-    return table
+    return table.assign(strategy=table["strategy"].fillna(""))
 
 
 def text_color(background) -> str:

@@ -175,7 +175,7 @@ class Scvi(nn.Module):
 
 
 def elbo_sums(reconstruction: Tensor, kl_local: Tensor) -> dict[str, Tensor]:
-    """Sums over cells that the history reports; the ELBO has the unweighted KL, as in scvi-tools."""
+    """Sums over cells for the history; the ELBO has the unweighted KL, as in scvi-tools."""
     reconstruction, kl_local = reconstruction.detach().sum(), kl_local.detach().sum()
     return {
         "elbo": reconstruction + kl_local,

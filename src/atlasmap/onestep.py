@@ -1,0 +1,85 @@
+"""From a query file to a named atlas in one call: what the workflow's rules do, without it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import torch
+
+from atlasmap.assembly import Atlas, assemble
+from atlasmap.bundle import Bundle, load
+from atlasmap.data.prepare import prepare_query, query_batches
+from atlasmap.data.sheet import Dataset
+from atlasmap.errors import AtlasmapError
+from atlasmap.mapping import Mapping, joined, map_query
+from atlasmap.projection import FittedMap, fit_map
+from atlasmap.settings import (
+    DataConfig,
+    Strategy,
+    SurgerySettings,
+    TransferSettings,
+    UmapSettings,
+)
+
+
+@dataclass(frozen=True)
+class MapRequest:
+    """What to map and how."""
+
+    dataset: Dataset
+    strategy: Strategy
+    seed: int
+    config: DataConfig
+    surgery: SurgerySettings
+    transfer: TransferSettings
+    umap: UmapSettings
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """The atlas, the mappings by folder name, and what was found in the query."""
+
+    atlas: Atlas
+    mappings: dict[str, Mapping]
+    facts: dict[str, dict]
+
+
+def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
+    """The reference's latent and its fitted map; raises BUNDLE_LATENT_MISSING."""
+    path = folder / "reference_latent.h5ad"
+    if not path.is_file():
+        raise AtlasmapError(
+            "BUNDLE_LATENT_MISSING",
+            expected=f"{path}, the reference in latent space",
+            found="no such file",
+            mend="copy it from the run that trained this bundle",
+        )
+    latent = anndata.read_h5ad(path)
+    if (folder / "umap.npz").is_file():
+        return latent, FittedMap.load(folder / "umap.npz")
+    return latent, fit_map(latent.obsm["X_latent"], request.umap, bundle.about["seed"])
+
+
+def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapped:
+    """Map every batch of `request.dataset` onto the reference bundle in `folder`."""
+    bundle = load(folder, device)
+    registry, path = bundle.registry, Path(request.dataset.path)
+    names = query_batches(request.dataset, path, request.config)
+    prepared = {
+        name: prepare_query(request.dataset, path, name, registry, request.config) for name in names
+    }
+    latent, fitted = reference_parts(folder, bundle, request)
+    groups = {name: [name] for name in names}
+    if request.strategy == "joint":
+        groups = {"all": names}
+    mappings = {}
+    for group, members in groups.items():
+        query = joined([prepared[name].adata for name in members])
+        mappings[group] = map_query(
+            load(folder, device), query, request.surgery, request.strategy, request.seed
+        )
+    atlas = assemble(
+        latent, [mapping.latent for mapping in mappings.values()], None, fitted,
+        registry.unlabeled_category, request.transfer,
+    )  # fmt: skip
+    return Mapped(atlas, mappings, {name: part.facts for name, part in prepared.items()})
