@@ -10,7 +10,7 @@ import torch
 from atlasmap.bundle import Bundle, device_of, fingerprint, reference_hash
 from atlasmap.errors import AtlasmapError
 from atlasmap.inference import embed
-from atlasmap.models.surgery import append_categories, encoder_sees
+from atlasmap.models.surgery import append_categories, encoder_sees, scvi_of
 from atlasmap.reference import embedding_table, library_moments, outcome_facts
 from atlasmap.settings import Strategy, SurgerySettings, TrainSettings
 from atlasmap.training.loop import fit
@@ -70,7 +70,7 @@ def map_query(
     check_query(reference, query, new)
     before = reference_hash(reference.model)
     library = None
-    if not reference.model.scvi.settings.use_observed_lib_size:
+    if not scvi_of(reference.model).settings.use_observed_lib_size:
         library = torch.tensor(library_moments(query, new[0]), dtype=torch.float32)
     append_categories(reference.model, new, seed, library)
     registry = reference.registry.extended(new)

@@ -40,7 +40,10 @@ def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata
     if key and config.labels == "given":
         what = "label" if dataset.role == "reference" else "truth"
         obs[what] = labels(column(raw, key, f"the {what}", dataset.id), config, dataset.id)
-    var = pd.DataFrame(index=gene_ids(raw, dataset.gene_id, dataset.id))
+    var = raw.var.copy()  # other columns are looked at where too few genes match
+    if dataset.gene_id:
+        var["index"] = raw.var_names
+    var.index = gene_ids(raw, dataset.gene_id, dataset.id)
     if (symbols := gene_symbols(raw)) is not None:
         var["symbol"] = symbols
     return anndata.AnnData(counts, obs=obs, var=var)
@@ -112,6 +115,7 @@ def prepare_reference(datasets: list[Dataset], paths: list[Path], config: DataCo
     label_facts = drop_rare_labels(joined.obs, config)
     keep, how = choose_genes(joined, config.data)
     chosen = joined[:, keep].copy()
+    chosen.var = chosen.var[[key for key in ("symbol",) if key in chosen.var]]
     check_cells_not_empty(chosen.X, chosen.obs_names, "the reference", " among the chosen genes")
     for key in ("batch", "label", "dataset", *config.categorical_covariates):
         chosen.obs[key] = pd.Categorical(chosen.obs[key].astype(str))

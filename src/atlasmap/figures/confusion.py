@@ -65,6 +65,8 @@ def draw_confusion(confusion: pd.DataFrame, split: Literal["validation", "query"
 def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[list[Panel]]:
     """The panels by rows: of one split's `table`, each with the same labels."""
     runs, batches = runs_in(table), batches_shown(table, len(columns))
+    # Letters of a title a panel is wide enough for, less those of the number of cells.
+    room = int(panel_width(len(columns)) / 0.068) - 15
     grid = []
     for variant, strategy in runs:
         line = []
@@ -74,7 +76,7 @@ def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
             counts = part.pivot_table("n", "truth", "predicted", aggfunc="sum", fill_value=0)
             counts = counts.reindex(index=rows, columns=columns, fill_value=0)
             counts = counts / max(part["seed"].nunique(), 1)
-            where = "all batches" if batch == "all" else batch
+            where = "all batches" if batch == "all" else shortened(batch, room)
             where = where if (table["split"] == "query").all() else "validation"
             n = f"{counts.to_numpy().sum():,.0f} cells"
             line.append(Panel(f"{run_name(variant, strategy)}\n{where}, {n}", counts))
@@ -86,6 +88,22 @@ def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
     wide = len({strategy for _, strategy in runs})
     wide = wide if wide > 1 and len(flat) % wide == 0 else min(len(flat), 3)
     return [flat[i : i + wide] for i in range(0, len(flat), wide)]
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of so many letters at most, its middle left out."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+
+
+def cell_size(n_columns: int) -> float:
+    """Inches of a matrix's cell."""
+    return 0.28 if n_columns <= MOST_COUNTED else float(np.interp(n_columns, (15, 60), (0.2, 0.13)))
+
+
+def panel_width(n_columns: int) -> float:
+    """Inches of a matrix: a small one is as wide as its title."""
+    return max(n_columns * cell_size(n_columns), 1.9)
 
 
 def batches_shown(table: pd.DataFrame, n_labels: int) -> list[str]:
@@ -101,9 +119,9 @@ def batches_shown(table: pd.DataFrame, n_labels: int) -> list[str]:
 def draw_grid(grid: list[list[Panel]], n_novel: int) -> Figure:
     """All panels at one scale; true labels left, predicted ones at the bottom, one colour bar."""
     shape = grid[0][0].counts.shape
-    cell = 0.28 if shape[1] <= MOST_COUNTED else float(np.interp(shape[1], (15, 60), (0.2, 0.13)))
+    cell = cell_size(shape[1])
     font = float(np.clip(cell * 72 * 0.62, 5.5, 8))
-    wide, high = max(shape[1] * cell, 1.9), shape[0] * cell
+    wide, high = panel_width(shape[1]), shape[0] * cell
     left, bottom = label_room(grid[0][0].counts, font)
     n_columns = max(len(line) for line in grid)
     figure = new_figure(

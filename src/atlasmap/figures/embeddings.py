@@ -81,18 +81,17 @@ def draw_grid(maps: dict[str, pd.DataFrame], keys: list[Key]) -> Figure:
 
 def draw_panel(ax: Axes, cells: pd.DataFrame, key: Key) -> None:
     """One map: grey cells first, in the role panel the query last, otherwise in random order."""
-    order = np.random.default_rng(0).permutation(len(cells))
-    shuffled = cells.iloc[order]
-    last = (
-        shuffled["role"] == "query"
-        if key.column == "role"
-        else shuffled[key.column].map(lambda value: key.colors[value] != GREY)
-    )
-    shuffled = shuffled.iloc[np.argsort(last.to_numpy(), kind="stable")]
+    shuffled = cells.iloc[np.random.default_rng(0).permutation(len(cells))]
+    codes, values = pd.factorize(shuffled[key.column])
+    colors = [key.colors[value] for value in values]
+    is_last = [
+        value == "query" if key.column == "role" else key.colors[value] != GREY for value in values
+    ]
+    order = np.argsort(np.array(is_last)[codes], kind="stable")
     ax.scatter(
-        shuffled["x"],
-        shuffled["y"],
-        c=to_rgba_array(shuffled[key.column].map(key.colors).tolist()),
+        shuffled["x"].to_numpy()[order],
+        shuffled["y"].to_numpy()[order],
+        c=to_rgba_array(colors)[codes[order]],
         s=float(np.clip(20_000 / len(cells), 0.15, 8)),
         linewidths=0,
         rasterized=True,

@@ -25,6 +25,8 @@ STYLE = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "text.color": "#1a1a1a",
+    # A label with two dollars in it is no formula.
+    "text.parse_math": False,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "xtick.major.width": 0.6,

@@ -1,0 +1,98 @@
+"""A tiny simulated atlas, and a reference trained on it, shared by the tests."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+
+from atlasmap.data.prepare import prepare_query, prepare_reference
+from atlasmap.data.registry import Registry
+from atlasmap.data.sheet import Dataset
+from atlasmap.data.simulate import simulate
+from atlasmap.reference import fit_scanvi, fit_scvi
+from atlasmap.settings import (
+    DataConfig,
+    DataSettings,
+    ScanviSettings,
+    ScanviTrainSettings,
+    ScviSettings,
+    SimulateSettings,
+    TrainSettings,
+)
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+CONFIG = DataConfig(data=DataSettings(n_top_genes=None))
+SCVI = ScviSettings(n_hidden=16, n_latent=5, n_layers=2, train=TrainSettings(max_epochs=3))
+SCANVI = ScanviSettings(train=ScanviTrainSettings(max_epochs=3))
+
+
+@pytest.fixture(scope="session")
+def simulated():
+    """600 cells × 80 genes: batch0–3 are reference, query0–1 query."""
+    return simulate(
+        SimulateSettings(
+            n_cells=600, n_genes=80, n_reference_batches=4, n_query_batches=2, n_lineages=3,
+            n_types_per_lineage=2, seed=1,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def rows(simulated, tmp_path):
+    """Sheet rows and the file they name."""
+    path = tmp_path / "atlas.h5ad"
+    simulated.write_h5ad(path)
+    shared = {"path": str(path), "batch_key": "batch"}
+    reference = Dataset(
+        id="ref",
+        role="reference",
+        label_key="cell_type",
+        obs_filter="role == 'reference'",
+        **shared,
+    )
+    query = Dataset(
+        id="query", role="query", truth_key="cell_type", obs_filter="role == 'query'", **shared
+    )
+    return reference, query
+
+
+@pytest.fixture
+def reference(rows):
+    """The prepared reference."""
+    return prepare_reference([rows[0]], [rows[0].path], CONFIG).adata
+
+
+@pytest.fixture
+def queries(rows, reference):
+    """Prepared query batches by name."""
+    registry = Registry.of(reference, "Unknown", [], [])
+    return {
+        name: prepare_query(rows[1], rows[1].path, name, registry, CONFIG).adata
+        for name in ("query0", "query1")
+    }
+
+
+@pytest.fixture
+def scvi(reference):
+    """A trained scVI bundle."""
+    return fit_scvi(reference, Registry.of(reference, "Unknown", [], []), SCVI, 0, CPU)[0]
+
+
+@pytest.fixture
+def scanvi(reference, scvi):
+    """A trained scANVI bundle (fixed)."""
+    return fit_scanvi(reference, scvi, SCANVI, "fixed", 0, CPU)[0]
+
+
+def states_equal(a: dict, b: dict) -> bool:
+    """Whether two states have the same names and bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,386 @@
+"""Every bad input has a clear error before anything trains: code, expected, found, mend."""
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CONFIG
+from scipy import sparse
+
+from atlasmap.config import load_config
+from atlasmap.data.prepare import prepare_query, prepare_reference, query_batches
+from atlasmap.data.readers import read_any
+from atlasmap.data.registry import Registry
+from atlasmap.data.sheet import Dataset, read_sheet
+from atlasmap.errors import AtlasmapError
+from atlasmap.settings import DataConfig, DataSettings
+
+
+def caught(code: str, function, *args, **kwargs) -> AtlasmapError:
+    """The error that must come, with all its parts filled in."""
+    with pytest.raises(AtlasmapError) as error:
+        function(*args, **kwargs)
+    assert error.value.code == code, str(error.value)
+    assert error.value.expected and error.value.found and error.value.mend
+    return error.value
+
+
+def config(**data) -> DataConfig:
+    top = {k: data.pop(k) for k in list(data) if k in DataConfig.__dataclass_fields__}
+    return DataConfig(data=DataSettings(**({"n_top_genes": None} | data)), **top)
+
+
+@pytest.fixture
+def prepare(simulated, tmp_path):
+    """Change the simulated file, then prepare its reference (or a query batch)."""
+
+    def run(change=None, settings=CONFIG, role="reference", **given):
+        adata = simulated.copy()
+        adata.obs = adata.obs.astype(str)
+        adata = (change(adata) or adata) if change else adata
+        path = tmp_path / "in.h5ad"
+        adata.write_h5ad(path)
+        key = "label_key" if role == "reference" else "truth_key"
+        row = {
+            "id": "d", "path": str(path), "role": role, "batch_key": "batch", key: "cell_type",
+            "obs_filter": f"role == '{role}'",
+        } | given  # fmt: skip
+        dataset = Dataset(**row)
+        if role == "reference":
+            return prepare_reference([dataset], [path], settings)
+        plain = simulated[simulated.obs["role"] == "reference"].copy()
+        plain.obs["label"] = plain.obs["cell_type"].astype(str)
+        registry = Registry.of(plain, "Unknown", [], [])
+        return prepare_query(dataset, path, "query0", registry, settings)
+
+    return run
+
+
+def set_x(adata, function):
+    dense = adata.X.toarray()
+    function(dense)
+    adata.X = sparse.csr_matrix(dense)
+
+
+def test_missing_file(tmp_path):
+    assert "nope.h5ad" in caught("FILE_MISSING", read_any, tmp_path / "nope.h5ad").found
+
+
+def test_not_an_h5ad(tmp_path):
+    path = tmp_path / "a.h5ad"
+    path.write_text("not at all")
+    caught("FILE_NOT_HDF5", read_any, path)
+
+
+def test_hdf5_but_not_an_h5ad(tmp_path):
+    import h5py
+
+    path = tmp_path / "a.h5ad"
+    with h5py.File(path, "w") as file:
+        file["X"] = "text"
+    caught("FILE_NOT_H5AD", read_any, path)
+
+
+def test_truncated_h5ad(simulated, tmp_path):
+    path = tmp_path / "a.h5ad"
+    simulated.write_h5ad(path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) // 2])
+    assert "again" in caught("FILE_TRUNCATED", read_any, path).mend
+
+
+def test_unknown_format(tmp_path):
+    path = tmp_path / "a.loom"
+    path.write_text("x")
+    caught("FILE_FORMAT", read_any, path)
+
+
+def test_missing_layer_names_the_layers(prepare):
+    def change(adata):
+        adata.layers["raw_counts"] = adata.X.copy()
+
+    assert "raw_counts" in caught("LAYER_MISSING", prepare, change, counts="counts").found
+
+
+@pytest.mark.parametrize("key", ["batch_key", "label_key"])
+def test_missing_obs_key_names_the_keys(prepare, key):
+    found = caught("OBS_KEY_MISSING", prepare, None, **{key: "donor"}).found
+    assert "cell_type" in found and "lineage" in found
+
+
+def test_normalised_values_say_where_counts_are(prepare):
+    def change(adata):
+        adata.layers["counts"] = adata.X.copy()
+        adata.X = adata.X.log1p()
+
+    error = caught("COUNTS_NOT_INTEGER", prepare, change)
+    assert "counts seem to be in counts" in error.mend and "corrected_float" in error.mend
+    assert prepare(change, counts="counts").adata.n_obs > 0
+
+
+def test_corrected_float_is_opt_in(prepare):
+    def change(adata):
+        adata.X = adata.X * np.float32(0.9)
+
+    caught("COUNTS_NOT_INTEGER", prepare, change)
+    assert prepare(change, config(counts="corrected_float")).adata.n_obs > 0
+
+
+def test_negative_values(prepare):
+    caught("COUNTS_NEGATIVE", prepare, lambda a: set_x(a, lambda x: x.__setitem__((3, 4), -2)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_name_the_cells(prepare, value):
+    error = caught(
+        "COUNTS_NOT_FINITE", prepare, lambda a: set_x(a, lambda x: x.__setitem__((3, 4), value))
+    )
+    assert "1 cells" in error.found
+
+
+def test_empty_cells_are_named(prepare, simulated):
+    error = caught("COUNTS_EMPTY_CELLS", prepare, lambda a: set_x(a, lambda x: x.__setitem__(5, 0)))
+    assert simulated.obs_names[5] in error.found
+
+
+def test_cells_empty_among_the_chosen_genes(prepare):
+    def change(adata):
+        def few(x):
+            x[5] = 0
+            x[5, int(x.var(0).argmin())] = 1
+
+        set_x(adata, few)
+
+    caught("COUNTS_EMPTY_CELLS", prepare, change, config(n_top_genes=40))
+
+
+def test_duplicated_genes(prepare):
+    def change(adata):
+        adata.var_names = ["GENE0001" if k == 0 else n for k, n in enumerate(adata.var_names)]
+
+    assert "GENE0001" in caught("GENES_DUPLICATED", prepare, change).found
+
+
+def test_duplicated_cells(prepare):
+    def change(adata):
+        adata.obs_names = [adata.obs_names[1], *adata.obs_names[1:]]
+
+    caught("CELLS_DUPLICATED", prepare, change)
+
+
+@pytest.mark.parametrize("value", [None, "", "nan"])
+def test_cells_without_a_batch(prepare, value):
+    def change(adata):
+        column = adata.obs["batch"].astype(object)
+        column.iloc[4] = np.nan if value == "nan" else value
+        adata.obs["batch"] = pd.Categorical(column)
+
+    if value == "":
+        caught("BATCH_MISSING", prepare, change)
+    else:
+        assert "1 cells" in caught("BATCH_MISSING", prepare, change).found
+
+
+def test_a_batch_of_two_cells(prepare):
+    def change(adata):
+        adata.obs.iloc[:2, adata.obs.columns.get_loc("batch")] = "tiny"
+
+    assert "tiny: 2" in caught("BATCH_TOO_SMALL", prepare, change).found
+
+
+def test_rare_labels_become_unlabelled_and_are_listed(prepare):
+    def change(adata):
+        adata.obs.iloc[:2, adata.obs.columns.get_loc("cell_type")] = "rare"
+
+    prepared = prepare(change)
+    assert prepared.facts["rare_labels_unlabelled"] == {"rare": 2}
+    assert (prepared.adata.obs["label"] == "Unknown").sum() == 2
+    assert "rare" not in set(prepared.adata.obs["label"])
+
+
+def test_no_labelled_cell_unless_labels_none(prepare):
+    def change(adata):
+        adata.obs["cell_type"] = ""
+
+    assert "labels: none" in caught("NO_LABELS", prepare, change).mend
+    facts = prepare(change, config(labels="none")).facts
+    assert "left out" in facts["labels"]
+
+
+def test_unlabeled_category_that_is_a_label(prepare):
+    settings = config(unlabeled_category="L0.0")
+    assert "L0.0" in caught("LABEL_UNLABELED_COLLIDES", prepare, None, settings).expected
+    settings = config(unlabeled_category="L0.0", unlabeled_values=["L0.0"])
+    assert prepare(None, settings).facts["n_unlabelled"] > 0
+
+
+def test_low_gene_overlap_names_genes_and_the_best_column(prepare):
+    def change(adata):
+        adata.var["feature_id"] = adata.var_names
+        adata.var_names = [f"ENSG{k:011d}" for k in range(adata.n_vars)]
+
+    error = caught("GENES_LOW_OVERLAP", prepare, change, role="query")
+    assert "GENE0000" in error.found and "feature_id (100.0%)" in error.mend
+    assert prepare(change, role="query", gene_id="feature_id").facts["gene_overlap"] == 1
+
+
+def test_some_missing_genes_are_filled_with_zeros_and_listed(prepare):
+    prepared = prepare(lambda a: a[:, 8:].copy(), role="query")
+    assert prepared.facts["gene_overlap"] == 0.9
+    assert prepared.facts["genes_missing"][:2] == ["GENE0000", "GENE0001"]
+    assert prepared.adata.X[:, :8].nnz == 0 and prepared.adata.X[:, 8:].nnz > 0
+
+
+def test_ensembl_versions_are_stripped(simulated, prepare):
+    from atlasmap.data.genes import align
+
+    counts = sparse.csr_matrix(np.eye(3, dtype=np.float32))
+    names = ["ENSG00000000003.14", "ENSG00000000005.6", "ENSG00000000419"]
+    adata = anndata.AnnData(counts, var=pd.DataFrame(index=names))
+    genes = pd.Index(["ENSG00000000419.2", "ENSG00000000003"])
+    aligned = align(adata, counts, genes, "", 0.8, "q")
+    assert aligned.counts.toarray().tolist() == [[0, 1], [0, 0], [1, 0]]
+
+
+def test_a_query_batch_named_like_a_reference_batch(prepare):
+    def change(adata):
+        adata.obs["batch"] = adata.obs["batch"].replace({"query0": "batch0"})
+
+    row = Dataset(id="d", path="x", role="query")
+    registry = Registry(["g"], None, ["batch0"], ["a"], "Unknown")
+    caught("QUERY_BATCH_IS_REFERENCE", prepare_query, row, "x", "batch0", registry, CONFIG)
+
+
+def test_more_variable_genes_than_genes(prepare):
+    assert "80" in caught("HVG_TOO_MANY", prepare, None, config(n_top_genes=81)).expected
+
+
+def test_a_filter_that_is_no_expression_or_keeps_no_cell(prepare):
+    assert "lineage" in caught("FILTER_INVALID", prepare, None, obs_filter="donor == 1").mend
+    caught("FILTER_EMPTY", prepare, None, obs_filter="role == 'nobody'")
+
+
+def test_the_same_batch_in_two_reference_data_sets(rows):
+    twin = Dataset(**(vars(rows[0]) | {"id": "twin"}))
+    paths = [rows[0].path] * 2
+    caught("BATCH_NAME_TWICE", prepare_reference, [rows[0], twin], paths, CONFIG)
+
+
+def test_covariates_with_gaps(prepare):
+    def change(adata):
+        adata.obs["age"] = "12"
+        adata.obs.iloc[3, adata.obs.columns.get_loc("age")] = "old"
+
+    settings = config(continuous_covariates=["age"])
+    assert "age: 1" in caught("COVARIATE_MISSING_VALUES", prepare, change, settings).found
+
+
+def test_references_without_a_common_gene(simulated, tmp_path):
+    first, second = (simulated[simulated.obs["batch"] == f"batch{k}"].copy() for k in (0, 1))
+    second.var_names = [f"other{k}" for k in range(second.n_vars)]
+    datasets, paths = [], []
+    for name, adata in [("a", first), ("b", second)]:
+        paths.append(tmp_path / f"{name}.h5ad")
+        adata.write_h5ad(paths[-1])
+        datasets.append(
+            Dataset(id=name, path="x", role="reference", batch_key="batch", label_key="cell_type")
+        )
+    caught("GENES_NONE_SHARED", prepare_reference, datasets, paths, CONFIG)
+
+
+def test_query_batches_are_found(rows):
+    assert query_batches(rows[1], rows[1].path, CONFIG) == ["query0", "query1"]
+
+
+# --- config and sheet
+
+
+def test_an_unknown_config_key_names_the_nearest():
+    error = caught("CONFIG_INVALID", load_config, {"atlas": "a", "datasets": "d", "varaints": []})
+    assert "did you mean variants?" in error.found
+    block = {"atlas": "a", "datasets": "d", "scvi": {"train": {"max_epoch": 3}}}
+    error = caught("CONFIG_INVALID", load_config, block)
+    assert "scvi.train.max_epoch" in error.found
+    assert "did you mean scvi.train.max_epochs?" in error.found
+    block = {"atlas": "a", "datasets": "d", "scanvi_linear": {"classification_ration": 3}}
+    assert "classification_ratio" in caught("CONFIG_INVALID", load_config, block).found
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"device": "gpu"}, {"variants": ["fix"]}, {"seeds": []}, {"seeds": [1, 1]},
+        {"scvi": {"n_latent": 0}}, {"data": {"min_gene_overlap": 1.5}}, {"atlas": "a b"},
+        {"final": {"variant": "linear"}, "variants": ["fixed"]}, {"final": {"seed": 9}},
+        {"strategies": ["joint"]},
+    ],
+)  # fmt: skip
+def test_wrong_config_values(wrong):
+    with pytest.raises(AtlasmapError) as error:
+        load_config({"atlas": "a", "datasets": "d"} | wrong)
+    assert error.value.code.startswith("CONFIG_")
+
+
+def test_required_config_keys():
+    assert "atlas is required" in caught("CONFIG_INVALID", load_config, {"datasets": "d"}).found
+
+
+HEADER = "id\tpath\trole\tlabel_key\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (HEADER + "a\tx\treferense\tl\n", "SHEET_INVALID", "referense"),
+        ("id\tpath\trole\tlabelkey\na\tx\treference\tl\n", "SHEET_INVALID", "label_key?"),
+        (HEADER + "a\tx\treference\tl\na\ty\tquery\t\n", "SHEET_ID_TWICE", "a"),
+        (HEADER + "a\tx\tquery\tl\n", "SHEET_NO_REFERENCE", "none"),
+        (HEADER + "a\tbuiltin:pbmc\treference\tl\n", "SHEET_BUILTIN", "builtin:pbmc"),
+        (HEADER + "a\tx\treference\n", "SHEET_COLUMNS", "row 1"),
+    ],
+)
+def test_wrong_sheets(tmp_path, text, code, said):
+    path = tmp_path / "sheet.tsv"
+    path.write_text(text)
+    assert said in caught(code, read_sheet, path).found
+
+
+def test_missing_sheet(tmp_path):
+    caught("SHEET_MISSING", read_sheet, tmp_path / "none.tsv")
+
+
+# --- what users bring besides h5ad
+
+
+def test_10x_h5_mtx_and_zarr_are_read(simulated, tmp_path):
+    import h5py
+    from scipy.io import mmwrite
+
+    small = simulated[:20].copy()
+    small.write_zarr(tmp_path / "a.zarr")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file.create_group("matrix")
+        genes = group.create_group("features")
+        matrix = small.X.tocsr().astype(np.int32)
+        for name in ("data", "indices", "indptr"):
+            group[name] = getattr(matrix, name)
+        group["shape"] = np.array(small.shape[::-1])
+        group["barcodes"] = small.obs_names.to_numpy().astype("S")
+        genes["id"] = genes["name"] = small.var_names.to_numpy().astype("S")
+        genes["feature_type"] = np.array([b"Gene Expression"] * small.n_vars)
+        genes["genome"] = np.array([b"g"] * small.n_vars)
+    folder = tmp_path / "mtx"
+    folder.mkdir()
+    mmwrite(folder / "matrix.mtx", small.X.T.tocoo())
+    table = pd.DataFrame({"id": small.var_names, "name": small.var_names, "t": "Gene Expression"})
+    table.to_csv(folder / "genes.tsv", sep="\t", header=False, index=False)
+    small.obs_names.to_frame().to_csv(folder / "barcodes.tsv", sep="\t", header=False, index=False)
+    for name in ("a.zarr", "a.h5", "mtx"):
+        adata = read_any(tmp_path / name)
+        np.testing.assert_array_equal(sparse.csr_matrix(adata.X).toarray(), small.X.toarray())
+
+
+def test_facts_are_json(rows):
+    json.dumps(prepare_reference([rows[0]], [rows[0].path], CONFIG).facts)

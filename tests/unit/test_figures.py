@@ -1,0 +1,386 @@
+"""Figures: what they show, drawn from small tables."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgba
+
+from atlasmap.commands import figures
+from atlasmap.evaluation.scib import AGGREGATES, BATCH, BIO
+from atlasmap.figures.confusion import draw_confusion
+from atlasmap.figures.embeddings import draw_embeddings
+from atlasmap.figures.loss_curves import draw_loss_curves
+from atlasmap.figures.reliability import draw_reliability
+from atlasmap.figures.scib_table import draw_scib_table, embedding_name
+from atlasmap.figures.style import GREY, PALETTE, colors_of, read_table
+
+VARIANTS = ("prefix", "fixed", "linear")
+KIND = {"method": "classifier", "probabilities": "raw", "level": "label"}
+
+
+def words(figure) -> str:
+    """All text of a figure but tick labels."""
+    found = list(figure.texts)
+    for ax in figure.axes:
+        found += [*ax.texts, ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label]
+    for legend in figure.legends:
+        found += [legend.get_title(), *legend.get_texts()]
+    return "\n".join(text.get_text() for text in found)
+
+
+def history(variants=VARIANTS, seeds=(0, 1)) -> pd.DataFrame:
+    """Values that differ by seed, epoch, split and variant; the second seed is shorter."""
+    rows = [
+        (seed, f"scanvi_{variant}", epoch, split, metric, value)
+        for seed in seeds
+        for variant in variants
+        for epoch in range(5 - seed)
+        for split in ("train", "validation")
+        for metric in ("classification_loss", "calibration_error", "accuracy", "elbo")
+        for value in [10 * seed + epoch + (split == "train") + 5 * (variant == "linear")]
+    ]
+    return pd.DataFrame(rows, columns=["seed", "model", "epoch", "split", "metric", "value"])
+
+
+def confusion(batches=("b1", "b2"), variants=("fixed", "prefix")) -> pd.DataFrame:
+    """T and B cells, and in the query a label Z that the reference lacks."""
+    rows = []
+    for seed in (0, 1):
+        for variant in variants:
+            key = (seed, variant, "", "all")
+            rows += [(*key, "train", "T", "T", 9), (*key, "train", "B", "B", 9)]
+            rows += [(*key, "train", "rare", "rare", 3)]
+            rows += [
+                (*key, "validation", "T", "T", 6),
+                (*key, "validation", "T", "B", 2 + 4 * seed),
+            ]
+            for strategy in ("per_batch", "joint"):
+                for batch in ("all", *batches):
+                    key = (seed, variant, strategy, batch, "query")
+                    rows += [(*key, "T", "T", 4), (*key, "B", "T", 1), (*key, "Z", "B", 5)]
+    columns = ["seed", "variant", "strategy", "batch", "split", "truth", "predicted", "n"]
+    table = pd.DataFrame(rows, columns=columns).assign(**KIND)
+    other = table.assign(method="knn", predicted="T", n=1000)
+    return pd.concat([table, other], ignore_index=True)
+
+
+def cells(names=("B", "T", "Unknown"), n=40) -> pd.DataFrame:
+    """Cells on a map, three quarters of them of the reference."""
+    rng = np.random.default_rng(1)
+    return pd.DataFrame(
+        {
+            "x": rng.normal(size=n),
+            "y": rng.normal(size=n),
+            "name": [names[i % len(names)] for i in range(n)],
+            "batch": [f"batch{i % 3}" for i in range(n)],
+            "role": ["query" if i % 4 == 0 else "reference" for i in range(n)],
+        }
+    )
+
+
+def scib(seeds=(0, 1), labels=True) -> pd.DataFrame:
+    """PCA is better than scANVI; without `labels` most of the atlas's metrics are skipped."""
+    rows = []
+    for seed in seeds:
+        for where, embedding, value in [
+            ("reference", "scanvi_fixed", 0.4 + 0.2 * seed),
+            ("reference", "pca", 0.8),
+            ("atlas", "scanvi_fixed_per_batch", 0.3),
+        ]:
+            row = {"seed": seed, "embedding": embedding, "cells": where, "n": 1200}
+            row |= dict.fromkeys((*BIO, *BATCH, *AGGREGATES), value)
+            if where == "atlas" and not labels:
+                row |= dict.fromkeys(BIO, "skipped(no labels)")
+                row |= {"total": "skipped(bio or batch missing)"}
+            rows.append(row | {"scib_metrics": "0.5.10"})
+    return pd.DataFrame(rows)
+
+
+def reliability() -> pd.DataFrame:
+    """One bin with 1 cell of seed 0 and 3 of seed 1, one with 10 cells each."""
+    rows = [
+        (seed, variant, strategy, batch, split, bin_, confidence, accuracy, n)
+        for variant in ("fixed", "linear")
+        for strategy, split in (("", "validation"), ("per_batch", "query"), ("joint", "query"))
+        for batch in ("all", "b1")
+        for seed, bin_, confidence, accuracy, n in [
+            (0, 7, 0.5, 1.0, 1),
+            (1, 7, 0.52, 0.2, 3),
+            (0, 14, 0.96, 0.9, 10),
+            (1, 14, 0.98, 0.9, 10),
+        ]
+    ]
+    columns = ["seed", "variant", "strategy", "batch", "split", "bin", "confidence", "accuracy"]
+    return pd.DataFrame(rows, columns=[*columns, "n"]).assign(**KIND)
+
+
+def test_loss_curves_grid_shares_scales():
+    figure = draw_loss_curves(history())
+    assert len(figure.axes) == 9
+    assert [ax.get_title() for ax in figure.axes[:3]] == [f"scANVI {name}" for name in VARIANTS]
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == [
+        "Classification loss",
+        "Calibration error",
+        "Accuracy",
+    ]
+    for row in range(3):
+        assert len({ax.get_ylim() for ax in figure.axes[3 * row : 3 * row + 3]}) == 1
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["train (mean of 2 seeds)", "validation (mean of 2 seeds)"]
+
+
+def test_loss_curves_lines_are_seeds_and_their_mean():
+    lines = draw_loss_curves(history(("fixed",))).axes[0].lines
+    assert len(lines) == 6
+    validation = lines[3:]
+    assert [len(line.get_xdata()) for line in validation] == [5, 4, 4]
+    np.testing.assert_allclose(validation[2].get_ydata(), [5, 6, 7, 8])
+    assert validation[2].get_linewidth() > validation[0].get_linewidth()
+    one = draw_loss_curves(history(("fixed",)), seed=1).axes[0].lines
+    np.testing.assert_allclose(one[1].get_ydata(), [10, 11, 12, 13])
+
+
+def test_loss_curves_of_a_subset_or_of_nothing():
+    assert len(draw_loss_curves(history(("linear",))).axes) == 3
+    assert "of seed 7 holds no scANVI variant" in words(draw_loss_curves(history(), seed=7))
+    assert "no training history" in words(draw_loss_curves(pd.DataFrame()))
+
+
+def shares(ax) -> np.ndarray:
+    """The matrix a panel shows."""
+    return np.ma.filled(ax.images[0].get_array(), np.nan)
+
+
+def test_confusion_of_validation_is_row_normalised_over_seeds():
+    figure = draw_confusion(confusion(), "validation")
+    panels = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title().split("\n")[0] for ax in panels] == ["prefix", "fixed"]
+    # Rows: only T was held out; columns: all labels of the reference.
+    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["T"]
+    assert [tick.get_text() for tick in panels[0].get_xticklabels()] == ["B", "rare", "T"]
+    np.testing.assert_allclose(shares(panels[0]), [[8 / 20, 0, 12 / 20]])
+    assert panels[0].images[0].get_clim() == (0, 1)
+    assert "validation, 10 cells" in panels[0].get_title()
+    assert {text.get_text() for text in panels[0].texts} == {"4", "6"}
+
+
+def test_confusion_of_query_is_variants_by_batches():
+    figure = draw_confusion(confusion(), "query")
+    panels = [ax for ax in figure.axes if ax.images]
+    assert len(panels) == 4 * 2
+    assert panels[1].get_title() == "prefix, per batch\nb2, 10 cells"
+    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["B", "T", "Z †"]
+    assert "† The reference has no cell with this label." in words(figure)
+    for ax in panels:
+        np.testing.assert_allclose(shares(ax).sum(axis=1), 1)
+    labelled = [ax.yaxis.get_tick_params()["labelleft"] for ax in panels]
+    assert labelled == [True, False] * 4
+    assert [ax.xaxis.get_tick_params()["labelbottom"] for ax in panels] == [False] * 6 + [True] * 2
+
+
+def test_confusion_of_many_batches_is_of_all_of_them():
+    figure = draw_confusion(confusion([f"b{i}" for i in range(7)]), "query")
+    panels = [ax for ax in figure.axes if ax.images]
+    assert len(panels) == 4
+    assert panels[1].get_title() == "prefix, joint\nall batches, 10 cells"
+    # Strategies side by side, variants below each other.
+    tops = [round(ax.get_position().y1, 6) for ax in panels]
+    assert tops[0] == tops[1] > tops[2] == tops[3]
+
+
+def test_confusion_titles_of_long_batch_names_fit():
+    batches = ["a batch name far longer than a panel", "another batch name of that length"]
+    figure = draw_confusion(confusion(batches), "query")
+    left, right = (ax.title.get_window_extent() for ax in figure.axes[:2])
+    assert left.x1 < right.x0
+    assert "a ba" in figure.axes[0].get_title() and "…" in figure.axes[0].get_title()
+
+
+def test_confusion_without_truth_says_so():
+    only = confusion()
+    assert "No query cell" in words(draw_confusion(only[only["split"] != "query"], "query"))
+    assert "No cell has a known label" in words(draw_confusion(pd.DataFrame(), "query"))
+
+
+def test_embeddings_draw_rows_of_label_batch_role():
+    figure = draw_embeddings({"fixed, per batch": cells(), "linear, joint": cells()})
+    assert len(figure.axes) == 6
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["Label", "Batch", "Role"]
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["fixed, per batch", "linear, joint"]
+    entries = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
+    batches = ["batch0", "batch1", "batch2"]
+    assert entries == [["B", "T", "Unknown"], batches, ["reference", "query"]]
+    for ax in figure.axes:
+        assert ax.collections[0].get_rasterized() and ax.get_aspect() == 1
+        assert not len(ax.get_xticks())
+
+
+def test_embeddings_draw_query_last_and_grey_first():
+    table = cells()
+    by_label, _, by_role = (ax.collections[0] for ax in draw_embeddings({"one": table}).axes)
+    is_grey = (by_label.get_facecolor() == to_rgba(GREY)).all(axis=1)
+    n = (table["name"] == "Unknown").sum()
+    assert is_grey[:n].all() and not is_grey[n:].any()
+    last = by_role.get_offsets()[-10:]
+    query = table.loc[table["role"] == "query", ["x", "y"]].to_numpy()
+    np.testing.assert_allclose(sorted(last[:, 0]), sorted(query[:, 0]))
+
+
+def test_embeddings_of_60_labels_are_numbered_and_fit():
+    names = [f"a rather long cell type name {i:02d}" for i in range(60)]
+    figure = draw_embeddings({"one": cells(names, 240)})
+    assert len(figure.axes[0].texts) == 60
+    legend = figure.legends[0]
+    assert legend.get_texts()[59].get_text() == f"60  {names[59]}"
+    assert legend._ncols > 1
+    # Else legends move when a figure is written with tight edges.
+    assert legend.get_bbox_to_anchor()._transform is figure.transFigure
+    width, height = figure.bbox.size
+    panels = [ax.get_window_extent() for ax in figure.axes]
+    boxes = [legend.get_window_extent() for legend in figure.legends]
+    for i, box in enumerate(boxes):
+        assert box.x1 <= width and box.y0 >= 0 and box.y1 <= height
+        assert not any(box.overlaps(other) for other in [*panels, *boxes[i + 1 :]])
+
+
+def test_colors_of_60_names_differ():
+    assert len(set(colors_of([str(i) for i in range(60)]).values())) == 60
+    assert GREY not in PALETTE
+
+
+def test_scib_table_is_sorted_by_total_with_spread():
+    figure = draw_scib_table(scib())
+    text = words(figure)
+    assert text.index("PCA") < text.index("scANVI fixed\n") < text.index("scANVI fixed, per batch")
+    assert "Reference cells (1,200 cells)" in text
+    assert "Reference and query cells (1,200 cells)" in text
+    assert {"Bio conservation", "Batch correction", "Aggregate score"} <= set(text.split("\n"))
+    assert "0.50 ± 0.14" in text and "Mean of 2 seeds" in text and "scib-metrics 0.5.10" in text
+    assert "±" not in words(draw_scib_table(scib(seeds=(0,))))
+
+
+def test_scib_table_shows_what_was_skipped():
+    figure = draw_scib_table(scib(labels=False))
+    lines = words(figure).split("\n")
+    assert lines.count("–") == len(BIO) + 1
+    metrics = "Isolated labels, KMeans NMI, KMeans ARI, Silhouette label, cLISI"
+    assert f"– no labels: {metrics} (reference and query cells)" in lines
+    assert "– bio or batch missing: Total (reference and query cells)" in lines
+    assert not [line for line in words(draw_scib_table(scib())).split("\n") if line[:1] == "–"]
+    assert "no scib-metrics table" in words(draw_scib_table(pd.DataFrame()))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("pca", "PCA"),
+        ("scvi_joint", "scVI, joint"),
+        ("scanvi_prefix_per_batch", "scANVI prefix, per batch"),
+        ("harmony_2", "harmony_2"),
+    ],
+)
+def test_embedding_name(name, shown):
+    assert embedding_name(name) == shown
+
+
+def test_reliability_pools_seeds_and_batches():
+    figure = draw_reliability(reliability())
+    assert len(figure.axes) == 4
+    assert [ax.get_title() for ax in figure.axes[::2]] == ["fixed", "linear"]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["validation", "query, per batch", "query, joint"]
+    diagonal, *curves = figure.axes[0].lines
+    np.testing.assert_allclose(diagonal.get_xdata(), diagonal.get_ydata())
+    assert len(curves) == 3
+    np.testing.assert_allclose(curves[0].get_xdata(), [0.515, 0.97])
+    np.testing.assert_allclose(curves[0].get_ydata(), [0.4, 0.9])
+    share = figure.axes[1].patches[0].get_data().values
+    assert share[7] == pytest.approx(4 / 24) and share[14] == pytest.approx(20 / 24)
+    assert "no reliability to draw" in words(draw_reliability(reliability().query("batch == 'b1'")))
+
+
+def test_read_table_keeps_text(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("strategy,truth,n,total\n,NA,1,0.5\njoint,T,,skipped(no labels)\n")
+    table = read_table(path)
+    assert table["strategy"].tolist() == ["", "joint"] and table["truth"].tolist() == ["NA", "T"]
+    assert np.isnan(table["n"][1]) and table["total"][1] == "skipped(no labels)"
+    path.write_text("")
+    assert read_table(path).empty
+
+
+def write_inputs(folder: Path) -> dict[str, dict]:
+    """Inputs of every command: command → arguments but `out`."""
+    tables = {"history": history(), "confusion": confusion(), "scib": scib(labels=False)}
+    for name, table in (tables | {"reliability": reliability()}).items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    part = cells()
+    obs = part[["batch", "role"]].assign(label=part["name"], predicted_label="T")
+    obs.index = obs.index.astype(str)
+    anndata.AnnData(obs=obs, obsm={"X_umap": part[["x", "y"]].to_numpy()}).write_h5ad(
+        folder / "atlas.h5ad"
+    )
+    return {
+        "plot_loss_curves": {"history": folder / "history.csv"},
+        "plot_confusion": {"confusion": folder / "confusion.csv", "split": "query"},
+        "plot_embeddings": {"runs": [figures.MapRun("fixed", "joint", folder / "atlas.h5ad")]},
+        "plot_scib_table": {"scib": folder / "scib.csv"},
+        "plot_reliability": {"reliability": folder / "reliability.csv"},
+    }
+
+
+def test_commands_write_the_same_bytes_twice(tmp_path):
+    before = dict(matplotlib.rcParams)
+    for name, arguments in write_inputs(tmp_path).items():
+        for again in ("first", "second"):
+            getattr(figures, name)(**arguments, out=tmp_path / again / name)
+        for suffix, start in (("svg", b"<?xml"), ("png", b"\x89PNG")):
+            first, second = (
+                (tmp_path / again / f"{name}.{suffix}").read_bytes()
+                for again in ("first", "second")
+            )
+            assert first.startswith(start) and first == second, name
+    assert dict(matplotlib.rcParams) == before
+    from matplotlib import pyplot
+
+    assert not pyplot.get_fignums()
+
+
+def test_bytes_do_not_depend_on_the_process(tmp_path):
+    write_inputs(tmp_path)
+    runs = [{"variant": "fixed", "strategy": "joint", "atlas": str(tmp_path / "atlas.h5ad")}]
+    start, found = [sys.executable, "-m", "atlasmap.commands.main"], set()
+    for seed in ("1", "2"):
+        for command, source in [
+            ("plot-scib-table", [str(tmp_path / "scib.csv")]),
+            ("plot-embeddings", ["--runs", json.dumps(runs)]),
+        ]:
+            subprocess.run(
+                [*start, command, *source, "--out", str(tmp_path / seed / command)],
+                check=True,
+                env=os.environ | {"PYTHONHASHSEED": seed},
+                stderr=subprocess.DEVNULL,
+            )
+        names = [f"{c}.{s}" for c in ("plot-scib-table", "plot-embeddings") for s in ("svg", "png")]
+        found.add(tuple((tmp_path / seed / name).read_bytes() for name in names))
+    assert len(found) == 1
+
+
+def test_query_cells_are_named_by_prediction(tmp_path):
+    write_inputs(tmp_path)
+    table = figures.cells_of(tmp_path / "atlas.h5ad", "Unknown")
+    assert set(table.loc[table["role"] == "query", "name"]) == {"T"}
+    assert set(table.loc[table["role"] == "reference", "name"]) == {"B", "T", "Unknown"}
+    bare = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    del bare.obs["predicted_label"]
+    bare.write_h5ad(tmp_path / "bare.h5ad")
+    table = figures.cells_of(tmp_path / "bare.h5ad", "Unknown")
+    assert set(table.loc[table["role"] == "query", "name"]) == {"Unknown"}

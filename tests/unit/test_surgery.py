@@ -1,0 +1,234 @@
+"""The reference cannot move; the query does; a batch's mapping is its own."""
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, SCANVI, SCVI, states_equal
+
+from atlasmap.bundle import load, load_delta, reference_hash, save, save_delta
+from atlasmap.data.registry import Registry
+from atlasmap.errors import AtlasmapError
+from atlasmap.inference import embed
+from atlasmap.mapping import joined, map_query
+from atlasmap.models.surgery import append_categories, split_state
+from atlasmap.reference import fit_scanvi, fit_scvi
+from atlasmap.settings import ScviSettings, SurgerySettings, TrainSettings
+
+SURGERY = SurgerySettings(max_epochs=4)
+
+
+def copy_of(bundle, tmp_path):
+    save(bundle, tmp_path / "bundle")
+    return load(tmp_path / "bundle", CPU)
+
+
+def test_reference_is_bit_identical_and_the_query_moved(reference, scanvi, queries):
+    cells = scanvi.registry.encode(reference, CPU)
+    before_state = {k: v.clone() for k, v in split_state(scanvi.model)[0].items()}
+    before = embed(scanvi.model, cells)
+    mapping = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0)
+    after = embed(mapping.bundle.model, mapping.bundle.registry.encode(reference, CPU))
+    assert states_equal(before_state, split_state(mapping.bundle.model)[0])
+    assert np.array_equal(before.mean, after.mean) and np.array_equal(before.var, after.var)
+    assert np.array_equal(before.soft_labels, after.soft_labels)
+    appended = split_state(mapping.bundle.model)[1]
+    start = {k: v for k, v in appended.items() if len(v)}
+    assert start and mapping.bundle.about["training"]["n_trainable"] == sum(
+        v.numel() for v in start.values()
+    )
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_reference_stays_for_every_architecture(reference, queries, norm, likelihood):
+    settings = ScviSettings(
+        n_hidden=8, n_latent=3, gene_likelihood=likelihood, dispersion="gene-batch",
+        use_observed_lib_size=False,
+        use_batch_norm="both" if norm == "batch" else "none",
+        use_layer_norm="both" if norm == "layer" else "none",
+        train=TrainSettings(max_epochs=1),
+    )  # fmt: skip
+    registry = Registry.of(reference, "Unknown", [], [])
+    scvi, _ = fit_scvi(reference, registry, settings, 0, CPU)
+    bundle, _ = fit_scanvi(reference, scvi, SCANVI, "linear", 0, CPU)
+    before = {k: v.clone() for k, v in split_state(bundle.model)[0].items()}
+    mapping = map_query(bundle, queries["query0"], SURGERY, "per_batch", 0)
+    assert states_equal(before, split_state(mapping.bundle.model)[0])
+    assert np.isfinite(mapping.latent.obsm["X_latent"]).all()
+    moved = [k for k, v in split_state(mapping.bundle.model)[1].items() if len(v)]
+    assert any("log_theta" in k for k in moved) == (likelihood != "poisson")
+    assert any("library_prior" in k for k in moved)
+
+
+def test_training_moves_the_new_rows(scanvi, queries, tmp_path):
+    again = copy_of(scanvi, tmp_path)
+    append_categories(again.model, {0: ["query0"]}, 0)
+    start = split_state(again.model)[1]
+    mapping = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0)
+    end = split_state(mapping.bundle.model)[1]
+    changed = [k for k in end if len(end[k]) and not torch.equal(end[k], start[k])]
+    assert any("encoder" in k for k in changed) and any("decoder" in k for k in changed)
+
+
+def test_start_values_do_not_depend_on_what_else_is_mapped(scanvi, tmp_path):
+    save(scanvi, tmp_path / "bundle")
+    alone, together = (load(tmp_path / "bundle", CPU) for _ in range(2))
+    append_categories(alone.model, {0: ["b"]}, 0)
+    append_categories(together.model, {0: ["a", "b"]}, 0)
+    one, two = split_state(alone.model)[1], split_state(together.model)[1]
+    rows = [(one[k][0], two[k][1]) for k in one if len(one[k])]
+    assert rows and all(torch.equal(a, b) for a, b in rows)
+    assert all(v.abs().sum() > 0 for v, _ in rows)
+
+
+def test_joint_maps_all_batches_in_one_model(scanvi, queries):
+    query = joined(list(queries.values()))
+    mapping = map_query(scanvi, query, SURGERY, "joint", 0)
+    assert mapping.new == {0: ["query0", "query1"]}
+    assert mapping.latent.obs["batch"].nunique() == 2
+    tables = [v for v in split_state(mapping.bundle.model)[1].values() if len(v)]
+    assert all(len(table) == 2 for table in tables)
+
+
+def test_further_covariates_get_new_categories_too(simulated, rng):
+    adata = simulated.copy()
+    adata.obs["label"] = adata.obs["cell_type"].astype(str)
+    sites = np.where(adata.obs["role"] == "query", "new", rng.choice(["x", "y"], adata.n_obs))
+    adata.obs["site"], adata.obs["age"] = sites, rng.normal(size=adata.n_obs)
+    reference = adata[adata.obs["role"] == "reference"].copy()
+    query = adata[adata.obs["batch"] == "query0"].copy()
+    registry = Registry.of(reference, "Unknown", ["site"], ["age"])
+    scvi, _ = fit_scvi(reference, registry, SCVI, 0, CPU)
+    bundle, _ = fit_scanvi(reference, scvi, SCANVI, "fixed", 0, CPU)
+    before = embed(bundle.model, registry.encode(reference, CPU)).mean
+    mapping = map_query(bundle, query, SURGERY, "per_batch", 0)
+    assert mapping.new == {0: ["query0"], 1: ["new"]}
+    assert mapping.bundle.registry.categorical == {"site": ["x", "y", "new"]}
+    after = embed(mapping.bundle.model, mapping.bundle.registry.encode(reference, CPU)).mean
+    assert np.array_equal(before, after)
+
+
+def test_a_reference_of_one_batch_can_be_mapped_onto(reference, queries):
+    one = reference[reference.obs["batch"] == "batch0"].copy()
+    registry = Registry.of(one, "Unknown", [], [])
+    scvi, _ = fit_scvi(one, registry, SCVI, 0, CPU)
+    table = scvi.model.encoder.stack.layers[0].tables[0]
+    assert not table.reference.any() and not table.reference.requires_grad
+    mapping = map_query(scvi, queries["query0"], SURGERY, "per_batch", 0)
+    assert table.appended.abs().sum() > 0
+    assert mapping.latent.n_obs == queries["query0"].n_obs
+
+
+def test_surgery_that_reaches_no_latent_is_refused(reference, queries):
+    settings = ScviSettings(
+        n_hidden=8, n_latent=3, encode_covariates=False, train=TrainSettings(max_epochs=1)
+    )
+    registry = Registry.of(reference, "Unknown", [], [])
+    bundle, _ = fit_scvi(reference, registry, settings, 0, CPU)
+    with pytest.raises(AtlasmapError) as error:
+        map_query(bundle, queries["query0"], SURGERY, "per_batch", 0)
+    assert error.value.code == "SURGERY_NOOP"
+
+
+def test_a_query_batch_named_like_a_reference_batch_is_refused(scanvi, queries):
+    query = queries["query0"].copy()
+    query.obs["batch"] = "batch0"
+    with pytest.raises(AtlasmapError) as error:
+        map_query(scanvi, query, SURGERY, "per_batch", 0)
+    assert error.value.code == "QUERY_BATCH_IS_REFERENCE"
+
+
+def test_bundles_and_deltas_round_trip(reference, scanvi, queries, tmp_path):
+    parent = tmp_path / "parent"
+    save(scanvi, parent)
+    mapping = map_query(load(parent, CPU), queries["query0"], SURGERY, "per_batch", 0)
+    save_delta(mapping.bundle, tmp_path / "delta", mapping.new)
+    again = load_delta(tmp_path / "delta", load(parent, CPU))
+    said = embed(again.model, again.registry.encode(queries["query0"], CPU))
+    assert np.array_equal(said.mean, mapping.latent.obsm["X_latent"])
+    assert states_equal(again.model.state_dict(), mapping.bundle.model.state_dict())
+    weights = (tmp_path / "delta" / "weights.safetensors").stat().st_size
+    assert weights < (parent / "weights.safetensors").stat().st_size / 2
+
+
+def corrupt(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "registry.json", "golden.npz"])
+def test_one_altered_bit_is_refused(scanvi, tmp_path, name):
+    save(scanvi, tmp_path)
+    corrupt(tmp_path / name)
+    with pytest.raises(AtlasmapError) as error:
+        load(tmp_path, CPU)
+    assert error.value.code == "BUNDLE_ALTERED" and name in error.value.expected
+
+
+def test_a_half_written_bundle_is_no_bundle(scanvi, tmp_path):
+    save(scanvi, tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(AtlasmapError) as error:
+        load(tmp_path, CPU)
+    assert error.value.code == "BUNDLE_INCOMPLETE"
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(AtlasmapError) as error:
+        load(tmp_path, CPU)
+    assert error.value.code == "BUNDLE_MISSING"
+
+
+def test_golden_outputs_notice_another_computation(scanvi, tmp_path, monkeypatch):
+    save(scanvi, tmp_path)
+    from atlasmap.models import layers
+
+    plain = layers.F.layer_norm
+    monkeypatch.setattr(layers.F, "layer_norm", lambda x, shape: plain(x, shape) * 1.01)
+    with pytest.raises(AtlasmapError) as error:
+        load(tmp_path, CPU)
+    assert error.value.code == "BUNDLE_GOLDEN"
+
+
+def test_a_delta_on_another_reference_is_refused(reference, scvi, scanvi, queries, tmp_path):
+    save(scanvi, tmp_path / "parent")
+    mapping = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0)
+    save_delta(mapping.bundle, tmp_path / "delta", mapping.new)
+    registry = Registry.of(reference, "Unknown", [], [])
+    other, _ = fit_scvi(reference, registry, SCVI, 5, CPU)
+    other, _ = fit_scanvi(reference, other, SCANVI, "fixed", 5, CPU)
+    with pytest.raises(AtlasmapError) as error:
+        load_delta(tmp_path / "delta", other)
+    assert error.value.code == "BUNDLE_PARENT"
+
+
+def test_a_query_batch_maps_the_same_whatever_else_is_there(scanvi, queries, tmp_path):
+    save(scanvi, tmp_path)
+    latents = []
+    for names in (["query0"], ["query1", "query0"]):
+        for name in names:
+            mapping = map_query(load(tmp_path, CPU), queries[name], SURGERY, "per_batch", 0)
+        latents.append(mapping.latent.obsm["X_latent"])
+    assert np.array_equal(*latents)
+
+
+def test_the_hash_sees_every_bit(scanvi):
+    before = reference_hash(scanvi.model)
+    with torch.no_grad():
+        scanvi.model.scvi.decoder.layers[0].bias[0] += 1e-7
+    assert reference_hash(scanvi.model) != before
+
+
+def test_truth_is_never_shown_to_a_model(scanvi, queries, tmp_path):
+    save(scanvi, tmp_path)
+    with_truth = queries["query0"]
+    assert "truth" in with_truth.obs
+    without = anndata.AnnData(
+        with_truth.X, obs=with_truth.obs.drop(columns="truth"), var=with_truth.var
+    )
+    a, b = (
+        map_query(load(tmp_path, CPU), query, SURGERY, "per_batch", 0)
+        for query in (with_truth, without)
+    )
+    assert np.array_equal(a.latent.obsm["X_latent"], b.latent.obsm["X_latent"])
+    assert a.bundle.about == b.bundle.about

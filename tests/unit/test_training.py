@@ -1,0 +1,192 @@
+"""Splits, minibatches, the loop: sizes, schedules, repeatability, the NaN stop."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, SCANVI, SCVI, states_equal
+from scipy import sparse
+
+from atlasmap.data.registry import Registry
+from atlasmap.errors import AtlasmapError
+from atlasmap.models.random import keyed_generator, keyed_seed
+from atlasmap.models.scvi import Scvi, Shape
+from atlasmap.reference import fit_scanvi, fit_scvi
+from atlasmap.settings import ScanviSettings, ScviSettings, TrainSettings
+from atlasmap.training.cells import Cells, Counts
+from atlasmap.training.history import expected_calibration_error
+from atlasmap.training.loop import Plateau, epochs_for, fit
+from atlasmap.training.objectives import SemiSupervised, Unsupervised
+from atlasmap.training.split import Split, minibatches, split_by_labels, split_cells
+
+
+def test_split_is_the_peers():
+    order = np.random.RandomState(7).permutation(1000)
+    split = split_cells(np.arange(1000), 0.9, 128, 7)
+    assert (split.validation == order[:100]).all() and (split.train == order[100:]).all()
+
+
+def test_one_or_two_left_over_training_cells_go_to_validation():
+    split = split_cells(np.arange(145), 0.9, 128, 0)  # 131 to train: 3 left over stay
+    assert len(split.train) == 131
+    split = split_cells(np.arange(143), 0.9, 128, 0)  # 129 to train: 1 left over
+    assert (len(split.train), len(split.validation)) == (128, 15)
+
+
+def test_labelled_and_unlabelled_cells_split_separately():
+    labels = np.array([0] * 50 + [-1] * 30 + [1] * 50)
+    split = split_by_labels(labels, 0.9, 128, 0)
+    assert (labels[split.validation] >= 0).sum() == 10
+    assert (labels[split.validation] < 0).sum() == 3
+    assert sorted(np.concatenate([split.train, split.validation])) == list(range(130))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 127, 128, 129, 130, 131, 256, 257, 1000])
+def test_no_minibatch_of_one_or_two(n):
+    parts = minibatches(np.arange(n), 128)
+    assert (np.concatenate(parts) == np.arange(n)).all()
+    assert all(len(part) >= min(3, n) for part in parts)
+    assert all(len(part) <= 130 for part in parts)
+
+
+def test_counts_rows_are_scipys(rng):
+    matrix = sparse.random(50, 20, 0.2, format="csr", random_state=0, dtype=np.float32)
+    index = rng.permutation(50)[:13]
+    dense = Counts.of(matrix, CPU).rows(torch.as_tensor(index))
+    np.testing.assert_array_equal(dense.numpy(), matrix[index].toarray())
+
+
+def make_cells(n=60, genes=12, labels=None) -> Cells:
+    counts = np.random.default_rng(1).poisson(1.0, (n, genes)) + 1
+    return Cells(
+        Counts.of(sparse.csr_matrix(counts), CPU), torch.zeros(n, 1, dtype=torch.int64), None,
+        torch.as_tensor(np.full(n, -1) if labels is None else labels),
+        np.array([f"cell{k}" for k in range(n)]),
+    )  # fmt: skip
+
+
+def small_model(genes=12) -> Scvi:
+    settings = ScviSettings(n_hidden=8, n_latent=3)
+    return Scvi(settings, Shape(genes, (2,)), keyed_generator(0, "test"))
+
+
+def test_nan_stops_and_names_the_cells():
+    cells = make_cells()
+    cells.counts.data[cells.counts.indptr[17]] = torch.nan
+    split = Split(np.arange(60), np.arange(0))
+    objective = Unsupervised(small_model(), cells, split, 20, 0, "test")
+    with pytest.raises(AtlasmapError) as error:
+        fit(objective, TrainSettings(max_epochs=2), "test")
+    assert error.value.code == "TRAINING_NAN"
+    step = next(k for k, (i, _) in enumerate(objective.steps(0)) if 17 in i)
+    assert f"epoch 0, step {step}" in error.value.found
+    assert "(20 in all)" in error.value.found
+
+
+def test_history_has_the_schedule_and_both_splits():
+    split = split_cells(np.arange(60), 0.8, 20, 0)
+    objective = Unsupervised(small_model(), make_cells(), split, 20, 0, "test")
+    settings = TrainSettings(max_epochs=5, n_epochs_kl_warmup=4, check_val_every_n_epoch=2)
+    table = fit(objective, settings, "test").history.table()
+    weights = table[table["metric"] == "kl_weight"].set_index("epoch")["value"]
+    assert weights.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert table[table["split"] == "validation"]["epoch"].unique().tolist() == [1, 3, 4]
+    train = table[(table["split"] == "train") & (table["epoch"] == 3)].set_index("metric")["value"]
+    assert train["elbo"] == pytest.approx(
+        train["reconstruction_loss"] + train["kl_local"], rel=1e-6
+    )
+
+
+def test_early_stopping_and_plateau():
+    plateau = Plateau()
+    for value in [5, 4, 4.5, 4.2]:
+        plateau.update(value)
+    assert plateau.since == 2
+    split = split_cells(np.arange(60), 0.8, 20, 0)
+    objective = Unsupervised(small_model(), make_cells(), split, 20, 0, "test")
+    settings = TrainSettings(
+        max_epochs=500, early_stopping=True, early_stopping_patience=3, learning_rate=0.05
+    )
+    outcome = fit(objective, settings, "test")
+    assert "no better validation ELBO" in outcome.stopped
+    assert outcome.history.table()["epoch"].max() < 499
+
+
+def test_gradient_clip_changes_training():
+    split = split_cells(np.arange(60), 0.8, 20, 0)
+    norms = []
+    for clip in (None, 1e-6):
+        model = small_model()
+        start = model.scale.weight.clone()
+        objective = Unsupervised(model, make_cells(), split, 20, 0, "test")
+        fit(objective, TrainSettings(max_epochs=1, gradient_clip=clip), "test")
+        norms.append(float((model.scale.weight - start).norm()))
+    assert norms[1] < norms[0] / 100
+
+
+def test_epochs_rule():
+    assert epochs_for(700, TrainSettings()) == 400
+    assert epochs_for(40_000, TrainSettings()) == 200
+    assert epochs_for(40_000, TrainSettings(max_epochs=7)) == 7
+
+
+def semi(labels, batch_size=10, **given) -> SemiSupervised:
+    cells = make_cells(len(labels), labels=labels)
+    split = Split(np.arange(len(labels)), np.arange(0))
+    given = {"classification_ratio": 50.0, "n_samples_per_label": None} | given
+    return SemiSupervised(small_model(), cells, split, batch_size, 0, "semi", **given)
+
+
+def test_scanvi_steps_replay_the_shorter_list():
+    labels = np.array([0] * 12 + [-1] * 38)
+    steps = semi(labels).steps(0)
+    assert len(steps) == 5
+    labelled = [tuple(step[1]) for step in steps]
+    assert sorted(np.concatenate([s[0] for s in steps])) == list(range(50))
+    # 12 labelled cells: two left over join the one minibatch of ten, which is replayed
+    assert len(labelled[0]) == 12 and len(set(labelled)) == 1
+
+
+def test_n_samples_per_label_thins_anew_each_epoch_and_small_classes_give_all():
+    labels = np.array([0] * 30 + [1] * 4 + [-1] * 10)
+    objective = semi(labels, n_samples_per_label=6)
+    first, second = (objective.labelled(objective.split.train, epoch) for epoch in (0, 1))
+    assert np.bincount(labels[first]).tolist() == [6, 4]
+    assert set(first) != set(second)
+
+
+def test_same_seed_same_bits_and_another_seed_differs(reference):
+    registry = Registry.of(reference, "Unknown", [], [])
+    bundles = [fit_scvi(reference, registry, SCVI, seed, CPU)[0] for seed in (0, 0, 1)]
+    states = [bundle.model.state_dict() for bundle in bundles]
+    assert states_equal(states[0], states[1])
+    assert not states_equal(states[0], states[2])
+    assert bundles[0].history.equals(bundles[1].history)
+
+
+def test_ambient_randomness_is_never_drawn(reference):
+    registry = Registry.of(reference, "Unknown", [], [])
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    fit_scvi(reference, registry, SCVI, 0, CPU)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_scanvi_learns_labels(reference, scvi):
+    settings = ScanviSettings(train=SCANVI.train.__class__(max_epochs=150))
+    bundle, _ = fit_scanvi(reference, scvi, settings, "fixed", 0, CPU)
+    table = bundle.history[bundle.history["split"] == "train"]
+    accuracy = table[table["metric"] == "accuracy"]["value"].to_numpy()
+    assert accuracy[-1] > 0.75 > accuracy[0] + 0.3
+    assert {"classification_loss", "calibration_error", "ece"} <= set(table["metric"])
+
+
+def test_ece_of_known_cases():
+    confidence = torch.tensor([0.95, 0.95, 0.55, 0.55])
+    assert expected_calibration_error(confidence, torch.tensor([1, 1, 1, 0])) == pytest.approx(0.05)
+    assert expected_calibration_error(torch.ones(4), torch.ones(4)) == 0
+
+
+def test_keyed_seeds_depend_on_every_part():
+    seeds = {keyed_seed(*key) for key in [(0, "a"), (0, "b"), (1, "a"), (0, "a", 0), (0, "a", "b")]}
+    assert len(seeds) == 5
+    assert keyed_seed(0, "ab", "c") != keyed_seed(0, "a", "bc")
