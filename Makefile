@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test env lint lock clean
+.PHONY: run test env lint schemas lock clean
 
 run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules
@@ -30,6 +30,9 @@ env: .venv/env.stamp
 .venv/dev.stamp: .venv/env.stamp envs/lock-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/lock-dev.txt
 	@touch $@
+
+schemas: env
+	@$(BIN)/python workflow/schemas/make.py
 
 # Solve the versions anew. No CUDA packages: torch brings its own where it needs them.
 lock:

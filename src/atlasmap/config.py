@@ -111,3 +111,28 @@ def found_beside(path: str, root: Path) -> Path:
 def as_flag(name: str, block: dict) -> str:
     """A config block as one command-line flag that a shell passes on whole: --scvi='{…}'."""
     return f"--{name}={shlex.quote(json.dumps(block, sort_keys=True))}"
+
+
+def schema(cls: type) -> dict[str, Any]:
+    """JSON schema of a settings class, its blocks written out where they stand."""
+    whole = TypeAdapter(cls).json_schema()
+    for base in cls.__mro__[1:-1]:  # pydantic loses the docstrings of inherited fields
+        for key, value in TypeAdapter(base).json_schema()["properties"].items():
+            whole["properties"][key].setdefault("description", value["description"])
+    blocks = whole.pop("$defs", {})
+
+    def written_out(node: Any) -> Any:
+        if isinstance(node, list):
+            return [written_out(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            node = {**blocks[node["$ref"].rsplit("/", 1)[-1]], **node}
+        plain = {
+            k: v
+            for k, v in node.items()
+            if k != "$ref" and not (k == "title" and isinstance(v, str))
+        }
+        return {key: written_out(value) for key, value in plain.items()}
+
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **written_out(whole)}

@@ -1,7 +1,7 @@
 """Train a reference: prepared AnnData in, bundle out."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import anndata
 import numpy as np
@@ -15,12 +15,13 @@ from atlasmap.inference import Embedding, embed
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi, Shape
-from atlasmap.settings import ScanviSettings, ScviSettings, Variant
-from atlasmap.training.loop import Outcome, fit
+from atlasmap.settings import ScanviSettings, ScviSettings, TrainSettings, Variant
+from atlasmap.training.loop import Outcome, epochs_by_size, fit
 from atlasmap.training.objectives import SemiSupervised, Unsupervised
 from atlasmap.training.split import Split, split_by_labels, split_cells
 
 log = logging.getLogger("atlasmap")
+SCANVI_EPOCHS = 100
 
 
 def library_moments(adata: anndata.AnnData, batches: list[str]) -> np.ndarray:
@@ -28,6 +29,11 @@ def library_moments(adata: anndata.AnnData, batches: list[str]) -> np.ndarray:
     logs = np.log(np.asarray(adata.X.sum(1)).ravel())
     by_batch = pd.Series(logs).groupby(adata.obs["batch"].astype(str).to_numpy())
     return np.stack([by_batch.mean()[batches], by_batch.var(ddof=0)[batches]], 1)
+
+
+def with_epochs(settings: TrainSettings, default: int) -> TrainSettings:
+    """Settings with `max_epochs` chosen."""
+    return replace(settings, max_epochs=settings.max_epochs or default)
 
 
 def outcome_facts(outcome: Outcome, split: Split) -> dict:
@@ -51,7 +57,7 @@ def fit_scvi(
         library = tuple(map(tuple, library_moments(adata, registry.batches).T.tolist()))
     shape = Shape(len(registry.genes), registry.n_categories, len(registry.continuous), library)
     model = Scvi(settings, shape, keyed_generator(seed, "scvi", "weights")).to(device)
-    train = settings.train
+    train = with_epochs(settings.train, epochs_by_size(len(cells)))
     split = split_cells(np.arange(len(cells)), train.train_size, train.batch_size, seed)
     objective = Unsupervised(model, cells, split, train.batch_size, seed, "scvi")
     outcome = fit(objective, train, "scVI")
@@ -81,7 +87,7 @@ def fit_scanvi(
     cells = scvi.registry.encode(adata, device)
     rng = keyed_generator(seed, "scanvi", variant, "weights")
     model = Scanvi(scvi.model.cpu(), variant, len(scvi.registry.labels), rng).to(device)
-    train = settings.train
+    train = with_epochs(settings.train, SCANVI_EPOCHS)
     labels = cells.labels.cpu().numpy()
     split = split_by_labels(labels, train.train_size, train.batch_size, seed)
     objective = SemiSupervised(

@@ -52,7 +52,7 @@ class TrainSettings:
     """How a model is optimised (Adam, KL warm-up by epoch)."""
 
     max_epochs: Count | None = None
-    """Epochs; null: 400 up to 20,000 cells, fewer above (20,000 / cells × 400)."""
+    """Epochs; null: 100 for scANVI; for scVI 400 up to 20,000 cells, 20,000 / cells × 400 above."""
     batch_size: Annotated[int, Field(ge=3)] = 128
     """Cells a minibatch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -75,14 +75,6 @@ class TrainSettings:
     """Multiply the learning rate by 0.6 after 30 epochs without a better validation ELBO."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the whole gradient; null: no clipping."""
-
-
-@dataclass(frozen=True, config=CLOSED)
-class ScanviTrainSettings(TrainSettings):
-    """How scANVI is optimised: 100 epochs unless set."""
-
-    max_epochs: Count | None = 100
-    """Epochs; null: as for scVI."""
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -121,7 +113,7 @@ class ScanviSettings:
     """Weight of the cross-entropy beside the unlabelled loss."""
     n_samples_per_label: Count | None = None
     """Labelled cells drawn per label and epoch; null: all."""
-    train: ScanviTrainSettings = field(default_factory=ScanviTrainSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
     """Training of scANVI."""
 
 

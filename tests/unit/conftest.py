@@ -17,7 +17,6 @@ from atlasmap.settings import (
     DataConfig,
     DataSettings,
     ScanviSettings,
-    ScanviTrainSettings,
     ScviSettings,
     SimulateSettings,
     TrainSettings,
@@ -27,7 +26,7 @@ torch.set_num_threads(1)
 CPU = torch.device("cpu")
 CONFIG = DataConfig(data=DataSettings(n_top_genes=None))
 SCVI = ScviSettings(n_hidden=16, n_latent=5, n_layers=2, train=TrainSettings(max_epochs=3))
-SCANVI = ScanviSettings(train=ScanviTrainSettings(max_epochs=3))
+SCANVI = ScanviSettings(train=TrainSettings(max_epochs=3))
 
 
 @pytest.fixture(scope="session")

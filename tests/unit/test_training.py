@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, SCANVI, SCVI, states_equal
+from conftest import CPU, SCVI, states_equal
 from scipy import sparse
 
 from atlasmap.data.registry import Registry
@@ -14,7 +14,7 @@ from atlasmap.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import ScanviSettings, ScviSettings, TrainSettings
 from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.history import expected_calibration_error
-from atlasmap.training.loop import Plateau, epochs_for, fit
+from atlasmap.training.loop import Plateau, epochs_by_size, fit
 from atlasmap.training.objectives import SemiSupervised, Unsupervised
 from atlasmap.training.split import Split, minibatches, split_by_labels, split_cells
 
@@ -124,9 +124,7 @@ def test_gradient_clip_changes_training():
 
 
 def test_epochs_rule():
-    assert epochs_for(700, TrainSettings()) == 400
-    assert epochs_for(40_000, TrainSettings()) == 200
-    assert epochs_for(40_000, TrainSettings(max_epochs=7)) == 7
+    assert [epochs_by_size(n) for n in (700, 20_000, 40_000, 10**8)] == [400, 400, 200, 1]
 
 
 def semi(labels, batch_size=10, **given) -> SemiSupervised:
@@ -172,7 +170,7 @@ def test_ambient_randomness_is_never_drawn(reference):
 
 
 def test_scanvi_learns_labels(reference, scvi):
-    settings = ScanviSettings(train=SCANVI.train.__class__(max_epochs=150))
+    settings = ScanviSettings(train=TrainSettings(max_epochs=150))
     bundle, _ = fit_scanvi(reference, scvi, settings, "fixed", 0, CPU)
     table = bundle.history[bundle.history["split"] == "train"]
     accuracy = table[table["metric"] == "accuracy"]["value"].to_numpy()

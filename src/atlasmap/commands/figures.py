@@ -32,9 +32,7 @@ def plot_loss_curves(history: Path, *, out: Path, seed: int | None = None) -> No
     save(draw_loss_curves(read_table(history), seed), out)
 
 
-def plot_confusion(
-    confusion: Path, *, out: Path, split: Literal["validation", "query"] = "validation"
-) -> None:
+def plot_confusion(confusion: Path, *, out: Path, split: Literal["validation", "query"]) -> None:
     """Draw confusion matrices.
 
     Parameters

@@ -72,7 +72,8 @@ def main() -> None:
     for noisy in ("matplotlib", "fontTools", "jax", "numba", "pooch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     set_environment()
-    log.info("%s", shlex.join(["atlasmap", *sys.argv[1:]]))
+    if not sys.stderr.isatty():  # a job's log starts with the command that made it
+        log.info("%s", shlex.join(["atlasmap", *sys.argv[1:]]))
     try:
         app()
     except AtlasmapError as error:

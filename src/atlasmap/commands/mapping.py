@@ -1,8 +1,10 @@
 """Commands that map query batches onto a reference."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import anndata
+from cyclopts import Parameter
 
 from atlasmap.files import written_aside
 from atlasmap.settings import (
@@ -13,6 +15,21 @@ from atlasmap.settings import (
     TransferSettings,
     UmapSettings,
 )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class QueryColumns:
+    """Where things are in the query file."""
+
+    batch_key: str = ""
+    """Column of obs that holds the batch; empty: the file is one batch."""
+    counts: str = "X"
+    """Where the counts are: X, or a layer."""
+    gene_id: str = ""
+    """Column of var that holds the gene id; empty: the index."""
+    obs_filter: str = ""
+    """pandas expression over obs; only cells for which it holds are mapped."""
 
 
 def operate(
@@ -67,10 +84,7 @@ def map_file(
     reference: Path,
     query: Path,
     out: Path,
-    batch_key: str = "",
-    counts: str = "X",
-    gene_id: str = "",
-    obs_filter: str = "",
+    columns: QueryColumns = QueryColumns(),
     strategy: Strategy = "per_batch",
     seed: int = 0,
     config: DataConfig = DataConfig(),
@@ -92,14 +106,6 @@ def map_file(
         The query (.h5ad, 10x .h5, mtx folder, .zarr).
     out
         Folder: atlas.h5ad, labels.csv, soft_labels.parquet, contract.json, mapping/.
-    batch_key
-        Column of obs that holds the batch; empty: the file is one batch.
-    counts
-        Where the counts are: X, or a layer.
-    gene_id
-        Column of var that holds the gene id; empty: the index.
-    obs_filter
-        pandas expression over obs; only cells for which it holds are mapped.
     strategy
         per_batch or joint.
     seed
@@ -118,11 +124,8 @@ def map_file(
     from atlasmap.files import slug
     from atlasmap.onestep import MapRequest, map_dataset
 
-    name = "".join(c if c.isalnum() else "_" for c in query.stem) or "query"
-    dataset = Dataset(
-        id=f"q{name}" if name[0] == "_" else name, path=str(query), role="query",
-        batch_key=batch_key, counts=counts, gene_id=gene_id, obs_filter=obs_filter,
-    )  # fmt: skip
+    name = "".join(c if c.isalnum() else "_" for c in query.stem)
+    dataset = Dataset(id=f"q{name}", path=str(query), role="query", **asdict(columns))
     request = MapRequest(dataset, strategy, seed, config, surgery, transfer, umap)
     mapped = map_dataset(reference, request, pick_device(device))
     write_json(out / "contract.json", {"queries": mapped.facts})

@@ -101,9 +101,9 @@ class Alignment:
 def best_column(adata: anndata.AnnData, wanted: set[str]) -> tuple[str, float]:
     """The var column (or 'index') whose values hold most of `wanted`, and their share."""
     columns = {"index": adata.var_names} | {
-        c: pd.Index(adata.var[c].astype(str))
-        for c in adata.var
-        if adata.var[c].dtype.kind in "OUSC"
+        column: pd.Index(adata.var[column].astype(str))
+        for column in adata.var
+        if adata.var[column].dtype.kind not in "fiub"
     }
     shares = {c: len(wanted & set(without_versions(v))) / len(wanted) for c, v in columns.items()}
     best = max(shares, key=shares.get)

@@ -20,7 +20,7 @@ from atlasmap.figures.style import (
     text_color,
 )
 
-MOST_BATCHES, MOST_CELLS_ACROSS, MOST_COUNTED = 6, 100, 15
+MOST_BATCHES, MOST_CELLS_ACROSS, MOST_COUNTED = 6, 60, 15
 GAP, TITLE = 0.25, 0.42
 
 
@@ -66,7 +66,7 @@ def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
     """The panels by rows: of one split's `table`, each with the same labels."""
     runs, batches = runs_in(table), batches_shown(table, len(columns))
     # Letters of a title a panel is wide enough for, less those of the number of cells.
-    room = int(panel_width(len(columns)) / 0.068) - 15
+    room = int(panel_width(len(columns)) / 0.06) - 14
     grid = []
     for variant, strategy in runs:
         line = []
@@ -136,7 +136,7 @@ def draw_grid(grid: list[list[Panel]], n_novel: int) -> Figure:
             ax.tick_params(labelleft=j == 0, labelbottom=not below)
             ax.set_ylabel("True label" if j == 0 else "")
             ax.set_xlabel("" if below else "Predicted label")
-    tall = min(high, 2.0)
+    tall = float(np.clip(high, 1.0, 2.0))
     bar = place(figure, left + n_columns * (wide + GAP), TITLE, 0.12, tall)
     figure.colorbar(image, cax=bar, label="Share of true label", ticks=[0, 0.5, 1])
     return figure

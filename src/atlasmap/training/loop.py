@@ -28,9 +28,9 @@ class Outcome:
     stopped: str
 
 
-def epochs_for(n_cells: int, settings: TrainSettings) -> int:
-    """`max_epochs`, or 400 up to 20,000 cells and fewer above (scvi-tools' rule)."""
-    return settings.max_epochs or max(1, min(round(20_000 / n_cells * 400), 400))
+def epochs_by_size(n_cells: int) -> int:
+    """400 up to 20,000 cells and fewer above (scvi-tools' rule)."""
+    return max(1, min(round(20_000 / n_cells * 400), 400))
 
 
 class Progress:
@@ -106,7 +106,9 @@ def fit(
     The KL weight of epoch e is e / n_epochs_kl_warmup, at most 1 (0 in epoch 0, as scvi-tools).
     All randomness is keyed by the objective's seed and purpose and by the epoch.
     """
-    n_epochs = epochs_for(len(objective.cells), settings)
+    if settings.max_epochs is None:
+        raise ValueError("the caller chooses max_epochs")
+    n_epochs = settings.max_epochs
     parameters = objective.parameters()
     optimiser = torch.optim.Adam(
         parameters,

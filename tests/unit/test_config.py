@@ -1,0 +1,104 @@
+"""The config: schemas in step, blocks and flags, the shipped configs."""
+
+import importlib.util
+import json
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from atlasmap.config import as_flag, load_config, merged, variant_block
+from atlasmap.data.sheet import read_sheet
+from atlasmap.settings import Config, ScviSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "config").glob("*.yaml")) + sorted((ROOT / "tests/parity").glob("*.yaml"))
+
+
+def make_schemas():
+    spec = importlib.util.spec_from_file_location("make", ROOT / "workflow/schemas/make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_schemas_are_in_step_with_the_settings():
+    made = make_schemas()
+    for name, cls in made.SCHEMAS.items():
+        assert (ROOT / "workflow/schemas" / name).read_text() == made.text(cls), "run make schemas"
+
+
+def blocks(schema):
+    yield schema
+    for block in schema.get("properties", {}).values():
+        if "properties" in block:
+            yield from blocks(block)
+
+
+def test_schemas_are_closed_and_described():
+    for cls in make_schemas().SCHEMAS.values():
+        schema = yaml.safe_load(make_schemas().text(cls))
+        for block in blocks(schema):
+            assert block["additionalProperties"] is False
+            for key, value in block["properties"].items():
+                assert value.get("description"), key
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configs_and_their_sheets_are_valid(path):
+    given = yaml.safe_load(path.read_text())
+    config = load_config(given)
+    jsonschema.validate(given, yaml.safe_load(make_schemas().text(Config)))
+    assert read_sheet(ROOT / config.datasets)
+
+
+def test_an_atlas_file_for_each_promised_config():
+    names = {path.stem for path in SHIPPED}
+    assert {"config", "cell_lines", "simulated", "lung_atlas", "simulated_atlas"} <= names
+
+
+def test_lung_atlas_has_the_tutorials_settings():
+    config = load_config(yaml.safe_load((ROOT / "config/lung_atlas.yaml").read_text()))
+    scvi, scanvi = config.scvi, config.scanvi
+    assert (scvi.n_layers, scvi.n_latent, scvi.gene_likelihood) == (2, 30, "nb")
+    assert (scvi.use_batch_norm, scvi.use_layer_norm) == ("both", "none")
+    assert (scvi.dropout_rate, scvi.encode_covariates) == (0.1, False)
+    assert (scvi.train.max_epochs, scanvi.train.max_epochs) == (300, 100)
+    assert scanvi.train.check_val_every_n_epoch == 1
+    assert (config.data.n_top_genes, config.counts) == (2000, "corrected_float")
+
+
+def test_defaults_are_the_arches_setting():
+    scvi = ScviSettings()
+    assert (scvi.use_layer_norm, scvi.use_batch_norm, scvi.encode_covariates) == (
+        "both",
+        "none",
+        True,
+    )
+    assert (scvi.n_layers, scvi.dropout_rate, scvi.train.adam_eps) == (2, 0.2, 0.01)
+
+
+def test_a_partial_block_keeps_the_other_defaults():
+    config = load_config({"atlas": "a", "datasets": "d", "scanvi": {"train": {"batch_size": 64}}})
+    assert config.scanvi.train.adam_eps == 0.01 and config.scanvi.train.batch_size == 64
+
+
+def test_a_variants_block_lies_over_scanvi():
+    given = {
+        "scanvi": {"classification_ratio": 10.0, "train": {"max_epochs": 7}},
+        "scanvi_linear": {"train": {"batch_size": 64}},
+    }
+    assert variant_block(given, "fixed") == given["scanvi"]
+    assert variant_block(given, "linear") == {
+        "classification_ratio": 10.0, "train": {"max_epochs": 7, "batch_size": 64}
+    }  # fmt: skip
+    assert merged({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+
+
+def test_a_flag_survives_a_shell():
+    block = {"x": 'it\'s "quoted"', "n": None, "t": {"k": 1}}
+    (word,) = shlex.split(as_flag("scvi", block))
+    name, text = word.split("=", 1)
+    assert name == "--scvi" and json.loads(text) == block

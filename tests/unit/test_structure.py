@@ -1,0 +1,110 @@
+"""The shape of the code: layers, function sizes, docstrings, no pickle, light start."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[2] / "src" / "atlasmap"
+FILES = sorted(SRC.rglob("*.py"))
+
+# A module may import modules of its own layer and of the layers below it.
+LAYERS = [
+    ["settings", "errors", "files", "__init__"],
+    ["config", "device", "models"],
+    ["training"],
+    ["data", "inference"],
+    ["bundle"],
+    ["reference"],
+    ["mapping"],
+    ["transfer", "projection", "evaluation"],
+    ["assembly"],
+    ["onestep", "figures"],
+    ["commands"],
+]
+
+
+def layer(module: str) -> int:
+    name = module.removeprefix("atlasmap").lstrip(".").split(".")[0] or "__init__"
+    return next(k for k, names in enumerate(LAYERS) if name in names)
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("atlasmap", *path.relative_to(SRC).with_suffix("").parts))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_imports_only_downwards(path):
+    own = layer(module_of(path))
+    for name in imports(path):
+        if name.startswith("atlasmap"):
+            assert layer(name) <= own, f"{path.name} imports {name}, which is above it"
+
+
+def test_models_know_no_anndata_and_the_package_no_snakemake():
+    for path in FILES:
+        names = {name.split(".")[0] for name in imports(path)}
+        assert "snakemake" not in names and "pickle" not in names, path
+        if path.parent.name in ("models", "training"):
+            assert not names & {"anndata", "scanpy"}, path
+
+
+def functions(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node
+
+
+def test_no_function_over_60_lines():
+    for path in FILES:
+        for node in functions(path):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
+
+
+def test_public_names_have_docstrings():
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_no_path_tricks_and_no_unsafe_loading():
+    for path in FILES:
+        text = path.read_text()
+        for word in ("sys.path.", "pickle.load", "weights_only=False", "allow_pickle=True"):
+            assert word not in text, f"{path}: {word}"
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules loaded after running `code` in a fresh interpreter."""
+    script = f"{code}\nimport sys; print(*{{m.split('.')[0] for m in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+def test_the_snakefile_and_help_need_no_heavy_packages():
+    heavy = {"torch", "scanpy", "anndata", "pandas", "jax", "umap", "numba", "matplotlib"}
+    assert not loaded_by("import atlasmap.config, atlasmap.data.sheet, atlasmap.files") & heavy
+    assert not loaded_by("import atlasmap.commands.main") & heavy
+    assert "torch" not in loaded_by("import atlasmap.commands.results, atlasmap.commands.figures")
+
+
+def test_every_command_has_a_summary_and_resolves():
+    from atlasmap.commands.main import COMMANDS, app
+
+    for name, (_, summary) in COMMANDS.items():
+        assert summary.endswith("."), name
+        assert app[name].default_command is not None
