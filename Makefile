@@ -18,9 +18,9 @@ env: .venv/env.stamp
 
 .venv/env.stamp: envs/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: PYTHON_TOO_OLD\n  expected: Python 3.11 or newer\n  found:    $$($(PYTHON) --version 2>&1)\n  mend:     make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	  printf "error: PYTHON_TOO_OLD\n  expected: Python 3.11 or newer\n  found:    $$($(PYTHON) --version 2>&1)\n  mend:     make PYTHON=python3.11 $(MAKECMDGOALS)\n" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "error: VENV_MISSING\n  expected: Python's venv module\n  found:    $$($(PYTHON) --version) without it\n  mend:     apt install python3-venv (Debian, Ubuntu), then again" >&2; exit 2; }
+	  printf "error: VENV_MISSING\n  expected: Python's venv module\n  found:    $$($(PYTHON) --version) without it\n  mend:     apt install python3-venv (Debian, Ubuntu), then again\n" >&2; exit 2; }
 	@echo "setting up .venv (once; a few minutes, 2.5 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/lock.txt

@@ -30,6 +30,11 @@ def test_schemas_are_in_step_with_the_settings():
         assert (ROOT / "workflow/schemas" / name).read_text() == made.text(cls), "run make schemas"
 
 
+def test_the_readme_describes_every_key():
+    made = make_schemas()
+    assert made.README.read_text(encoding="utf-8") == made.readme(), "run make schemas"
+
+
 def blocks(schema):
     yield schema
     for block in schema.get("properties", {}).values():

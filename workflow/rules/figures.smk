@@ -87,10 +87,12 @@ rule plot_embeddings:
                 ]
             )
         ),
+        unlabeled=CONFIG.unlabeled_category,
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
     shell:
-        "atlasmap plot-embeddings --runs {params.runs} --out {params.out:q} > {log:q} 2>&1"
+        "atlasmap plot-embeddings --runs {params.runs} --out {params.out:q}"
+        " --unlabeled={params.unlabeled:q} > {log:q} 2>&1"
 
 
 rule plot_scib_table:

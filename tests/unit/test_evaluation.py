@@ -1,0 +1,130 @@
+"""Scores against scikit-learn, scib metrics against scib_metrics.Benchmarker."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from atlasmap.evaluation.classification import score
+from atlasmap.evaluation.scib import (
+    AGGREGATES,
+    BATCH,
+    BIO,
+    Embedded,
+    aggregate,
+    score_embedding,
+    unintegrated_pca,
+    use_compile_cache,
+    why_not,
+)
+
+
+def test_scores_are_sklearns_and_novel_cells_are_counted_not_scored(rng):
+    truth = rng.choice(["a", "b", "c", "novel", "Unknown"], 300)
+    predicted = np.where(rng.random(300) < 0.7, truth, "a")
+    predicted = np.where(np.isin(predicted, ["novel", "Unknown"]), "b", predicted)
+    scored = score(truth, predicted, rng.random(300), {"a", "b", "c"}, "Unknown")
+    known = np.isin(truth, ["a", "b", "c"])
+    row = scored.summary.iloc[0]
+    assert row["n"] == known.sum() and row["n_not_in_reference"] == (truth == "novel").sum()
+    assert row["accuracy"] == accuracy_score(truth[known], predicted[known])
+    assert row["macro_f1"] == f1_score(truth[known], predicted[known], average="macro")
+    assert scored.confusion["n"].sum() == (truth != "Unknown").sum()
+    assert "novel" in set(scored.confusion["truth"])
+    assert scored.per_class["n"].sum() == known.sum()
+
+
+def test_ece_is_the_gap_of_the_reliability_bins(rng):
+    confidence = rng.random(500)
+    correct = rng.random(500) < confidence**2
+    predicted = np.where(correct, "a", "b")
+    scored = score(np.full(500, "a"), predicted, confidence, {"a", "b"}, "Unknown")
+    bins = scored.reliability
+    expected = ((bins["accuracy"] - bins["confidence"]).abs() * bins["n"]).sum() / 500
+    assert scored.summary["ece"].iloc[0] == pytest.approx(expected, abs=1e-9)
+    assert bins["n"].sum() == 500
+
+
+def test_nothing_to_score_is_none():
+    truth = np.array(["Unknown", "novel"])
+    assert score(truth, truth, np.ones(2), {"a"}, "Unknown") is None
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    use_compile_cache()
+    rng = np.random.default_rng(0)
+    label = rng.choice(list("abc"), 150)
+    batch = rng.choice(["x", "y"], 150)
+    x = rng.normal(size=(150, 5)) + 3 * np.eye(5)[[ord(c) - 97 for c in label]]
+    return Embedded(x.astype("f4"), rng.normal(size=(150, 8)).astype("f4"), batch, label)
+
+
+def test_metrics_are_benchmarkers(embedded):
+    import anndata
+    from scib_metrics.benchmark import Benchmarker
+
+    from atlasmap.evaluation.scib import neighbors
+
+    obs = pd.DataFrame({"batch": embedded.batch, "label": embedded.label}).astype("category")
+    obsm = {"X": embedded.x, "pre": embedded.unintegrated}
+    adata = anndata.AnnData(np.ones((150, 3), "f4"), obs=obs, obsm=obsm)
+    bench = Benchmarker(
+        adata, "batch", "label", ["X"], pre_integrated_embedding_obsm_key="pre", progress_bar=False
+    )
+    bench.prepare(neighbor_computer=lambda x, k: neighbors(x, k, exact=True))
+    bench.benchmark()
+    theirs = bench.get_results(clean_names=False).loc["X"]
+    ours = score_embedding(embedded, 90, exact=True)
+    names = {"nmi_ari_cluster_labels_kmeans_nmi": "kmeans_nmi"}
+    names |= {"nmi_ari_cluster_labels_kmeans_ari": "kmeans_ari"}
+    names |= {"Bio conservation": "bio_conservation", "Batch correction": "batch_correction"}
+    names |= {"Total": "total"}
+    compared = 0
+    for name, value in theirs.items():
+        assert ours[names.get(name, name)] == pytest.approx(float(value), abs=1e-5), name
+        compared += 1
+    assert compared == len(BIO) + len(BATCH) + len(AGGREGATES)
+
+
+def test_what_cannot_be_computed_is_skipped_and_in_no_average(embedded):
+    no_label = Embedded(embedded.x, embedded.unintegrated, embedded.batch, None)
+    values = score_embedding(no_label, 90, exact=True)
+    assert values["kmeans_nmi"] == "skipped(no labels)"
+    assert values["bio_conservation"] == "skipped(no metric)"
+    numbers = [values["ilisi_knn"], values["pcr_comparison"]]
+    assert values["batch_correction"] == pytest.approx(np.mean(numbers))
+    assert values["total"].startswith("skipped")
+    one_batch = Embedded(embedded.x, embedded.unintegrated, np.full(150, "x"), embedded.label)
+    assert why_not("kbet_per_label", one_batch) == "one batch only"
+    few = Embedded(
+        embedded.x[:60], embedded.unintegrated[:60], embedded.batch[:60], embedded.label[:60]
+    )
+    assert why_not("clisi_knn", few) == "60 cells, 91 needed"
+
+
+def test_a_metric_that_is_not_a_number_is_skipped(embedded, monkeypatch):
+    import scib_metrics.metrics as m
+
+    monkeypatch.setattr(m, "silhouette_label", lambda *args: float("nan"))
+    monkeypatch.setattr(m, "bras", lambda *args: 1 / 0)
+    values = score_embedding(embedded, 90, exact=True)
+    assert values["silhouette_label"] == "skipped(not a number)"
+    assert values["bras"].startswith("skipped(ZeroDivisionError")
+    assert np.isfinite(values["total"])
+
+
+def test_total_is_06_bio_and_04_batch():
+    values = dict.fromkeys(BIO, 1.0) | dict.fromkeys(BATCH, 0.5)
+    assert aggregate(values) == {
+        "bio_conservation": 1.0, "batch_correction": 0.5, "total": pytest.approx(0.8)
+    }  # fmt: skip
+
+
+def test_unintegrated_pca_leaves_counts_as_they_were(rng):
+    from scipy import sparse
+
+    counts = sparse.csr_matrix(rng.poisson(1.0, (30, 12)).astype("f4"))
+    before = counts.copy()
+    assert unintegrated_pca(counts).shape == (30, 11)
+    assert (counts != before).nnz == 0

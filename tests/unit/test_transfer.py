@@ -1,0 +1,114 @@
+"""Labels for query cells: the table, weighted kNN, assembly."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlasmap.assembly import assemble
+from atlasmap.projection import FittedMap, fit_map, place
+from atlasmap.settings import TransferSettings, UmapSettings
+from atlasmap.transfer import SoftLabels, knn_soft_labels, label_table
+
+
+def test_label_table_by_hand():
+    soft = SoftLabels(np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]]), ["a", "b", "c"])
+    table = label_table(soft, ["x", "y"])
+    assert table["predicted_label"].tolist() == ["a", "b"]
+    assert table["runner_up"].tolist() == ["b", "c"]
+    assert table["confidence"].tolist() == [0.7, 0.5]
+    p = np.array([0.7, 0.2, 0.1])
+    assert table["entropy"].tolist() == pytest.approx([-(p * np.log(p)).sum(), np.log(2)])
+
+
+def slow_knn(reference, labels, query, k):
+    """The published recipe, one cell at a time."""
+    out = []
+    for cell in query:
+        d = np.sqrt(((reference - cell) ** 2).sum(1))
+        near = np.argsort(d)[:k]
+        sd = (2.0 / np.std(d[near])) ** 2
+        w = np.exp(-d[near] / sd)
+        w /= w.sum()
+        out.append([w[labels[near] == name].sum() for name in sorted(set(labels))])
+    return np.array(out)
+
+
+def test_weighted_knn_is_the_published_recipe(rng):
+    reference, query = rng.normal(size=(200, 6)), rng.normal(size=(20, 6))
+    labels = rng.choice(["a", "b", "c"], 200)
+    soft = knn_soft_labels(reference, labels, query, 15)
+    np.testing.assert_allclose(
+        soft.probabilities, slow_knn(reference, labels, query, 15), atol=1e-8
+    )
+    assert soft.probabilities.sum(1) == pytest.approx(np.ones(20))
+
+
+def test_knn_asks_for_no_more_neighbours_than_there_are(rng):
+    soft = knn_soft_labels(rng.normal(size=(5, 2)), np.array(list("aabbb")), np.zeros((1, 2)), 50)
+    assert soft.probabilities.shape == (1, 2)
+
+
+def test_knn_of_identical_neighbours_is_a_plain_vote():
+    soft = knn_soft_labels(np.zeros((4, 2)), np.array(list("aaab")), np.ones((1, 2)), 4)
+    assert soft.probabilities[0] == pytest.approx([0.75, 0.25])
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    rng = np.random.default_rng(0)
+    latent = (rng.normal(size=(120, 5)) + 6 * np.eye(5)[rng.integers(0, 3, 120)]).astype("f4")
+    return latent, fit_map(latent, UmapSettings(n_neighbors=10), 0)
+
+
+def test_the_map_is_data_and_does_not_move(fitted, tmp_path):
+    latent, fit = fitted
+    fit.save(tmp_path / "umap.npz")
+    again = FittedMap.load(tmp_path / "umap.npz")
+    assert np.array_equal(place(again, latent), fit.positions)
+    near = latent[:30] + 1e-4
+    first, second = place(again, near), place(fit, near)
+    assert np.array_equal(first, second)
+    assert np.median(np.abs(first - fit.positions[:30])) < 0.05 * np.ptp(fit.positions)
+    assert np.array_equal(place(again, latent), fit.positions)
+
+
+def test_a_cell_lands_among_its_kind(fitted):
+    latent, fit = fitted
+    shifted = latent[::4] + 0.2
+    for at, place_of in zip(latent[::4], place(fit, shifted), strict=True):
+        nearest = np.argsort(((fit.positions - place_of) ** 2).sum(1))[:5]
+        assert np.median(((latent[nearest] - at) ** 2).sum(1)) < 30
+
+
+def test_the_map_is_fitted_on_at_most_max_cells(fitted):
+    latent, _ = fitted
+    fit = fit_map(latent, UmapSettings(n_neighbors=10, max_cells=60), 0)
+    assert fit.latent.shape == (60, 5) and place(fit, latent).shape == (120, 2)
+
+
+def latent_file(latent, batch, names, soft=None, label=None):
+    obs = pd.DataFrame({"batch": batch}, index=names)
+    if label is not None:
+        obs["label"], obs["split"] = label, "train"
+    out = anndata.AnnData(obs=obs, obsm={"X_latent": latent})
+    if soft is not None:
+        out.obsm["soft_labels"], out.uns["soft_label_names"] = soft, np.array(["a", "b"], object)
+    return out
+
+
+def test_assembly_keeps_names_apart_and_truth_out_of_labels(fitted):
+    latent, fit = fitted
+    half = np.full((120, 2), 0.5)
+    names = [f"c{k}" for k in range(120)]
+    reference = latent_file(latent, "r", names, half, ["a", "b"] * 60)
+    query = latent_file(latent[:10] + 1e-3, "q", names[:10], half[:10])
+    keys = pd.MultiIndex.from_product([["q"], names[:10]])
+    truth = pd.Series("b", index=keys)
+    atlas = assemble(reference, [query], truth, fit, "Unknown", TransferSettings(n_neighbors=5))
+    obs = atlas.adata.obs
+    assert obs.index.is_unique and "q:c0" in obs.index
+    assert (obs.loc[obs["role"] == "query", "truth"] == "b").all()
+    assert (obs.loc[obs["role"] == "query", "label"] == "Unknown").all()
+    assert "truth" not in atlas.labels and list(atlas.soft_labels) == ["batch", "a", "b"]
+    assert not obs.isna().drop(columns=["knn_uncertainty"]).any().any()
