@@ -3,7 +3,6 @@
 import difflib
 import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -120,10 +119,9 @@ def schema(cls: type) -> dict[str, Any]:
     for base in cls.__mro__[1:-1]:  # pydantic loses the docstrings of inherited fields
         for key, value in TypeAdapter(base).json_schema()["properties"].items():
             whole["properties"][key].setdefault("description", value["description"])
-    for key, made in cls.__dataclass_fields__.items():  # and defaults that are made by a factory
-        if isinstance(made.default_factory, type | Callable) and "$ref" not in str(
-            whole["properties"][key]
-        ):
+    # and writes no default that a factory makes
+    for key, made in cls.__dataclass_fields__.items():
+        if callable(made.default_factory) and "$ref" not in whole["properties"][key]:
             whole["properties"][key].setdefault("default", made.default_factory())
     blocks = whole.pop("$defs", {})
 
