@@ -105,17 +105,18 @@ def scib(seeds=(0, 1), labels=True) -> pd.DataFrame:
 
 
 def reliability() -> pd.DataFrame:
-    """One bin with 1 cell of seed 0 and 3 of seed 1, one with 10 cells each."""
+    """One bin with 10 cells of seed 0 and 30 of seed 1, one with 100 cells each, one with 2."""
     rows = [
         (seed, variant, strategy, batch, split, bin_, confidence, accuracy, n)
         for variant in ("fixed", "linear")
         for strategy, split in (("", "validation"), ("per_batch", "query"), ("joint", "query"))
         for batch in ("all", "b1")
         for seed, bin_, confidence, accuracy, n in [
-            (0, 7, 0.5, 1.0, 1),
-            (1, 7, 0.52, 0.2, 3),
-            (0, 14, 0.96, 0.9, 10),
-            (1, 14, 0.98, 0.9, 10),
+            (0, 3, 0.2, 1.0, 2),
+            (0, 7, 0.5, 1.0, 10),
+            (1, 7, 0.52, 0.2, 30),
+            (0, 14, 0.96, 0.9, 100),
+            (1, 14, 0.98, 0.9, 100),
         ]
     ]
     columns = ["seed", "variant", "strategy", "batch", "split", "bin", "confidence", "accuracy"]
@@ -303,7 +304,9 @@ def test_reliability_pools_seeds_and_batches():
     np.testing.assert_allclose(curves[0].get_xdata(), [0.515, 0.97])
     np.testing.assert_allclose(curves[0].get_ydata(), [0.4, 0.9])
     share = figure.axes[1].patches[0].get_data().values
-    assert share[7] == pytest.approx(4 / 24) and share[14] == pytest.approx(20 / 24)
+    assert share[7] == pytest.approx(40 / 242) and share[14] == pytest.approx(200 / 242)
+    dots = figure.axes[0].collections[0]
+    assert dots.get_offsets()[0].tolist() == [0.2, 1.0] and dots.get_alpha().tolist() == [0.3, 1, 1]
     assert "no reliability to draw" in words(draw_reliability(reliability().query("batch == 'b1'")))
 
 

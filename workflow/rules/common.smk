@@ -61,7 +61,7 @@ wildcard_constraints:
         "scvi" if model == "scvi" else f"scanvi_{model}" for model in MODELS
     ),
     batch=r"[^/]+",
-    dataset="|".join(QUERIES and [d.id for d in QUERIES] or ["none"]),
+    dataset="|".join([dataset.id for dataset in QUERIES] or ["none"]),
     source="|".join(SOURCES or ["none"]),
 
 
@@ -209,7 +209,9 @@ def runs_of(w):
 
 def final_targets(wildcards):
     """Everything a finished atlas has."""
-    targets = [
+    # Named here, because a new row's missing checkpoint would not trigger anything by itself.
+    targets = [f"results/{CONFIG.atlas}/data/batches/{d.id}.json" for d in QUERIES]
+    targets += [
         f"results/{CONFIG.atlas}/data/contract.json",
         f"results/{CONFIG.atlas}/benchmark/history.csv",
         f"results/{CONFIG.atlas}/benchmark/scib.csv",

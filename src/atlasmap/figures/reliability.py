@@ -21,6 +21,7 @@ from atlasmap.figures.style import (
 
 # training.history.N_BINS, whose import would load torch.
 N_BINS = 15
+LEAST_CELLS = 10  # a bin of fewer says little: faint, and not joined to the others
 COLORS = {"": BLACK, "per_batch": BLUE, "joint": RED}
 SIZE, BELOW, GAP, LEFT, TOP, BOTTOM = 2.1, 0.55, 0.3, 0.55, 0.32, 0.75
 
@@ -31,7 +32,8 @@ def draw_reliability(reliability: pd.DataFrame) -> Figure:
 
     `reliability` has columns seed, variant, strategy, batch, split, method, probabilities, level,
     bin, confidence, accuracy, n. Validation cells are one line, query cells (all batches) one a
-    strategy; seeds are pooled, each bin weighted by its cells.
+    strategy; seeds are pooled, each bin weighted by its cells. Bins of fewer than ten
+    cells are faint dots.
     """
     if reliability.empty:
         return sentence("No cell has a known label: there is no reliability to draw.")
@@ -80,15 +82,17 @@ def draw_variant(ax: Axes, low: Axes, table: pd.DataFrame) -> dict:
         share[curve.index.astype(int)] = curve["n"] / curve["n"].sum()
         color = COLORS.get(strategy, BLUE)
         name = f"query, {strategy.replace('_', ' ')}" if strategy else "validation"
+        many = curve["n"] >= LEAST_CELLS
         (handles[name],) = ax.plot(
-            curve["confidence"],
-            curve["accuracy"],
+            curve["confidence"][many],
+            curve["accuracy"][many],
             color=color,
             linewidth=1.2,
             zorder=3,
         )
         sizes = 4 + 36 * share[curve.index.astype(int)]
         dots = {"color": color, "edgecolor": "white", "linewidth": 0.4, "zorder": 4}
+        dots["alpha"] = np.where(many, 1.0, 0.3)
         ax.scatter(curve["confidence"], curve["accuracy"], s=sizes, clip_on=False, **dots)
         # Validation is drawn last, thin: equal steps below it are still seen.
         low.stairs(share, edges, color=color, linewidth=1.8 if strategy else 0.8)
