@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: run test env lint schemas lock clean
 
 run: env
-	@$(BIN)/snakemake --cores $(CORES) --quiet rules
+	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
 
 test: env .venv/dev.stamp
 	@$(BIN)/python -m pytest

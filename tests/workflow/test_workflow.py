@@ -207,6 +207,13 @@ def test_an_intermediate_that_is_named_is_remade(changed):
     assert sha256(changed / weights) == before
 
 
+def test_large_atlases_are_scored_one_embedding_a_job(changed):
+    write(changed, CONFIG | {"benchmark": {"split_above": 499}}, SHEET)
+    assert jobs(snakemake(changed, "-n"))["score_embeddings"] == 8
+    write(changed, CONFIG | {"benchmark": {"split_above": 500}}, SHEET)
+    assert jobs(snakemake(changed, "-n"))["score_embeddings"] == 1
+
+
 def test_one_variants_setting_retrains_that_variant_alone(changed):
     write(changed, CONFIG | {"scanvi_linear": {"train": {"max_epochs": 5}}}, SHEET)
     planned = jobs(snakemake(changed, "-n"))

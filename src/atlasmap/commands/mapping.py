@@ -1,5 +1,6 @@
 """Commands that map query batches onto a reference."""
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,8 +125,8 @@ def map_file(
     from atlasmap.files import slug
     from atlasmap.onestep import MapRequest, map_dataset
 
-    name = "".join(c if c.isalnum() else "_" for c in query.stem)
-    dataset = Dataset(id=f"q{name}", path=str(query), role="query", **asdict(columns))
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", query.stem).lstrip("_.-") or "query"
+    dataset = Dataset(id=name, path=str(query), role="query", **asdict(columns))
     request = MapRequest(dataset, strategy, seed, config, surgery, transfer, umap)
     mapped = map_dataset(reference, request, pick_device(device))
     write_json(out / "contract.json", {"queries": mapped.facts})

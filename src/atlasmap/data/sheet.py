@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from atlasmap.config import checked
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import CLOSED
 
@@ -46,8 +47,6 @@ class Dataset:
 
 def read_sheet(path: Path) -> list[Dataset]:
     """Rows of the sheet; raises SHEET_* errors that name line and column."""
-    from atlasmap.config import checked
-
     if not path.is_file():
         raise AtlasmapError(
             "SHEET_MISSING",
