@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.settings import Config, ScanviSettings
+from atlasmap.settings import Config, FinalSettings, ScanviSettings
 
 
 def known_keys(cls: type, where: tuple) -> list[str]:
@@ -81,25 +81,31 @@ def load_config(given: dict) -> Config:
                 found=f"{values}",
                 mend=f"correct {key}",
             )
-    check_final(config)
+    final_of(config)
     return config
 
 
-def check_final(config: Config) -> None:
-    """`final` must be one of what is made."""
-    final, seed = config.final, config.final.seed
-    for key, value, choices in [
-        ("variant", final.variant, config.variants),
-        ("strategy", final.strategy, config.strategies),
-        ("seed", config.seeds[0] if seed is None else seed, config.seeds),
+def final_of(config: Config) -> FinalSettings:
+    """Which mapping is *the* atlas, nothing left open; raises CONFIG_FINAL if it is not made."""
+    final = config.final
+    chosen = FinalSettings(
+        variant=final.variant or ("fixed" if "fixed" in config.variants else config.variants[0]),
+        strategy=final.strategy or config.strategies[0],
+        seed=config.seeds[0] if final.seed is None else final.seed,
+    )
+    for key, choices in [
+        ("variant", config.variants),
+        ("strategy", config.strategies),
+        ("seed", config.seeds),
     ]:
-        if value not in choices:
+        if getattr(chosen, key) not in choices:
             raise AtlasmapError(
                 "CONFIG_FINAL",
                 expected=f"final.{key} to be one of {listed(choices)}",
-                found=str(value),
+                found=str(getattr(chosen, key)),
                 mend=f"add it to the list, or choose another final.{key}",
             )
+    return chosen
 
 
 def found_beside(path: str, root: Path) -> Path:

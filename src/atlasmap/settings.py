@@ -195,10 +195,10 @@ class SimulateSettings:
 class FinalSettings:
     """Which mapping is *the* atlas."""
 
-    variant: Variant = "fixed"
-    """Classifier variant."""
-    strategy: Strategy = "per_batch"
-    """Strategy."""
+    variant: Variant | None = None
+    """Classifier variant; null: fixed if it is among `variants`, else the first of them."""
+    strategy: Strategy | None = None
+    """Strategy; null: the first of `strategies`."""
     seed: int | None = None
     """Seed; null: the first of `seeds`."""
 

@@ -314,7 +314,7 @@ def test_an_unknown_config_key_names_the_nearest():
         {"device": "gpu"}, {"variants": ["fix"]}, {"seeds": []}, {"seeds": [1, 1]},
         {"scvi": {"n_latent": 0}}, {"data": {"min_gene_overlap": 1.5}}, {"atlas": "a b"},
         {"final": {"variant": "linear"}, "variants": ["fixed"]}, {"final": {"seed": 9}},
-        {"strategies": ["joint"]},
+        {"strategies": ["joint"], "final": {"strategy": "per_batch"}},
     ],
 )  # fmt: skip
 def test_wrong_config_values(wrong):

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from atlasmap.config import as_flag, load_config, merged, variant_block
+from atlasmap.config import as_flag, final_of, load_config, merged, variant_block
 from atlasmap.data.sheet import read_sheet
 from atlasmap.settings import Config, ScviSettings
 
@@ -88,6 +88,13 @@ def test_defaults_are_the_arches_setting():
 def test_a_partial_block_keeps_the_other_defaults():
     config = load_config({"atlas": "a", "datasets": "d", "scanvi": {"train": {"batch_size": 64}}})
     assert config.scanvi.train.adam_eps == 0.01 and config.scanvi.train.batch_size == 64
+
+
+def test_final_has_sensible_defaults():
+    base = {"atlas": "a", "datasets": "d"}
+    final = final_of(load_config(base | {"strategies": ["joint", "per_batch"], "seeds": [4, 2]}))
+    assert (final.variant, final.strategy, final.seed) == ("fixed", "joint", 4)
+    assert final_of(load_config(base | {"variants": ["prefix", "linear"]})).variant == "prefix"
 
 
 def test_a_variants_block_lies_over_scanvi():

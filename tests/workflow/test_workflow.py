@@ -288,8 +288,7 @@ def test_check_results_names_what_is_missing_or_altered(changed):
 
 def test_without_truth_it_runs_to_the_end(tmp_path):
     sheet = [[*row[:5], "" if k else row[5], row[6]] for k, row in enumerate(SHEET)]
-    folder = new_folder(tmp_path, CONFIG | {"variants": ["fixed"], "strategies": ["joint"],
-                                            "final": {"strategy": "joint"}}, sheet)  # fmt: skip
+    folder = new_folder(tmp_path, CONFIG | {"variants": ["fixed"], "strategies": ["joint"]}, sheet)
     snakemake(folder)
     scores = pd.read_csv(folder / TOP / "benchmark/classification.csv", keep_default_na=False)
     assert set(scores["split"]) == {"train", "validation"}

@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from atlasmap.config import as_flag, found_beside, load_config, variant_block
+from atlasmap.config import as_flag, final_of, found_beside, load_config, variant_block
 from atlasmap.data.sheet import read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import slug, unslug
@@ -29,8 +29,8 @@ DATA_FLAG = as_flag(
 LABELLED = CONFIG.labels == "given"
 # What query batches are mapped onto: a scANVI variant, or scVI itself without labels.
 MODELS = CONFIG.variants if LABELLED else ["scvi"]
-FINAL_MODEL = CONFIG.final.variant if LABELLED else "scvi"
-FINAL_SEED = CONFIG.seeds[0] if CONFIG.final.seed is None else CONFIG.final.seed
+FINAL = final_of(CONFIG)
+FINAL_MODEL = FINAL.variant if LABELLED else "scvi"
 # For the record in contract.json.
 CONFIGFILES = " ".join(
     f"--configfiles={shlex.quote(str(Path(f).absolute()))}"

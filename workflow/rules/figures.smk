@@ -59,7 +59,7 @@ rule plot_confusion:
 
 rule plot_embeddings:
     input:
-        [path for *_, path in mappings([FINAL_SEED])],
+        [path for *_, path in mappings([FINAL.seed])],
     output:
         report(
             "results/{atlas}/figures/embeddings.svg",
@@ -83,7 +83,7 @@ rule plot_embeddings:
             json.dumps(
                 [
                     dict(variant=v, strategy=t, atlas=p)
-                    for _, v, t, p in mappings([FINAL_SEED])
+                    for _, v, t, p in mappings([FINAL.seed])
                 ]
             )
         ),

@@ -74,7 +74,7 @@ rule assemble:
 
 rule publish:
     input:
-        f"results/{{atlas}}/seed{FINAL_SEED}/mapping/{FINAL_MODEL}/{CONFIG.final.strategy}/{{file}}",
+        f"results/{{atlas}}/seed{FINAL.seed}/mapping/{FINAL_MODEL}/{FINAL.strategy}/{{file}}",
     output:
         "results/{atlas}/{file}",
     log:
