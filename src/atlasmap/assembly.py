@@ -6,6 +6,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.errors import AtlasmapError, listed
 from atlasmap.projection import FittedMap, place
 from atlasmap.settings import TransferSettings
 from atlasmap.transfer import knn_soft_labels, label_table, soft_labels_of
@@ -27,7 +28,7 @@ def query_labels(
     """Label table and soft labels of query cells; kNN asks the labelled reference cells."""
     soft = soft_labels_of(query)
     table = label_table(soft, query.obs_names)
-    table.insert(0, "batch", query.obs["batch"].astype(str))
+    table.insert(0, "batch", query.obs["batch"].astype(str).to_numpy())
     labelled = (reference.obs["label"].astype(str) != unlabeled).to_numpy()
     knn = knn_soft_labels(
         reference.obsm["X_latent"][labelled],
@@ -39,18 +40,38 @@ def query_labels(
     table["knn_uncertainty"] = 1 - knn.confidence()
     table.index.name = "cell_id"
     frame = soft.frame(query.obs_names)
-    frame.insert(0, "batch", table["batch"])
+    frame.insert(0, "batch", table["batch"].to_numpy())
     frame.index.name = "cell_id"
     return table, frame
 
 
-def unique_names(reference: pd.Index, queries: list[anndata.AnnData]) -> list[anndata.AnnData]:
-    """Query cells whose names the reference or another batch has too get their batch's name."""
-    names = pd.Index(np.concatenate([reference, *(q.obs_names for q in queries)]))
-    if names.has_duplicates:
-        for query in queries:
-            query.obs_names = query.obs["batch"].astype(str) + ":" + query.obs_names.astype(str)
-    return queries
+def with_columns(part: anndata.AnnData, table: pd.DataFrame) -> None:
+    """Add a table's columns to obs, row by row (cells of several batches may share a name)."""
+    for key in table:
+        part.obs[key] = table[key].to_numpy()
+
+
+def with_truth(query: anndata.AnnData, truth: pd.Series, unlabeled: str) -> None:
+    """Add obs `truth`; batches without any are unlabelled. Raises CELLS_DIFFER."""
+    batch = query.obs["batch"].astype(str)
+    found = truth.reindex(pd.MultiIndex.from_arrays([batch, query.obs_names])).to_numpy()
+    lost = pd.isna(found) & batch.isin(truth.index.get_level_values(0)).to_numpy()
+    if lost.any():
+        raise AtlasmapError(
+            "CELLS_DIFFER",
+            expected="every mapped cell among the prepared query's cells",
+            found=f"{int(lost.sum())} are not: {listed(query.obs_names[lost])}",
+            mend="map these batches again",
+        )
+    query.obs["truth"] = np.where(pd.isna(found), unlabeled, found)
+
+
+def unique_index(whole: anndata.AnnData) -> None:
+    """Query cells whose name occurs twice become batch:name; obs `barcode` keeps the name."""
+    whole.obs["barcode"] = whole.obs_names.to_numpy()
+    shared = whole.obs_names.duplicated(keep=False) & (whole.obs["role"] == "query").to_numpy()
+    renamed = whole.obs["batch"].astype(str) + ":" + whole.obs_names.astype(str)
+    whole.obs_names = np.where(shared, renamed, whole.obs_names)
 
 
 def positions(fitted: FittedMap, latent: anndata.AnnData) -> np.ndarray:
@@ -78,17 +99,15 @@ def assemble(
     if truth is not None:
         reference.obs["truth"] = reference.obs["label"].astype(str)
         for query in queries:
-            at = pd.MultiIndex.from_arrays([query.obs["batch"].astype(str), query.obs_names])
-            query.obs["truth"] = truth.reindex(at).fillna(unlabeled).to_numpy()
+            with_truth(query, truth, unlabeled)
     if classified:
-        predicted = label_table(soft_labels_of(reference), reference.obs_names)
-        reference.obs = reference.obs.join(predicted)
-    for query in unique_names(reference.obs_names, queries):
+        with_columns(reference, label_table(soft_labels_of(reference), reference.obs_names))
+    for query in queries:
         query.obs["role"], query.obs["label"], query.obs["split"] = "query", unlabeled, "query"
         query.obsm["X_umap"] = positions(fitted, query)
         if classified:
             table, frame = query_labels(reference, query, unlabeled, settings)
-            query.obs = query.obs.join(table.drop(columns="batch"))
+            with_columns(query, table.drop(columns="batch"))
             labels.append(table)
             softs.append(frame)
         parts.append(query)
@@ -96,6 +115,7 @@ def assemble(
         tidy_obs(part.obs, unlabeled)
         part.obsm = {key: part.obsm[key] for key in ("X_latent", "X_umap")}
     whole = anndata.concat([reference, *parts], join="outer")
+    unique_index(whole)
     tidy_obs(whole.obs, unlabeled)
     if not classified:
         return Atlas(whole, None, None)
@@ -105,6 +125,6 @@ def assemble(
 def tidy_obs(obs: pd.DataFrame, unlabeled: str) -> None:
     """Text columns as categories without gaps (nulls are what other readers stumble over)."""
     for key in obs:
-        if obs[key].dtype.kind not in "fiub":
+        if key != "barcode" and obs[key].dtype.kind not in "fiub":
             obs[key] = pd.Categorical(obs[key].astype(object).fillna(unlabeled).astype(str))
     obs.rename_axis(index="cell_id", inplace=True)

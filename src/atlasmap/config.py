@@ -12,6 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import Config, FinalSettings, ScanviSettings
 
+# Columns of obs that prepared files and atlases have of their own.
+RESERVED = {
+    "batch", "label", "truth", "dataset", "role", "split", "barcode", "predicted_label",
+    "confidence", "entropy", "runner_up", "runner_up_probability", "knn_label", "knn_uncertainty",
+}  # fmt: skip
+
 
 def known_keys(cls: type, where: tuple) -> list[str]:
     """Keys that the dataclass at `where` inside `cls` knows."""
@@ -82,7 +88,32 @@ def load_config(given: dict) -> Config:
                 mend=f"correct {key}",
             )
     final_of(config)
+    check_covariates(config)
     return config
+
+
+def check_mappable(config: Config) -> None:
+    """A reference whose encoder does not see the batch cannot be mapped onto: SURGERY_NOOP."""
+    if not config.scvi.encode_covariates:
+        raise AtlasmapError(
+            "SURGERY_NOOP",
+            expected="scvi.encode_covariates: true, since the sheet has query rows",
+            found="false: nothing that surgery trains would reach the query's latent",
+            mend="set it to true, or leave the query rows out",
+        )
+
+
+def check_covariates(config: Config) -> None:
+    """Covariates must not be columns that results have of their own: COVARIATE_RESERVED."""
+    asked = [*config.categorical_covariates, *config.continuous_covariates]
+    clash = [key for key in asked if key in RESERVED or asked.count(key) > 1]
+    if clash:
+        raise AtlasmapError(
+            "COVARIATE_RESERVED",
+            expected=f"covariates named once, and not {listed(sorted(RESERVED), 40)}",
+            found=listed(clash),
+            mend="rename these columns in obs; the batch is always conditioned on",
+        )
 
 
 def final_of(config: Config) -> FinalSettings:

@@ -34,11 +34,13 @@ def rename_recorded(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def recorded(folder: Path) -> Iterator[tuple[Path, str]]:
+def recorded(folder: Path) -> dict[Path, str]:
     """Every file below `folder` whose checksum was recorded, and that checksum."""
+    records = {}
     for record in sorted(folder.rglob(f".*{RECORD}")):
         digest, name = record.read_text(encoding="utf-8").rstrip("\n").split("  ", 1)
-        yield record.with_name(name), digest
+        records[record.with_name(name)] = digest
+    return records
 
 
 @contextlib.contextmanager

@@ -75,12 +75,15 @@ def map_query(
     append_categories(reference.model, new, seed, library)
     registry = reference.registry.extended(new)
     cells = registry.encode(query, device)
-    split = split_cells(np.arange(len(cells)), settings.train_size, settings.batch_size, seed)
+    split = split_cells(np.arange(len(cells)), settings.train_size, seed)
     what = new[0][0] if strategy == "per_batch" else "all"
     purpose = f"surgery {strategy} {what}"
     objective = Unsupervised(reference.model, cells, split, settings.batch_size, seed, purpose)
     train = as_train_settings(settings)
-    outcome = fit(objective, train, f"surgery {what}", dropout=settings.surgery_dropout)
+    outcome = fit(
+        objective, train, f"surgery {what}",
+        dropout=settings.surgery_dropout, batch_statistics=False,
+    )  # fmt: skip
     if reference_hash(reference.model) != before:
         raise AtlasmapError(
             "REFERENCE_MOVED",
@@ -103,10 +106,5 @@ def map_query(
 
 
 def joined(queries: list[anndata.AnnData]) -> anndata.AnnData:
-    """Prepared query batches as one; cell names that several batches share get their batch's."""
-    if len(queries) == 1:
-        return queries[0]
-    whole = anndata.concat(queries, join="outer", merge="same")
-    if whole.obs_names.has_duplicates:
-        whole.obs_names = whole.obs["batch"].astype(str) + ":" + whole.obs_names.astype(str)
-    return whole
+    """Prepared query batches as one; cells keep their names, which batches may share."""
+    return queries[0] if len(queries) == 1 else anndata.concat(queries, join="outer", merge="same")

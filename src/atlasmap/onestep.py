@@ -1,6 +1,6 @@
 """From a query file to a named atlas in one call: what the workflow's rules do, without it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anndata
@@ -8,7 +8,7 @@ import torch
 
 from atlasmap.assembly import Atlas, assemble
 from atlasmap.bundle import Bundle, load
-from atlasmap.data.prepare import prepare_query, query_batches
+from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError
 from atlasmap.mapping import Mapping, joined, map_query
@@ -63,10 +63,17 @@ def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
 def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapped:
     """Map every batch of `request.dataset` onto the reference bundle in `folder`."""
     bundle = load(folder, device)
-    registry, path = bundle.registry, Path(request.dataset.path)
-    names = query_batches(request.dataset, path, request.config)
+    registry = bundle.registry
+    config = replace(
+        request.config,
+        unlabeled_category=registry.unlabeled_category,
+        categorical_covariates=list(registry.categorical),
+        continuous_covariates=registry.continuous,
+    )
+    whole = checked_dataset(request.dataset, Path(request.dataset.path), config)
+    names = sorted(whole.obs["batch"].unique())
     prepared = {
-        name: prepare_query(request.dataset, path, name, registry, request.config) for name in names
+        name: prepare_query(whole, request.dataset, name, registry, config) for name in names
     }
     latent, fitted = reference_parts(folder, bundle, request)
     groups = {name: [name] for name in names}

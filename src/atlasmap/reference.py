@@ -22,13 +22,15 @@ from atlasmap.training.split import Split, split_by_labels, split_cells
 
 log = logging.getLogger("atlasmap")
 SCANVI_EPOCHS = 100
+LEAST_LIBRARY_VARIANCE = 1e-4  # cells of one depth would make the prior a point
 
 
 def library_moments(adata: anndata.AnnData, batches: list[str]) -> np.ndarray:
     """Mean and variance of log library size of each batch (batches × 2)."""
     logs = np.log(np.asarray(adata.X.sum(1)).ravel())
     by_batch = pd.Series(logs).groupby(adata.obs["batch"].astype(str).to_numpy())
-    return np.stack([by_batch.mean()[batches], by_batch.var(ddof=0)[batches]], 1)
+    variance = by_batch.var(ddof=0)[batches].clip(lower=LEAST_LIBRARY_VARIANCE)
+    return np.stack([by_batch.mean()[batches], variance], 1)
 
 
 def with_epochs(settings: TrainSettings, default: int) -> TrainSettings:
@@ -58,7 +60,7 @@ def fit_scvi(
     shape = Shape(len(registry.genes), registry.n_categories, len(registry.continuous), library)
     model = Scvi(settings, shape, keyed_generator(seed, "scvi", "weights")).to(device)
     train = with_epochs(settings.train, epochs_by_size(len(cells)))
-    split = split_cells(np.arange(len(cells)), train.train_size, train.batch_size, seed)
+    split = split_cells(np.arange(len(cells)), train.train_size, seed, train.batch_size)
     objective = Unsupervised(model, cells, split, train.batch_size, seed, "scvi")
     outcome = fit(objective, train, "scVI")
     about = {
@@ -89,7 +91,7 @@ def fit_scanvi(
     model = Scanvi(scvi.model.cpu(), variant, len(scvi.registry.labels), rng).to(device)
     train = with_epochs(settings.train, SCANVI_EPOCHS)
     labels = cells.labels.cpu().numpy()
-    split = split_by_labels(labels, train.train_size, train.batch_size, seed)
+    split = split_by_labels(labels, train.train_size, seed)
     objective = SemiSupervised(
         model, cells, split, train.batch_size, seed, f"scanvi_{variant}",
         settings.classification_ratio, settings.n_samples_per_label,

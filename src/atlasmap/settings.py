@@ -135,6 +135,12 @@ class SurgerySettings:
     """Share of a query's cells trained on; the rest validates."""
     check_val_every_n_epoch: Count = 1
     """Epochs between validations."""
+    early_stopping: bool = False
+    """Stop when the validation ELBO has not improved for `early_stopping_patience` validations."""
+    early_stopping_patience: Count = 45
+    """Validations without improvement before stopping."""
+    reduce_lr_on_plateau: bool = False
+    """Multiply the learning rate by 0.6 after 30 validations without a better ELBO."""
     surgery_dropout: bool = False
     """Train with dropout on; off is what scvi-tools does (eval mode)."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = None

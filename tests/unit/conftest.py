@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from atlasmap.data.prepare import prepare_query, prepare_reference
+from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_reference
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.data.simulate import simulate
@@ -69,8 +69,9 @@ def reference(rows):
 def queries(rows, reference):
     """Prepared query batches by name."""
     registry = Registry.of(reference, "Unknown", [], [])
+    whole = checked_dataset(rows[1], rows[1].path, CONFIG)
     return {
-        name: prepare_query(rows[1], rows[1].path, name, registry, CONFIG).adata
+        name: prepare_query(whole, rows[1], name, registry, CONFIG).adata
         for name in ("query0", "query1")
     }
 

@@ -9,8 +9,13 @@ import pytest
 from conftest import CONFIG
 from scipy import sparse
 
-from atlasmap.config import load_config
-from atlasmap.data.prepare import prepare_query, prepare_reference, query_batches
+from atlasmap.config import check_mappable, load_config
+from atlasmap.data.prepare import (
+    checked_dataset,
+    prepare_query,
+    prepare_reference,
+    query_batches,
+)
 from atlasmap.data.readers import read_any
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset, read_sheet
@@ -53,7 +58,8 @@ def prepare(simulated, tmp_path):
         plain = simulated[simulated.obs["role"] == "reference"].copy()
         plain.obs["label"] = plain.obs["cell_type"].astype(str)
         registry = Registry.of(plain, "Unknown", [], [])
-        return prepare_query(dataset, path, "query0", registry, settings)
+        whole = checked_dataset(dataset, path, settings)
+        return prepare_query(whole, dataset, "query0", registry, settings)
 
     return run
 
@@ -80,7 +86,7 @@ def test_hdf5_but_not_an_h5ad(tmp_path):
     path = tmp_path / "a.h5ad"
     with h5py.File(path, "w") as file:
         file["X"] = "text"
-    caught("FILE_NOT_H5AD", read_any, path)
+    caught("FILE_UNREADABLE", read_any, path)
 
 
 def test_truncated_h5ad(simulated, tmp_path):
@@ -170,17 +176,50 @@ def test_duplicated_cells(prepare):
     caught("CELLS_DUPLICATED", prepare, change)
 
 
-@pytest.mark.parametrize("value", [None, "", "nan"])
+@pytest.mark.parametrize("value", [np.nan, "", "nan", "NaN", "<NA>", "None", " "])
 def test_cells_without_a_batch(prepare, value):
     def change(adata):
         column = adata.obs["batch"].astype(object)
-        column.iloc[4] = np.nan if value == "nan" else value
+        column.iloc[4] = value
         adata.obs["batch"] = pd.Categorical(column)
 
-    if value == "":
-        caught("BATCH_MISSING", prepare, change)
-    else:
-        assert "1 cells" in caught("BATCH_MISSING", prepare, change).found
+    assert "1 cells" in caught("BATCH_MISSING", prepare, change).found
+
+
+def test_missing_labels_are_unlabelled_however_they_are_written(prepare):
+    def change(adata):
+        column = adata.obs["cell_type"].astype(object)
+        column.iloc[:5] = ["nan", "NaN", "<NA>", "None", ""]
+        adata.obs["cell_type"] = pd.Categorical(column)
+
+    assert prepare(change).facts["n_unlabelled"] == 5
+
+
+def test_batch_names_that_no_folder_can_have(prepare):
+    for name, code in [("all", "BATCH_NAME_RESERVED"), ("日" * 40, "BATCH_NAME_TOO_LONG")]:
+        caught(code, prepare, lambda a, name=name: a.obs.__setitem__("batch", name))
+
+
+def test_one_and_one_point_zero_are_the_same_category(prepare):
+    settings = config(categorical_covariates=["site"])
+
+    def change(adata):
+        adata.obs["site"] = np.where(adata.obs["role"] == "query", 1.0, 1)
+
+    prepared = prepare(change, settings)
+    assert list(prepared.adata.obs["site"].cat.categories) == ["1"]
+
+
+def test_a_reference_row_without_labels_leaves_the_others_theirs(rows, simulated, tmp_path):
+    other = simulated[simulated.obs["batch"] == "batch3"].copy()
+    other.write_h5ad(tmp_path / "other.h5ad")
+    plain = Dataset(id="o", path="x", role="reference", batch_key="batch")
+    first = Dataset(**(vars(rows[0]) | {"obs_filter": "batch in ['batch0', 'batch1']"}))
+    paths = [rows[0].path, tmp_path / "other.h5ad"]
+    prepared = prepare_reference([first, plain], paths, CONFIG)
+    unlabelled = prepared.adata.obs["label"] == "Unknown"
+    assert (unlabelled == (prepared.adata.obs["batch"] == "batch3")).all()
+    assert len(prepared.facts["labels"]) >= 4
 
 
 def test_a_batch_of_two_cells(prepare):
@@ -244,13 +283,16 @@ def test_ensembl_versions_are_stripped(simulated, prepare):
     assert aligned.counts.toarray().tolist() == [[0, 1], [0, 0], [1, 0]]
 
 
-def test_a_query_batch_named_like_a_reference_batch(prepare):
-    def change(adata):
-        adata.obs["batch"] = adata.obs["batch"].replace({"query0": "batch0"})
-
-    row = Dataset(id="d", path="x", role="query")
-    registry = Registry(["g"], None, ["batch0"], ["a"], "Unknown")
-    caught("QUERY_BATCH_IS_REFERENCE", prepare_query, row, "x", "batch0", registry, CONFIG)
+@pytest.mark.parametrize("name", ["7", 7, 7.0])
+def test_a_query_batch_named_like_a_reference_batch(rows, simulated, tmp_path, name):
+    adata = simulated[simulated.obs["role"] == "query"].copy()
+    adata.obs["batch"] = name
+    adata.write_h5ad(tmp_path / "clash.h5ad")
+    row = Dataset(id="d", path="x", role="query", batch_key="batch")
+    whole = checked_dataset(row, tmp_path / "clash.h5ad", CONFIG)
+    registry = Registry(adata.var_names.tolist(), None, ["7"], ["a"], "Unknown")
+    batch = whole.obs["batch"].iloc[0]
+    caught("QUERY_BATCH_IS_REFERENCE", prepare_query, whole, row, batch, registry, CONFIG)
 
 
 def test_more_variable_genes_than_genes(prepare):
@@ -260,6 +302,8 @@ def test_more_variable_genes_than_genes(prepare):
 def test_a_filter_that_is_no_expression_or_keeps_no_cell(prepare):
     assert "lineage" in caught("FILTER_INVALID", prepare, None, obs_filter="donor == 1").mend
     caught("FILTER_EMPTY", prepare, None, obs_filter="role == 'nobody'")
+    for expression in ("lineage", "'yes'"):
+        caught("FILTER_INVALID", prepare, None, obs_filter=expression)
 
 
 def test_the_same_batch_in_two_reference_data_sets(rows):
@@ -336,7 +380,8 @@ HEADER = "id\tpath\trole\tlabel_key\n"
         (HEADER + "a\tx\treferense\tl\n", "SHEET_INVALID", "referense"),
         ("id\tpath\trole\tlabelkey\na\tx\treference\tl\n", "SHEET_INVALID", "label_key?"),
         (HEADER + "a\tx\treference\tl\na\ty\tquery\t\n", "SHEET_ID_TWICE", "a"),
-        (HEADER + "a\tx\tquery\tl\n", "SHEET_NO_REFERENCE", "none"),
+        (HEADER + "a\tx\tquery\t\n", "SHEET_NO_REFERENCE", "none"),
+        (HEADER + "a\tx\treference\tl\nb\ty\tquery\tl\n", "SHEET_LABEL_ON_QUERY", "b"),
         (HEADER + "a\tbuiltin:pbmc\treference\tl\n", "SHEET_BUILTIN", "builtin:pbmc"),
         (HEADER + "a\tx\treference\n", "SHEET_COLUMNS", "row 1"),
     ],
@@ -345,6 +390,37 @@ def test_wrong_sheets(tmp_path, text, code, said):
     path = tmp_path / "sheet.tsv"
     path.write_text(text)
     assert said in caught(code, read_sheet, path).found
+
+
+def test_a_sheet_saved_by_a_spreadsheet_is_read(tmp_path):
+    path = tmp_path / "sheet.tsv"
+    path.write_text(HEADER + "a\tx\treference\tl\n", encoding="utf-8-sig")
+    assert read_sheet(path)[0].id == "a"
+
+
+@pytest.mark.parametrize("key", ["batch", "label", "truth", "dataset", "confidence"])
+def test_covariates_that_results_have_of_their_own(key):
+    given = {"atlas": "a", "datasets": "d", "categorical_covariates": [key]}
+    assert key in caught("COVARIATE_RESERVED", load_config, given).found
+
+
+def test_a_reference_that_no_query_can_be_mapped_onto():
+    given = {"atlas": "a", "datasets": "d", "scvi": {"encode_covariates": False}}
+    caught("SURGERY_NOOP", check_mappable, load_config(given))
+    check_mappable(load_config({"atlas": "a", "datasets": "d"}))
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.h5"])
+def test_broken_zarr_and_10x_files(tmp_path, name):
+    import h5py
+
+    path = tmp_path / name
+    if path.suffix == ".zarr":
+        path.mkdir()
+    else:
+        with h5py.File(path, "w") as file:
+            file["x"] = [1]
+    caught("FILE_UNREADABLE", read_any, path)
 
 
 def test_missing_sheet(tmp_path):
@@ -368,17 +444,21 @@ def test_10x_h5_mtx_and_zarr_are_read(simulated, tmp_path):
             group[name] = getattr(matrix, name)
         group["shape"] = np.array(small.shape[::-1])
         group["barcodes"] = small.obs_names.to_numpy().astype("S")
-        genes["id"] = genes["name"] = small.var_names.to_numpy().astype("S")
+        genes["id"] = small.var_names.to_numpy().astype("S")
+        genes["name"] = np.array([f"symbol{k}" for k in range(small.n_vars)]).astype("S")
         genes["feature_type"] = np.array([b"Gene Expression"] * small.n_vars)
         genes["genome"] = np.array([b"g"] * small.n_vars)
     folder = tmp_path / "mtx"
     folder.mkdir()
-    mmwrite(folder / "matrix.mtx", small.X.T.tocoo())
+    mmwrite(folder / "GSM1_matrix.mtx", small.X.T.tocoo())
     table = pd.DataFrame({"id": small.var_names, "name": small.var_names, "t": "Gene Expression"})
-    table.to_csv(folder / "genes.tsv", sep="\t", header=False, index=False)
-    small.obs_names.to_frame().to_csv(folder / "barcodes.tsv", sep="\t", header=False, index=False)
+    table.to_csv(folder / "GSM1_genes.tsv", sep="\t", header=False, index=False)
+    small.obs_names.to_frame().to_csv(
+        folder / "GSM1_barcodes.tsv", sep="\t", header=False, index=False
+    )
     for name in ("a.zarr", "a.h5", "mtx"):
         adata = read_any(tmp_path / name)
+        assert list(adata.var_names) == list(small.var_names), name
         np.testing.assert_array_equal(sparse.csr_matrix(adata.X).toarray(), small.X.toarray())
 
 

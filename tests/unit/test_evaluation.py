@@ -75,7 +75,7 @@ def test_metrics_are_benchmarkers(embedded):
     bench.prepare(neighbor_computer=lambda x, k: neighbors(x, k, exact=True))
     bench.benchmark()
     theirs = bench.get_results(clean_names=False).loc["X"]
-    ours = score_embedding(embedded, 90, exact=True)
+    ours = score_embedding(embedded, np.ones(150, bool), 90, exact=True)
     names = {"nmi_ari_cluster_labels_kmeans_nmi": "kmeans_nmi"}
     names |= {"nmi_ari_cluster_labels_kmeans_ari": "kmeans_ari"}
     names |= {"Bio conservation": "bio_conservation", "Batch correction": "batch_correction"}
@@ -89,7 +89,7 @@ def test_metrics_are_benchmarkers(embedded):
 
 def test_what_cannot_be_computed_is_skipped_and_in_no_average(embedded):
     no_label = Embedded(embedded.x, embedded.unintegrated, embedded.batch, None)
-    values = score_embedding(no_label, 90, exact=True)
+    values = score_embedding(no_label, np.zeros(150, bool), 90, exact=True)
     assert values["kmeans_nmi"] == "skipped(no labels)"
     assert values["bio_conservation"] == "skipped(no metric)"
     numbers = [values["ilisi_knn"], values["pcr_comparison"]]
@@ -103,12 +103,23 @@ def test_what_cannot_be_computed_is_skipped_and_in_no_average(embedded):
     assert why_not("clisi_knn", few) == "60 cells, 91 needed"
 
 
+def test_metrics_without_labels_see_all_cells_and_the_others_labelled_ones(embedded):
+    labelled = np.arange(150) < 110
+    some = score_embedding(embedded, labelled, 90, exact=True)
+    everyone = score_embedding(embedded, np.ones(150, bool), 90, exact=True)
+    part = score_embedding(embedded.only(labelled), np.ones(110, bool), 90, exact=True)
+    for name in ("ilisi_knn", "pcr_comparison"):
+        assert some[name] == everyone[name] != part[name]
+    for name in ("silhouette_label", "isolated_labels", "bras"):
+        assert some[name] == part[name] != everyone[name]
+
+
 def test_a_metric_that_is_not_a_number_is_skipped(embedded, monkeypatch):
     import scib_metrics.metrics as m
 
     monkeypatch.setattr(m, "silhouette_label", lambda *args: float("nan"))
     monkeypatch.setattr(m, "bras", lambda *args: 1 / 0)
-    values = score_embedding(embedded, 90, exact=True)
+    values = score_embedding(embedded, np.ones(150, bool), 90, exact=True)
     assert values["silhouette_label"] == "skipped(not a number)"
     assert values["bras"].startswith("skipped(ZeroDivisionError")
     assert np.isfinite(values["total"])

@@ -2,18 +2,30 @@
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import CPU, SCANVI, SCVI, states_equal
+from conftest import CONFIG, CPU, SCANVI, SCVI, states_equal
 
+from atlasmap.assembly import assemble
 from atlasmap.bundle import load, load_delta, reference_hash, save, save_delta
+from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.registry import Registry
+from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError
 from atlasmap.inference import embed
 from atlasmap.mapping import joined, map_query
 from atlasmap.models.surgery import append_categories, split_state
-from atlasmap.reference import fit_scanvi, fit_scvi
-from atlasmap.settings import ScviSettings, SurgerySettings, TrainSettings
+from atlasmap.projection import fit_map
+from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
+from atlasmap.settings import (
+    ScviSettings,
+    SurgerySettings,
+    TrainSettings,
+    TransferSettings,
+    UmapSettings,
+)
+from atlasmap.training.split import Split
 
 SURGERY = SurgerySettings(max_epochs=4)
 
@@ -23,15 +35,20 @@ def copy_of(bundle, tmp_path):
     return load(tmp_path / "bundle", CPU)
 
 
-def test_reference_is_bit_identical_and_the_query_moved(reference, scanvi, queries):
+def test_reference_is_bit_identical_and_the_query_moved(reference, scanvi, queries, tmp_path):
     cells = scanvi.registry.encode(reference, CPU)
     before_state = {k: v.clone() for k, v in split_state(scanvi.model)[0].items()}
     before = embed(scanvi.model, cells)
+    frozen = copy_of(scanvi, tmp_path)
+    append_categories(frozen.model, {0: ["query0"]}, 0)
+    frozen_registry = frozen.registry.extended({0: ["query0"]})
+    unmoved = embed(frozen.model, frozen_registry.encode(queries["query0"], CPU)).mean
     mapping = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0)
     after = embed(mapping.bundle.model, mapping.bundle.registry.encode(reference, CPU))
     assert states_equal(before_state, split_state(mapping.bundle.model)[0])
     assert np.array_equal(before.mean, after.mean) and np.array_equal(before.var, after.var)
     assert np.array_equal(before.soft_labels, after.soft_labels)
+    assert np.abs(mapping.latent.obsm["X_latent"] - unmoved).max() > 1e-3
     appended = split_state(mapping.bundle.model)[1]
     start = {k: v for k, v in appended.items() if len(v)}
     assert start and mapping.bundle.about["training"]["n_trainable"] == sum(
@@ -202,14 +219,75 @@ def test_a_delta_on_another_reference_is_refused(reference, scvi, scanvi, querie
     assert error.value.code == "BUNDLE_PARENT"
 
 
-def test_a_query_batch_maps_the_same_whatever_else_is_there(scanvi, queries, tmp_path):
-    save(scanvi, tmp_path)
+def test_a_query_batch_maps_the_same_whatever_else_is_in_the_file(
+    scanvi, reference, tmp_path, rows
+):
+    from atlasmap.onestep import MapRequest, map_dataset
+
+    save(scanvi, tmp_path / "b")
+    split = Split(np.arange(reference.n_obs), np.arange(0))
+    reference_latent(reference, scanvi, split, CPU).write_h5ad(tmp_path / "b/reference_latent.h5ad")
+    adata = anndata.read_h5ad(rows[1].path)
+    for name in ("query0", "query1"):  # barcodes that both batches share
+        at = (adata.obs["batch"] == name).to_numpy()
+        names = adata.obs_names.to_numpy().copy()
+        names[at] = [f"AAAC-{k}" for k in range(at.sum())]
+        adata.obs_names = names
+    tables = []
+    for k, expression in enumerate(["batch == 'query0'", "batch == 'query1'"]):
+        adata[adata.obs.eval(expression)].write_h5ad(tmp_path / f"{k}.h5ad")
+    for files in (["0"], ["1"]):
+        row = Dataset(
+            id="q", path=str(tmp_path / f"{files[0]}.h5ad"), role="query", batch_key="batch"
+        )
+        request = MapRequest(
+            row, "per_batch", 0, CONFIG, SURGERY, TransferSettings(), UmapSettings(n_neighbors=5)
+        )
+        tables.append(map_dataset(tmp_path / "b", request, CPU).atlas.labels)
+    apart = pd.concat(tables)
     latents = []
-    for names in (["query0"], ["query1", "query0"]):
-        for name in names:
-            mapping = map_query(load(tmp_path, CPU), queries[name], SURGERY, "per_batch", 0)
-        latents.append(mapping.latent.obsm["X_latent"])
-    assert np.array_equal(*latents)
+    for name in ("query0", "query1"):
+        registry = Registry.of(reference, "Unknown", [], [])
+        part = Dataset(id="q", path="x", role="query", batch_key="batch")
+        whole = checked_dataset(part, tmp_path / f"{name[-1]}.h5ad", CONFIG)
+        query = prepare_query(whole, part, name, registry, CONFIG).adata
+        latents.append(map_query(load(tmp_path / "b", CPU), query, SURGERY, "per_batch", 0).latent)
+    latent = reference_latent(reference, scanvi, split, CPU)
+    fitted = fit_map(latent.obsm["X_latent"], UmapSettings(n_neighbors=5), 0)
+    together = assemble(latent, latents, None, fitted, "Unknown", TransferSettings())
+    assert together.adata.obs_names.is_unique
+    assert together.labels.equals(apart)
+
+
+def test_joint_mapping_of_shared_barcodes_keeps_the_truth(scanvi, reference, queries):
+    for query in queries.values():
+        query.obs_names = [f"AAAC-{k}" for k in range(query.n_obs)]
+    keys = [(b, c) for b, q in queries.items() for c in q.obs_names]
+    values = [t for q in queries.values() for t in q.obs["truth"].astype(str)]
+    truth = pd.Series(values, index=pd.MultiIndex.from_tuples(keys))
+    split = Split(np.arange(reference.n_obs), np.arange(0))
+    latent = reference_latent(reference, scanvi, split, CPU)
+    mapping = map_query(scanvi, joined(list(queries.values())), SURGERY, "joint", 0)
+    fitted = fit_map(latent.obsm["X_latent"], UmapSettings(n_neighbors=5), 0)
+    atlas = assemble(latent, [mapping.latent], truth, fitted, "Unknown", TransferSettings())
+    query = atlas.adata.obs[atlas.adata.obs["role"] == "query"]
+    assert query["truth"].astype(str).tolist() == values
+    assert query.index.is_unique and atlas.labels.index.tolist() == [c for _, c in keys]
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_surgery_dropout_trains_differently_and_moves_nothing(reference, queries, norm):
+    settings = ScviSettings(
+        n_hidden=8, n_latent=3, train=TrainSettings(max_epochs=1), dropout_rate=0.5,
+        use_batch_norm="both" if norm == "batch" else "none",
+    )  # fmt: skip
+    latents = []
+    for dropout in (False, True):
+        registry = Registry.of(reference, "Unknown", [], [])
+        bundle, _ = fit_scvi(reference, registry, settings, 0, CPU)
+        given = SurgerySettings(max_epochs=3, surgery_dropout=dropout)
+        latents.append(map_query(bundle, queries["query0"], given, "per_batch", 0).latent)
+    assert not np.array_equal(latents[0].obsm["X_latent"], latents[1].obsm["X_latent"])
 
 
 def test_the_hash_sees_every_bit(scanvi):

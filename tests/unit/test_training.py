@@ -13,7 +13,7 @@ from atlasmap.models.scvi import Scvi, Shape
 from atlasmap.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import ScanviSettings, ScviSettings, TrainSettings
 from atlasmap.training.cells import Cells, Counts
-from atlasmap.training.history import expected_calibration_error
+from atlasmap.training.history import expected_calibration_error, peer_calibration_error
 from atlasmap.training.loop import Plateau, epochs_by_size, fit
 from atlasmap.training.objectives import SemiSupervised, Unsupervised
 from atlasmap.training.split import Split, minibatches, split_by_labels, split_cells
@@ -21,20 +21,28 @@ from atlasmap.training.split import Split, minibatches, split_by_labels, split_c
 
 def test_split_is_the_peers():
     order = np.random.RandomState(7).permutation(1000)
-    split = split_cells(np.arange(1000), 0.9, 128, 7)
+    split = split_cells(np.arange(1000), 0.9, 7)
     assert (split.validation == order[:100]).all() and (split.train == order[100:]).all()
 
 
-def test_one_or_two_left_over_training_cells_go_to_validation():
-    split = split_cells(np.arange(145), 0.9, 128, 0)  # 131 to train: 3 left over stay
-    assert len(split.train) == 131
-    split = split_cells(np.arange(143), 0.9, 128, 0)  # 129 to train: 1 left over
-    assert (len(split.train), len(split.validation)) == (128, 15)
+@pytest.mark.parametrize(
+    ("n", "move", "sizes"),
+    [
+        (145, 128, (131, 14)),  # three left over stay
+        (143, 128, (128, 15)),  # one left over moves, for scVI
+        (143, None, (129, 14)),  # and stays for scANVI
+        (2, 128, (2, 0)),
+        (3, 3, (3, 0)),
+    ],
+)
+def test_left_over_training_cells_move_for_scvi_alone(n, move, sizes):
+    split = split_cells(np.arange(n), 0.9, 0, move)
+    assert (len(split.train), len(split.validation)) == sizes
 
 
 def test_labelled_and_unlabelled_cells_split_separately():
     labels = np.array([0] * 50 + [-1] * 30 + [1] * 50)
-    split = split_by_labels(labels, 0.9, 128, 0)
+    split = split_by_labels(labels, 0.9, 0)
     assert (labels[split.validation] >= 0).sum() == 10
     assert (labels[split.validation] < 0).sum() == 3
     assert sorted(np.concatenate([split.train, split.validation])) == list(range(130))
@@ -83,7 +91,7 @@ def test_nan_stops_and_names_the_cells():
 
 
 def test_history_has_the_schedule_and_both_splits():
-    split = split_cells(np.arange(60), 0.8, 20, 0)
+    split = split_cells(np.arange(60), 0.8, 0)
     objective = Unsupervised(small_model(), make_cells(), split, 20, 0, "test")
     settings = TrainSettings(max_epochs=5, n_epochs_kl_warmup=4, check_val_every_n_epoch=2)
     table = fit(objective, settings, "test").history.table()
@@ -101,7 +109,7 @@ def test_early_stopping_and_plateau():
     for value in [5, 4, 4.5, 4.2]:
         plateau.update(value)
     assert plateau.since == 2
-    split = split_cells(np.arange(60), 0.8, 20, 0)
+    split = split_cells(np.arange(60), 0.8, 0)
     objective = Unsupervised(small_model(), make_cells(), split, 20, 0, "test")
     settings = TrainSettings(
         max_epochs=500, early_stopping=True, early_stopping_patience=3, learning_rate=0.05
@@ -112,7 +120,7 @@ def test_early_stopping_and_plateau():
 
 
 def test_gradient_clip_changes_training():
-    split = split_cells(np.arange(60), 0.8, 20, 0)
+    split = split_cells(np.arange(60), 0.8, 0)
     norms = []
     for clip in (None, 1e-6):
         model = small_model()
@@ -182,6 +190,22 @@ def test_ece_of_known_cases():
     confidence = torch.tensor([0.95, 0.95, 0.55, 0.55])
     assert expected_calibration_error(confidence, torch.tensor([1, 1, 1, 0])) == pytest.approx(0.05)
     assert expected_calibration_error(torch.ones(4), torch.ones(4)) == 0
+
+
+def test_the_peers_calibration_error_is_torchmetrics():
+    # torchmetrics 1.x: multiclass_calibration_error of [[1, 0], [1, 0], [.97, .03], [.96, .04]]
+    # against [1, 0, 0, 0] is 0.2675: a confidence of exactly 1 has a bin of its own
+    confidence, correct = torch.tensor([1.0, 1.0, 0.97, 0.96]), torch.tensor([0, 1, 1, 1])
+    assert peer_calibration_error(confidence, correct) == pytest.approx(0.2675)
+    assert expected_calibration_error(confidence, correct) == pytest.approx(0.2325)
+
+
+def test_weights_that_the_last_step_spoilt_are_noticed():
+    split = Split(np.arange(60), np.arange(0))
+    objective = Unsupervised(small_model(), make_cells(), split, 60, 0, "test")
+    with pytest.raises(AtlasmapError) as error:
+        fit(objective, TrainSettings(max_epochs=1, learning_rate=1e39), "test")
+    assert error.value.code == "TRAINING_NAN" and "weights" in error.value.expected
 
 
 def test_keyed_seeds_depend_on_every_part():

@@ -5,7 +5,14 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from atlasmap.config import as_flag, final_of, found_beside, load_config, variant_block
+from atlasmap.config import (
+    as_flag,
+    check_mappable,
+    final_of,
+    found_beside,
+    load_config,
+    variant_block,
+)
 from atlasmap.data.sheet import read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import slug, unslug
@@ -20,12 +27,11 @@ CONDA = str(ROOT / "envs" / "atlasmap.yaml")
 CONFIG = load_config(config)
 SHEET = found_beside(CONFIG.datasets, ROOT)
 DATASETS = {dataset.id: dataset for dataset in read_sheet(SHEET)}
+if any(dataset.role == "query" for dataset in DATASETS.values()):
+    check_mappable(CONFIG)
 REFERENCES = [d for d in DATASETS.values() if d.role == "reference"]
 QUERIES = [d for d in DATASETS.values() if d.role == "query"]
 DATA_DIR = found_beside(CONFIG.data_dir, ROOT) if CONFIG.data_dir else SHEET.parent
-DATA_FLAG = as_flag(
-    "config", {f.name: config[f.name] for f in fields(DataConfig) if f.name in config}
-)
 LABELLED = CONFIG.labels == "given"
 # What query batches are mapped onto: a scANVI variant, or scVI itself without labels.
 MODELS = CONFIG.variants if LABELLED else ["scvi"]
@@ -81,9 +87,27 @@ def dataset_path(dataset):
     return str(path)
 
 
-def rows(datasets):
-    """Rows of the sheet as a command-line flag's value."""
-    return shlex.quote(json.dumps([asdict(d) for d in datasets]))
+def row(dataset, *keys):
+    """What a rule needs of a row of the sheet, so that other columns are no rerun trigger."""
+    needed = {
+        "id",
+        "path",
+        "role",
+        "batch_key",
+        "counts",
+        "gene_id",
+        "obs_filter",
+        *keys,
+    }
+    return {key: value for key, value in asdict(dataset).items() if key in needed}
+
+
+def data_flag(*settings):
+    """What a rule that reads data needs of the config: nothing else may trigger it again."""
+    keys = [f.name for f in fields(DataConfig) if f.name != "data" and f.name in config]
+    data = config.get("data") or {}
+    block = {"data": {key: data[key] for key in settings if key in data}}
+    return as_flag("config", block | {key: config[key] for key in keys})
 
 
 def batches_of(dataset):

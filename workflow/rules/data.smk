@@ -15,7 +15,12 @@ rule fetch:
     params:
         source=lambda w: SOURCES[w.source].path,
         sha256=lambda w: SOURCES[w.source].sha256,
-        simulation=as_flag("simulation", config.get("simulate") or {}),
+        simulation=lambda w: (
+            as_flag("simulation", config.get("simulate") or {})
+            if SOURCES[w.source].path == "builtin:simulated"
+            else ""
+        ),
+        numerics=NUMERICS["data"],
     shell:
         "atlasmap fetch {params.source:q} --out {output.file:q} --sha256={params.sha256:q}"
         " {params.simulation} > {log:q} 2>&1"
@@ -38,8 +43,8 @@ rule prepare_reference:
         mem_mb=memory(2000, 12),
         runtime=60,
     params:
-        datasets=rows(REFERENCES),
-        config=DATA_FLAG,
+        datasets=shlex.quote(json.dumps([row(d, "label_key") for d in REFERENCES])),
+        config=data_flag("n_top_genes", "min_cells_per_label", "min_cells_per_batch"),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap prepare-reference {input:q} --datasets {params.datasets} {params.config}"
@@ -62,8 +67,8 @@ checkpoint find_batches:
         mem_mb=memory(1000, 6),
         runtime=30,
     params:
-        dataset=lambda w: shlex.quote(json.dumps(asdict(DATASETS[w.dataset]))),
-        config=DATA_FLAG,
+        dataset=lambda w: shlex.quote(json.dumps(row(DATASETS[w.dataset]))),
+        config=data_flag("min_cells_per_batch"),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap find-batches {input:q} --dataset {params.dataset} {params.config}"
@@ -89,8 +94,8 @@ rule prepare_query:
         runtime=60,
     params:
         batch=lambda w: shlex.quote(unslug(w.batch)),
-        dataset=lambda w: shlex.quote(json.dumps(asdict(owner(w.batch)))),
-        config=DATA_FLAG,
+        dataset=lambda w: shlex.quote(json.dumps(row(owner(w.batch), "truth_key"))),
+        config=data_flag("min_gene_overlap", "min_cells_per_batch"),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap prepare-query {input.file:q} --dataset {params.dataset} --batch={params.batch}"

@@ -142,11 +142,14 @@ def score_embeddings(
     use_compile_cache()
     rows, pca = [], PcaByCells(counts)
     for run in runs:
-        cells = pca.embedded(run, unlabeled)
+        cells, labelled = pca.embedded(run, unlabeled)
         exact = len(cells.x) <= benchmark.split_above
-        values = score_embedding(cells, benchmark.n_neighbors, exact=exact, name=run.embedding)
+        values = score_embedding(
+            cells, labelled, benchmark.n_neighbors, exact=exact, name=run.embedding
+        )
         key = {"seed": seed, "embedding": run.embedding, "cells": run.cells, "n": len(cells.x)}
-        rows.append(key | values | {"scib_metrics": scib_metrics.__version__})
+        about = {"n_labelled": int(labelled.sum()), "scib_metrics": scib_metrics.__version__}
+        rows.append(key | values | about)
     with written_aside(out) as aside:
         pd.DataFrame(rows).to_csv(aside, index=False)
 
@@ -170,7 +173,7 @@ class PcaByCells:
         return self.known[cells]
 
     def embedded(self, run: EmbeddingRun, unlabeled: str):
-        """The cells of a run: labelled ones only, where any label is known."""
+        """The cells of a run, and a mask of those whose label is known."""
         from atlasmap.evaluation.scib import Embedded
 
         adata = anndata.read_h5ad(run.path)
@@ -185,8 +188,8 @@ class PcaByCells:
             )
         x = pca if run.embedding == "pca" else adata.obsm["X_latent"]
         key = "label" if run.cells == "reference" else "truth"
-        if key not in adata.obs or (adata.obs[key].astype(str) == unlabeled).all():
-            return Embedded(x, pca, batch, None)
+        if key not in adata.obs:
+            return Embedded(x, pca, batch, None), np.zeros(len(x), bool)
         label = adata.obs[key].astype(str).to_numpy()
-        keep = label != unlabeled
-        return Embedded(x[keep], pca[keep], batch[keep], label[keep])
+        labelled = label != unlabeled
+        return Embedded(x, pca, batch, label if labelled.any() else None), labelled

@@ -141,11 +141,17 @@ def prepare_query(
     config
         What is checked.
     """
-    from atlasmap.data.prepare import prepare_query
+    from atlasmap.data.prepare import checked_dataset, prepare_query
     from atlasmap.data.registry import Registry
 
-    registry = Registry.of(anndata.read_h5ad(reference), config.unlabeled_category, [], [])
-    prepared = prepare_query(dataset, path, batch, registry, config)
+    registry = Registry.of(
+        anndata.read_h5ad(reference),
+        config.unlabeled_category,
+        config.categorical_covariates,
+        config.continuous_covariates,
+    )
+    whole = checked_dataset(dataset, path, config)
+    prepared = prepare_query(whole, dataset, batch, registry, config)
     with written_aside(out) as aside:
         prepared.adata.write_h5ad(aside, compression="gzip")
     write_json(facts, {"batch": batch, **prepared.facts})

@@ -1,6 +1,7 @@
 """Commands that put results together and look after them."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -13,6 +14,8 @@ import pandas as pd
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256, written_aside
 from atlasmap.settings import TransferSettings, UmapSettings
+
+MANIFEST = ".results"  # names of all results of the last finished run
 
 
 def fit_umap(
@@ -168,7 +171,7 @@ def publish(source: Path, *, out: Path) -> None:
 
 
 def show_results(folder: Path) -> None:
-    """Print the accuracy table and where the figures and the atlas are.
+    """Print the accuracy table and where things are; note what results there are.
 
     Parameters
     ----------
@@ -177,18 +180,27 @@ def show_results(folder: Path) -> None:
     """
     scores = folder / "benchmark" / "classification.csv"
     if scores.is_file():
-        table = pd.read_csv(scores, keep_default_na=False)
-        table = table[(table["method"] == "classifier") & (table["batch"] == "all")]
-        keys = ["variant", "strategy", "split"]
-        order = pd.Categorical(table["split"], ["train", "validation", "query"])
-        table = table.assign(split=order)
-        columns = ["n", "accuracy", "macro_f1", "ece"]
-        print("\nPredicted labels against known ones (mean over seeds):\n")
-        shown = table.groupby(keys, observed=True)[columns].mean().reset_index()
-        print(shown.to_string(index=False, float_format="{:.3f}".format))
+        print(accuracy_table(pd.read_csv(scores, keep_default_na=False)))
     for what, path in [("figures", "figures"), ("atlas", "atlas.h5ad"), ("labels", "labels.csv")]:
         if (folder / path).exists():
             print(f"{what + ':':9}{folder / path}")
+    names = [path.relative_to(folder) for path in recorded(folder) if path.exists()]
+    (folder / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def accuracy_table(scores: pd.DataFrame) -> str:
+    """The classifier's scores over all batches as text; mean ± standard deviation over seeds."""
+    table = scores[(scores["method"] == "classifier") & (scores["batch"] == "all")]
+    order = pd.Categorical(table["split"], ["train", "validation", "query"])
+    groups = table.assign(split=order).groupby(["variant", "strategy", "split"], observed=True)
+    shown = groups["n"].first().to_frame()
+    for key in ("accuracy", "macro_f1", "ece"):
+        mean, spread = groups[key].mean(), groups[key].std()
+        text = mean.map("{:.3f}".format)
+        shown[key] = text.where(spread.isna(), text + " ± " + spread.map("{:.3f}".format))
+    return (
+        f"\nPredicted labels against known ones:\n\n{shown.reset_index().to_string(index=False)}\n"
+    )
 
 
 def check_results(folder: Path) -> None:
@@ -201,10 +213,10 @@ def check_results(folder: Path) -> None:
     folder
         results/{atlas}.
     """
-    contract = folder / "data" / "contract.json"
-    files = json.loads(contract.read_text())["configfiles"] if contract.is_file() else []
-    given = f" --configfile {shlex.join(files)}" if files else ""
-    entries = list(recorded(folder))
+    folder = folder.absolute()
+    records, manifest = recorded(folder), folder / MANIFEST
+    names = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    entries = dict.fromkeys((folder / name for name in names), "") | records
     if not entries:
         raise AtlasmapError(
             "RESULTS_NONE",
@@ -213,17 +225,23 @@ def check_results(folder: Path) -> None:
             mend="give results/{atlas}, after a run",
         )
     bad = 0
-    for path, digest in entries:
-        if not path.exists():
-            print(
-                f"missing  {path}\n         snakemake --cores all{given} {shlex.quote(str(path))}"
-            )
-        elif sha256(path) != digest:
-            remake = f"snakemake --cores all{given} --force {shlex.quote(str(path))}"
-            print(f"altered  {path}\n         {remake}")
-        else:
-            continue
-        bad += 1
+    for path, digest in sorted(entries.items()):
+        missing = not path.exists()
+        if missing or (digest and sha256(path) != digest):
+            bad += 1
+            print(f"{'missing' if missing else 'altered'}  {os.path.relpath(path)}")
+            print(f"         {remake(path, folder, force=not missing)}")
     print(f"{len(entries)} results checked, {bad} missing or altered")
     if bad:
         sys.exit(1)
+
+
+def remake(path: Path, folder: Path, *, force: bool) -> str:
+    """The command that makes one result again, from here."""
+    contract, run = folder / "data" / "contract.json", folder.parent.parent
+    files = json.loads(contract.read_text())["configfiles"] if contract.is_file() else []
+    words = ["snakemake", "--cores", "all"]
+    words += ["--configfile", *files] if files else []
+    words += [] if run == Path.cwd() else ["--directory", str(run)]
+    words += ["--force"] if force else []
+    return shlex.join([*words, "--", str(path.relative_to(run))])

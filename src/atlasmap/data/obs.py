@@ -6,7 +6,21 @@ import pandas as pd
 
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.files import slug
 from atlasmap.settings import DataConfig
+
+LONGEST_NAME = 200  # of a batch as a file name; file systems allow 255 with our endings
+
+
+MISSING = ("", "nan", "NaN", "<NA>", "None")  # what text columns hold where there was no value
+
+
+def as_text(values: pd.Series) -> pd.Series:
+    """Values as stripped text, empty where missing; 1, 1.0 and "1" are the same."""
+    if values.dtype.kind == "f" and (values.dropna() % 1 == 0).all():
+        values = values.astype("Int64")
+    text = values.astype(object).where(values.notna(), "").astype(str).str.strip()
+    return text.mask(text.isin(MISSING), "")
 
 
 def column(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
@@ -25,7 +39,9 @@ def filtered(adata: anndata.AnnData, dataset: Dataset) -> anndata.AnnData:
     """Cells for which the sheet's expression holds; raises FILTER_* and CELLS_DUPLICATED."""
     if dataset.obs_filter:
         try:
-            keep = np.asarray(adata.obs.eval(dataset.obs_filter), bool)
+            keep = pd.Series(adata.obs.eval(dataset.obs_filter), index=adata.obs_names)
+            if keep.dtype != bool:
+                raise TypeError(f"gives {keep.dtype}, not true or false for each cell")
         except Exception as error:
             raise AtlasmapError(
                 "FILTER_INVALID",
@@ -33,7 +49,7 @@ def filtered(adata: anndata.AnnData, dataset: Dataset) -> anndata.AnnData:
                 found=f"{dataset.obs_filter!r} for {dataset.id}: {error}",
                 mend=f"columns are: {listed(adata.obs.columns, 40)}; quote strings",
             ) from error
-        adata = adata[keep].copy()
+        adata = adata[keep.to_numpy()].copy()
     if adata.n_obs == 0:
         raise AtlasmapError(
             "FILTER_EMPTY",
@@ -58,7 +74,7 @@ def batches(adata: anndata.AnnData, dataset: Dataset, least: int) -> pd.Series:
         values = pd.Series(dataset.id, index=adata.obs_names)
     else:
         values = column(adata, dataset.batch_key, "the batch", dataset.id)
-    text = values.astype(object).where(values.notna(), "").astype(str).str.strip()
+    text = as_text(values)
     if (text == "").any():
         raise AtlasmapError(
             "BATCH_MISSING",
@@ -67,6 +83,7 @@ def batches(adata: anndata.AnnData, dataset: Dataset, least: int) -> pd.Series:
             f"{listed(adata.obs_names[text == ''])}",
             mend=f"fill obs column {dataset.batch_key!r}, or leave these cells out (obs_filter)",
         )
+    check_names(text.unique(), dataset)
     sizes = text.value_counts()
     small = sizes[sizes < least]
     if len(small):
@@ -79,12 +96,31 @@ def batches(adata: anndata.AnnData, dataset: Dataset, least: int) -> pd.Series:
     return text
 
 
+def check_names(names, dataset: Dataset) -> None:
+    """Names that no folder can have, or that mean all batches: BATCH_NAME_RESERVED, _TOO_LONG."""
+    if "all" in names:
+        raise AtlasmapError(
+            "BATCH_NAME_RESERVED",
+            expected="no batch called 'all', which means all batches in tables and folders",
+            found=f"one in {dataset.id}",
+            mend="rename it",
+        )
+    long = [name for name in names if len(slug(name)) > LONGEST_NAME]
+    if long:
+        raise AtlasmapError(
+            "BATCH_NAME_TOO_LONG",
+            expected=f"batch names of at most {LONGEST_NAME} bytes as file names",
+            found=f"{listed(long, 2)} in {dataset.id}",
+            mend="rename them",
+        )
+
+
 def labels(values: pd.Series, config: DataConfig, name: str) -> pd.Series:
     """Labels as strings, cells without one called `unlabeled_category`.
 
     Raises LABEL_UNLABELED_COLLIDES if that name is itself a label and not declared to mean none.
     """
-    text = values.astype(object).where(values.notna(), "").astype(str).str.strip()
+    text = as_text(values)
     token = config.unlabeled_category
     if (text == token).any() and token not in config.unlabeled_values:
         raise AtlasmapError(
@@ -101,8 +137,7 @@ def covariates(adata: anndata.AnnData, config: DataConfig, name: str) -> pd.Data
     """Covariate columns of the config; raises COVARIATE_MISSING_VALUES."""
     table = pd.DataFrame(index=adata.obs_names)
     for key in config.categorical_covariates:
-        values = column(adata, key, "a covariate", name)
-        table[key] = values.astype(object).where(values.notna(), np.nan)
+        table[key] = as_text(column(adata, key, "a covariate", name)).replace("", np.nan)
     for key in config.continuous_covariates:
         values = pd.to_numeric(column(adata, key, "a covariate", name), errors="coerce")
         table[key] = values.replace([np.inf, -np.inf], np.nan)
@@ -114,6 +149,4 @@ def covariates(adata: anndata.AnnData, config: DataConfig, name: str) -> pd.Data
             found=listed(f"{key}: {int(table[key].isna().sum())} without" for key in gaps),
             mend="fill the column, or take it out of the config's covariates",
         )
-    for key in config.categorical_covariates:
-        table[key] = table[key].astype(str)
     return table

@@ -40,6 +40,8 @@ def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata
     if key and config.labels == "given":
         what = "label" if dataset.role == "reference" else "truth"
         obs[what] = labels(column(raw, key, f"the {what}", dataset.id), config, dataset.id)
+    elif dataset.role == "reference":
+        obs["label"] = config.unlabeled_category
     var = raw.var.copy()  # other columns are looked at where too few genes match
     if dataset.gene_id:
         var["index"] = raw.var_names
@@ -86,9 +88,6 @@ def drop_rare_labels(obs: pd.DataFrame, config: DataConfig) -> dict:
         obs["label"] = config.unlabeled_category
         return {"labels": "none: label transfer, its figures and label metrics are left out"}
     token = config.unlabeled_category
-    if "label" not in obs:
-        obs["label"] = token
-    obs["label"] = obs["label"].fillna(token)
     sizes = obs.loc[obs["label"] != token, "label"].value_counts()
     rare = sizes[sizes < config.data.min_cells_per_label]
     obs.loc[obs["label"].isin(rare.index), "label"] = token
@@ -149,9 +148,11 @@ def query_batches(dataset: Dataset, path: Path, config: DataConfig) -> list[str]
 
 
 def prepare_query(
-    dataset: Dataset, path: Path, batch: str, reference: Registry, config: DataConfig
+    whole: anndata.AnnData, dataset: Dataset, batch: str, reference: Registry, config: DataConfig
 ) -> Prepared:
-    """One query batch aligned to the reference's genes; raises QUERY_BATCH_IS_REFERENCE, GENES_*.
+    """One batch of a checked query, aligned to the reference's genes.
+
+    `whole` is what `checked_dataset` gave. Raises QUERY_BATCH_IS_REFERENCE and GENES_*.
 
     obs `truth` (if the sheet names one) is for scoring alone.
     """
@@ -162,7 +163,6 @@ def prepare_query(
             found=f"batch {batch!r} of {dataset.id} is a reference batch",
             mend="rename it, or leave it out of the query (obs_filter)",
         )
-    whole = checked_dataset(dataset, path, config)
     cells = whole[whole.obs["batch"] == batch].copy()
     least = config.data.min_gene_overlap
     genes = pd.Index(reference.genes)
@@ -172,8 +172,10 @@ def prepare_query(
         if key in cells.obs:
             cells.obs[key] = pd.Categorical(cells.obs[key].astype(str))
     adata = anndata.AnnData(aligned.counts, obs=cells.obs, var=pd.DataFrame(index=genes))
+    new = reference.new_categories(adata.obs)
     facts = {
         "dataset": dataset.id,
+        "new_categories": dict(zip(reference.categorical, list(new.values())[1:], strict=True)),
         "n_cells": adata.n_obs,
         "gene_overlap": round(aligned.overlap, 4),
         "genes_missing": aligned.missing,

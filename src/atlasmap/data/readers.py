@@ -1,5 +1,6 @@
 """Open what a scientist has: .h5ad, 10x .h5, 10x mtx folders, .zarr."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata
@@ -27,19 +28,37 @@ def open_hdf5(path: Path) -> None:
         ) from error
 
 
-def read_h5ad(path: Path) -> anndata.AnnData:
-    """An .h5ad, with anndata's complaints made readable."""
-    open_hdf5(path)
+def read_by(read: Callable[[], anndata.AnnData], path: Path, kind: str) -> anndata.AnnData:
+    """What `read` gives, with the reader's complaints made readable: FILE_UNREADABLE."""
     try:
-        return anndata.read_h5ad(path)
+        return read()
     except Exception as error:
         raise AtlasmapError(
-            "FILE_NOT_H5AD",
-            expected=f"an .h5ad that anndata {anndata.__version__} reads",
-            found=f"{path}: {type(error).__name__}: {str(error).splitlines()[0]}",
-            mend="write it again with anndata's write_h5ad; a file from a newer anndata may need "
+            "FILE_UNREADABLE",
+            expected=f"{kind} that anndata {anndata.__version__} and scanpy read",
+            found=f"{path}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            mend="write it again as .h5ad with anndata; a file from a newer anndata may need "
             "conversion there",
         ) from error
+
+
+def read_10x_h5(path: Path) -> anndata.AnnData:
+    """A 10x .h5 indexed by gene id, as its mtx twin is."""
+    import scanpy
+
+    adata = scanpy.read_10x_h5(path)
+    adata.var["gene_symbols"] = adata.var_names
+    adata.var_names = adata.var["gene_ids"].astype(str)
+    return adata
+
+
+def read_10x_mtx(path: Path) -> anndata.AnnData:
+    """A folder with {prefix}matrix.mtx[.gz] and its features and barcodes."""
+    import scanpy
+
+    (matrix,) = path.glob("*matrix.mtx*")
+    prefix = matrix.name.partition("matrix.mtx")[0]
+    return scanpy.read_10x_mtx(path, var_names="gene_ids", prefix=prefix or None)
 
 
 def read_any(path: str | Path) -> anndata.AnnData:
@@ -52,17 +71,14 @@ def read_any(path: str | Path) -> anndata.AnnData:
             found=f"nothing at {path.absolute()}",
             mend="correct `path` in the sheet, or `data_dir` in the config",
         )
-    if path.suffix == ".h5ad":
-        return read_h5ad(path)
     if path.suffix == ".zarr":
-        return anndata.read_zarr(path)
-    import scanpy
-
-    if path.suffix == ".h5":
+        return read_by(lambda: anndata.read_zarr(path), path, "a .zarr")
+    if path.suffix in (".h5ad", ".h5"):
         open_hdf5(path)
-        return scanpy.read_10x_h5(path)
+        read = anndata.read_h5ad if path.suffix == ".h5ad" else read_10x_h5
+        return read_by(lambda: read(path), path, f"an {path.suffix}")
     if path.is_dir() and any(path.glob("*matrix.mtx*")):
-        return scanpy.read_10x_mtx(path, var_names="gene_ids")
+        return read_by(lambda: read_10x_mtx(path), path, "a 10x mtx folder")
     raise AtlasmapError(
         "FILE_FORMAT",
         expected=FORMATS,

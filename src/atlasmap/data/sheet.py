@@ -54,7 +54,7 @@ def read_sheet(path: Path) -> list[Dataset]:
             found=f"no file {path}",
             mend="give its path relative to the working directory or the repository",
         )
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         lines = [line for line in file if line.strip() and not line.startswith("#")]
     rows = list(csv.DictReader(lines, delimiter="\t"))
     datasets = []
@@ -89,6 +89,14 @@ def check_sheet(datasets: list[Dataset], path: Path) -> None:
             expected="at least one row with role reference",
             found=f"none in {path}",
             mend="add the labelled data sets that the model is to be trained on",
+        )
+    odd = [d.id for d in datasets if d.role == "query" and d.label_key]
+    if odd:
+        raise AtlasmapError(
+            "SHEET_LABEL_ON_QUERY",
+            expected="label_key in reference rows only",
+            found=f"one in the query rows {listed(odd)}",
+            mend="call it truth_key: it is used for scoring and never shown to a model",
         )
     unknown = [d.path for d in datasets if d.path.startswith("builtin:") and d.path not in BUILTIN]
     if unknown:

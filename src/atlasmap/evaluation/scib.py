@@ -23,12 +23,17 @@ AGGREGATES = ("bio_conservation", "batch_correction", "total")
 @dataclass(frozen=True)
 class Embedded:
     """Cells to score: `x` (cells × dimensions), `unintegrated` (cells × components, PCA of the same
-    cells), `batch` and `label` (cells; label None where unknown)."""
+    cells), `batch` and `label` (cells; label None where no cell has one)."""
 
     x: np.ndarray
     unintegrated: np.ndarray
     batch: np.ndarray
     label: np.ndarray | None
+
+    def only(self, keep: np.ndarray) -> "Embedded":
+        """The cells of a mask."""
+        label = None if self.label is None else self.label[keep]
+        return Embedded(self.x[keep], self.unintegrated[keep], self.batch[keep], label)
 
 
 def use_compile_cache() -> None:
@@ -108,12 +113,29 @@ def aggregate(values: dict[str, float | str]) -> dict[str, float | str]:
     return dict(zip(AGGREGATES, [*means, 0.6 * means[0] + 0.4 * means[1]], strict=True))
 
 
-def score_embedding(cells: Embedded, k: int, *, exact: bool, name: str = "") -> dict:
-    """All metrics and aggregates of one embedding: numbers, or `skipped(reason)`."""
+def score_embedding(
+    cells: Embedded, labelled: np.ndarray, k: int, *, exact: bool, name: str = ""
+) -> dict:
+    """All metrics and aggregates of one embedding: numbers, or `skipped(reason)`.
+
+    Metrics that need labels are computed on the cells of the mask `labelled`, others on all.
+    """
+    of_all = [metric for metric in (*BIO, *BATCH) if metric not in NEED_LABELS]
+    if labelled.all() or not labelled.any():
+        values = score_metrics(cells, (*BIO, *BATCH), k, exact, name)
+    else:
+        values = score_metrics(cells, of_all, k, exact, name)
+        values |= score_metrics(cells.only(labelled), sorted(NEED_LABELS), k, exact, name)
+    values = {metric: values[metric] for metric in (*BIO, *BATCH)}
+    return values | aggregate(values)
+
+
+def score_metrics(cells: Embedded, metrics, k: int, exact: bool, name: str) -> dict:
+    """Some metrics of one set of cells, on one neighbour graph."""
     graph = neighbors(cells.x, min(k, len(cells.x) - 1), exact)
     functions = metric_functions(cells, graph)
     values: dict[str, float | str] = {}
-    for metric in (*BIO, *BATCH):
+    for metric in metrics:
         reason = why_not(metric, cells)
         if reason:
             values[metric] = f"skipped({reason})"
@@ -126,7 +148,7 @@ def score_embedding(cells: Embedded, k: int, *, exact: bool, name: str = "") -> 
             else:
                 values[metric] = as_value(found)
             log.info("%s: %s in %.1f s", name, metric, time.monotonic() - start)
-    return values | aggregate(values)
+    return values
 
 
 def as_value(found) -> float | str:

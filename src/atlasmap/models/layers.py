@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atlasmap.models.random import Noise, in_training, uniform
+from atlasmap.models.random import Noise, uniform
 
 Codes = tuple[Tensor, ...]  # one integer tensor a categorical covariate, broadcast to the cells
 
@@ -111,14 +111,14 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
-        """`x` (…, width); batch statistics in training, running ones otherwise."""
+        """`x` (…, width); the minibatch's statistics if `noise` says so, running ones otherwise."""
         flat = F.batch_norm(
             x.reshape(-1, x.shape[-1]),
             self.running_mean,
             self.running_var,
             self.weight,
             self.bias,
-            training=in_training(noise),
+            training=noise is not None and noise.batch_statistics,
             momentum=0.01,
             eps=1e-3,
         )

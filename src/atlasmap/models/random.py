@@ -22,12 +22,14 @@ def keyed_generator(seed: int, *key: object, device: str | torch.device = "cpu")
 class Noise:
     """What a stochastic forward pass draws from.
 
-    `dropout` switches dropout and batch statistics on (training mode); the reparameterisation
-    noise is drawn either way. A forward pass given no `Noise` at all is deterministic.
+    `dropout` switches dropout on, `batch_statistics` makes batch norm use and update those of the
+    minibatch; the reparameterisation noise is drawn either way. A forward pass given no `Noise` at
+    all is deterministic.
     """
 
     generator: torch.Generator
     dropout: bool = True
+    batch_statistics: bool = True
 
     def normal_like(self, like: Tensor) -> Tensor:
         """Standard normal values of `like`'s shape."""
@@ -39,11 +41,6 @@ class Noise:
             return values
         keep = torch.empty_like(values).bernoulli_(1 - rate, generator=self.generator)
         return values * keep.div_(1 - rate)
-
-
-def in_training(noise: Noise | None) -> bool:
-    """Whether dropout and batch statistics are on."""
-    return noise is not None and noise.dropout
 
 
 def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:

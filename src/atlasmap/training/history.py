@@ -50,12 +50,23 @@ class History:
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor) -> Tensor:
-    """ECE (Guo et al. 2017), 15 equal bins, l1: Σ share of bin · |accuracy − mean confidence|.
+    """ECE (Guo et al. 2017), equal bins, l1: Σ share of bin · |accuracy − mean confidence|.
 
-    `confidence` in [0, 1] and `correct` (0 or 1), both of one value a cell → scalar.
+    `confidence` in [0, 1] and `correct` (0 or 1), both of one value a cell → scalar. A confidence
+    of exactly 1 is in the last bin.
     """
-    edges = torch.linspace(0, 1, N_BINS + 1, device=confidence.device, dtype=confidence.dtype)
-    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, N_BINS - 1)
-    gap = torch.zeros(N_BINS, device=confidence.device, dtype=confidence.dtype)
+    return binned_gap(confidence, correct, N_BINS, N_BINS)
+
+
+def peer_calibration_error(confidence: Tensor, correct: Tensor) -> Tensor:
+    """The same as torchmetrics computes it: a confidence of exactly 1 has a bin of its own."""
+    return binned_gap(confidence, correct, N_BINS, N_BINS + 1)
+
+
+def binned_gap(confidence: Tensor, correct: Tensor, n_edges: int, n_bins: int) -> Tensor:
+    """Σ over bins of |Σ (correct − confidence)|, divided by the number of cells."""
+    edges = torch.linspace(0, 1, n_edges + 1, device=confidence.device, dtype=confidence.dtype)
+    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, n_bins - 1)
+    gap = torch.zeros(n_bins, device=confidence.device, dtype=confidence.dtype)
     gap.index_add_(0, bins, correct.to(confidence.dtype) - confidence)
     return gap.abs().sum() / len(confidence)

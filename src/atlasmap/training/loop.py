@@ -72,12 +72,25 @@ def check_finite(losses: list[torch.Tensor], steps: list[Step], epoch: int, obje
     if len(bad):
         step = int(bad[0])
         names = objective.cells.names[steps[step][0]]
+        log.error("cells of the minibatch: %s", " ".join(map(str, names)))
         raise AtlasmapError(
             "TRAINING_NAN",
             expected="a finite loss in every step",
             found=f"epoch {epoch}, step {step}: loss {float(losses[step])}; "
             f"cells of the minibatch: {listed(names)}",
-            mend="look at these cells' counts; try a lower learning_rate or gradient_clip: 10",
+            mend="look at these cells' counts (the log lists them all); try a lower learning_rate "
+            "or gradient_clip: 10",
+        )
+
+
+def check_weights(parameters, epoch: int) -> None:
+    """The last step of an epoch may have spoilt the weights without a loss that shows it."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise AtlasmapError(
+            "TRAINING_NAN",
+            expected="finite weights",
+            found=f"NaN or infinity after epoch {epoch}",
+            mend="try a lower learning_rate or gradient_clip: 10",
         )
 
 
@@ -95,13 +108,15 @@ def train_epoch(objective, optimiser, noise: Noise, kl_weight, settings, epoch) 
         losses.append(loss.total.detach())
         averages.add(loss.sums | {"loss": losses[-1] * loss.n}, loss.n)
     check_finite(losses, steps, epoch, objective)
+    check_weights(objective.parameters(), epoch)
     return averages.values() | objective.epoch_metrics(), len(steps)
 
 
 def fit(
-    objective: Unsupervised, settings: TrainSettings, name: str, *, dropout: bool = True
-) -> Outcome:
-    """Train until `max_epochs` or a plateau.
+    objective: Unsupervised, settings: TrainSettings, name: str, *,
+    dropout: bool = True, batch_statistics: bool = True,
+) -> Outcome:  # fmt: skip
+    """Train until `max_epochs` or a plateau; in surgery without batch statistics (and dropout).
 
     The KL weight of epoch e is e / n_epochs_kl_warmup, at most 1 (0 in epoch 0, as scvi-tools).
     All randomness is keyed by the objective's seed and purpose and by the epoch.
@@ -121,15 +136,16 @@ def fit(
     n_steps, stopped, key = 0, "max_epochs", (objective.seed, objective.purpose)
     for epoch in range(n_epochs):
         device = objective.cells.device
-        noise = Noise(keyed_generator(*key, "noise", epoch, device=device), dropout)
+        generator = keyed_generator(*key, "noise", epoch, device=device)
+        noise = Noise(generator, dropout, batch_statistics)
         kl_weight = min(1.0, epoch / settings.n_epochs_kl_warmup)
         values, n = train_epoch(objective, optimiser, noise, kl_weight, settings, epoch)
         history.add(epoch, "train", values | {"kl_weight": kl_weight})
         n_steps += n
         due = (epoch + 1) % settings.check_val_every_n_epoch == 0 or epoch + 1 == n_epochs
         if due and len(objective.split.validation):
-            noise = Noise(keyed_generator(*key, "validation", epoch, device=device), dropout=False)
-            values = validate(objective, noise, kl_weight)
+            generator = keyed_generator(*key, "validation", epoch, device=device)
+            values = validate(objective, Noise(generator, False, False), kl_weight)
             history.add(epoch, "validation", values)
             plateau.update(values["elbo"])
             if settings.reduce_lr_on_plateau and plateau.since_lr > LR_PATIENCE:

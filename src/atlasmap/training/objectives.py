@@ -14,7 +14,11 @@ from atlasmap.models.random import Noise, keyed_seed
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Loss, Scvi
 from atlasmap.training.cells import Cells
-from atlasmap.training.history import Averages, expected_calibration_error
+from atlasmap.training.history import (
+    Averages,
+    expected_calibration_error,
+    peer_calibration_error,
+)
 from atlasmap.training.split import Split, minibatches
 
 Step = tuple[np.ndarray, np.ndarray | None]
@@ -117,7 +121,7 @@ class SemiSupervised(Unsupervised):
         per_minibatch = {
             "classification_loss": cross_entropy.detach(),
             "accuracy": correct.mean(),
-            "calibration_error": expected_calibration_error(confidence, correct),
+            "calibration_error": peer_calibration_error(confidence, correct),
         }
         sums = {name: value * loss.n for name, value in per_minibatch.items()}
         total = loss.total + self.classification_ratio * cross_entropy

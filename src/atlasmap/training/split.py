@@ -27,22 +27,27 @@ class Split:
         )
 
 
-def split_cells(cells: np.ndarray, train_size: float, batch_size: int, seed: int) -> Split:
-    """Split `cells` (indices); 1–2 cells left over after full minibatches go to validation."""
-    n = len(cells)
-    n_train = math.ceil(train_size * n)
-    n_validation = n - n_train
-    left_over = n_train % batch_size
-    if 0 < left_over < LEAST and n_validation > 0:
-        n_validation += left_over
-    order = cells[np.random.RandomState(seed).permutation(n)]
+def split_cells(
+    cells: np.ndarray, train_size: float, seed: int, move_left_over: int | None = None
+) -> Split:
+    """Split `cells` (indices).
+
+    `move_left_over` (a minibatch size) moves 1–2 training cells that would be left over after full
+    minibatches to validation, as scvi-tools does for scVI, not for scANVI.
+    """
+    n_train = math.ceil(train_size * len(cells))
+    n_validation = len(cells) - n_train
+    if move_left_over and n_train > move_left_over and n_validation > 0:
+        left_over = n_train % move_left_over
+        n_validation += left_over if left_over < LEAST else 0
+    order = cells[np.random.RandomState(seed).permutation(len(cells))]
     return Split(order[n_validation:], order[:n_validation])
 
 
-def split_by_labels(labels: np.ndarray, train_size: float, batch_size: int, seed: int) -> Split:
+def split_by_labels(labels: np.ndarray, train_size: float, seed: int) -> Split:
     """Labelled cells (label ≥ 0) and unlabelled ones split separately, as scANVI does."""
     parts = [np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)]
-    splits = [split_cells(part, train_size, batch_size, seed) for part in parts if len(part)]
+    splits = [split_cells(part, train_size, seed) for part in parts if len(part)]
     return splits[0] if len(splits) == 1 else splits[0].join(splits[1])
 
 
