@@ -200,11 +200,13 @@ def test_batch_names_that_no_folder_can_have(prepare):
         caught(code, prepare, lambda a, name=name: a.obs.__setitem__("batch", name))
 
 
-def test_one_and_one_point_zero_are_the_same_category(prepare):
+@pytest.mark.parametrize("as_category", [False, True])
+def test_one_and_one_point_zero_are_the_same_category(prepare, as_category):
     settings = config(categorical_covariates=["site"])
 
     def change(adata):
-        adata.obs["site"] = np.where(adata.obs["role"] == "query", 1.0, 1)
+        site = pd.Series(1.0, index=adata.obs_names)
+        adata.obs["site"] = site.astype("category") if as_category else site
 
     prepared = prepare(change, settings)
     assert list(prepared.adata.obs["site"].cat.categories) == ["1"]

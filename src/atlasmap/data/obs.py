@@ -17,6 +17,8 @@ MISSING = ("", "nan", "NaN", "<NA>", "None")  # what text columns hold where the
 
 def as_text(values: pd.Series) -> pd.Series:
     """Values as stripped text, empty where missing; 1, 1.0 and "1" are the same."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(object).infer_objects()
     if values.dtype.kind == "f" and (values.dropna() % 1 == 0).all():
         values = values.astype("Int64")
     text = values.astype(object).where(values.notna(), "").astype(str).str.strip()
