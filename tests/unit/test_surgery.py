@@ -14,7 +14,7 @@ from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError
 from atlasmap.inference import embed
-from atlasmap.mapping import joined, map_query
+from atlasmap.mapping import as_train_settings, joined, map_query
 from atlasmap.models.surgery import append_categories, split_state
 from atlasmap.projection import fit_map
 from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
@@ -76,6 +76,11 @@ def test_reference_stays_for_every_architecture(reference, queries, norm, likeli
     moved = [k for k, v in split_state(mapping.bundle.model)[1].items() if len(v)]
     assert any("log_theta" in k for k in moved) == (likelihood != "poisson")
     assert any("library_prior" in k for k in moved)
+
+
+def test_surgery_has_no_weight_decay_and_no_way_to_ask_for_it():
+    assert as_train_settings(SurgerySettings()).weight_decay == 0
+    assert "weight_decay" not in SurgerySettings.__dataclass_fields__
 
 
 def test_training_moves_the_new_rows(scanvi, queries, tmp_path):
