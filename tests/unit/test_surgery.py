@@ -104,6 +104,23 @@ def test_start_values_do_not_depend_on_what_else_is_mapped(scanvi, tmp_path):
     assert all(v.abs().sum() > 0 for v, _ in rows)
 
 
+def test_minibatches_and_noise_of_a_batch_are_keyed_by_its_name(
+    scanvi, queries, tmp_path, monkeypatch
+):
+    from atlasmap import mapping
+
+    seen = []
+    plain = mapping.Unsupervised
+    monkeypatch.setattr(
+        mapping, "Unsupervised", lambda *args: seen.append(args[-1]) or plain(*args)
+    )
+    save(scanvi, tmp_path)
+    for name in ("query0", "query1"):
+        map_query(load(tmp_path, CPU), queries[name], SURGERY, "per_batch", 0)
+    map_query(load(tmp_path, CPU), joined(list(queries.values())), SURGERY, "joint", 0)
+    assert len(set(seen)) == 3 and "query0" in seen[0] and "query1" in seen[1]
+
+
 def test_joint_maps_all_batches_in_one_model(scanvi, queries):
     query = joined(list(queries.values()))
     mapping = map_query(scanvi, query, SURGERY, "joint", 0)

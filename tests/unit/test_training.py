@@ -104,6 +104,20 @@ def test_history_has_the_schedule_and_both_splits():
     )
 
 
+def test_minibatches_are_keyed_by_epoch_purpose_and_seed():
+    split = Split(np.arange(60), np.arange(0))
+    orders = {
+        tuple(np.concatenate([step for step, _ in objective.steps(epoch)]))
+        for objective in (
+            Unsupervised(small_model(), make_cells(), split, 20, seed, purpose)
+            for seed in (0, 1)
+            for purpose in ("a", "b")
+        )
+        for epoch in (0, 1)
+    }
+    assert len(orders) == 8
+
+
 def test_early_stopping_and_plateau():
     plateau = Plateau()
     for value in [5, 4, 4.5, 4.2]:
