@@ -88,7 +88,7 @@ def dataset_path(dataset):
 
 
 def row(dataset, *keys):
-    """What a rule needs of a row of the sheet, so that other columns are no rerun trigger."""
+    """Columns of the sheet that a job depends on; others are no rerun trigger."""
     needed = {
         "id",
         "path",
@@ -103,7 +103,7 @@ def row(dataset, *keys):
 
 
 def data_flag(*settings):
-    """What a rule that reads data needs of the config: nothing else may trigger it again."""
+    """Keys of the config that a job reading data depends on; others are no rerun trigger."""
     keys = [f.name for f in fields(DataConfig) if f.name != "data" and f.name in config]
     data = config.get("data") or {}
     block = {"data": {key: data[key] for key in settings if key in data}}

@@ -187,9 +187,7 @@ class PcaByCells:
                 mend="remake it: snakemake --forcerun assemble",
             )
         x = pca if run.embedding == "pca" else adata.obsm["X_latent"]
-        key = "label" if run.cells == "reference" else "truth"
-        if key not in adata.obs:
-            return Embedded(x, pca, batch, None), np.zeros(len(x), bool)
+        key = "truth" if "truth" in adata.obs else "label"
         label = adata.obs[key].astype(str).to_numpy()
         labelled = label != unlabeled
         return Embedded(x, pca, batch, label if labelled.any() else None), labelled

@@ -170,13 +170,15 @@ def publish(source: Path, *, out: Path) -> None:
         shutil.copyfile(source, aside)
 
 
-def show_results(folder: Path) -> None:
+def show_results(folder: Path, *, partial: bool = False) -> None:
     """Print the accuracy table and where things are; note what results there are.
 
     Parameters
     ----------
     folder
         results/{atlas}.
+    partial
+        The run made some results only: keep the list of all there should be.
     """
     scores = folder / "benchmark" / "classification.csv"
     if scores.is_file():
@@ -184,6 +186,8 @@ def show_results(folder: Path) -> None:
     for what, path in [("figures", "figures"), ("atlas", "atlas.h5ad"), ("labels", "labels.csv")]:
         if (folder / path).exists():
             print(f"{what + ':':9}{folder / path}")
+    if partial:
+        return
     names = [path.relative_to(folder) for path in recorded(folder) if path.exists()]
     (folder / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
