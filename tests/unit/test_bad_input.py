@@ -465,4 +465,5 @@ def test_10x_h5_mtx_and_zarr_are_read(simulated, tmp_path):
 
 
 def test_facts_are_json(rows):
-    json.dumps(prepare_reference([rows[0]], [rows[0].path], CONFIG).facts)
+    facts = prepare_reference([rows[0]], [rows[0].path], CONFIG).facts
+    assert json.loads(json.dumps(facts)) == facts
