@@ -47,11 +47,6 @@ class Bundle:
     about: dict
     history: pd.DataFrame
 
-    @property
-    def variant(self) -> str | None:
-        """scANVI's classifier; None for scVI."""
-        return self.about.get("variant")
-
 
 def versions() -> dict[str, str]:
     """Versions of what computed."""

@@ -1,6 +1,5 @@
 """Map query batches onto a frozen reference by surgery: prepared AnnData in, delta bundle out."""
 
-import logging
 from dataclasses import asdict, dataclass
 
 import anndata
@@ -16,8 +15,6 @@ from atlasmap.settings import Strategy, SurgerySettings, TrainSettings
 from atlasmap.training.loop import fit
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
-
-log = logging.getLogger("atlasmap")
 
 
 @dataclass(frozen=True)

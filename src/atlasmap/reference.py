@@ -1,6 +1,5 @@
 """Train a reference: prepared AnnData in, bundle out."""
 
-import logging
 from dataclasses import asdict, replace
 
 import anndata
@@ -20,7 +19,6 @@ from atlasmap.training.loop import Outcome, epochs_by_size, fit
 from atlasmap.training.objectives import SemiSupervised, Unsupervised
 from atlasmap.training.split import Split, split_by_labels, split_cells
 
-log = logging.getLogger("atlasmap")
 SCANVI_EPOCHS = 100
 LEAST_LIBRARY_VARIANCE = 1e-4  # cells of one depth would make the prior a point
 
