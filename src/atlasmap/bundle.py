@@ -31,6 +31,7 @@ from atlasmap.models.scvi import Scvi, Shape
 from atlasmap.models.surgery import append_categories, scvi_of, split_state
 from atlasmap.settings import ScviSettings
 from atlasmap.training.cells import Cells, Counts
+from atlasmap.training.checkpoint import weights_hash
 
 FORMAT = 1
 FILES = ("registry.json", "weights.safetensors", "history.csv", "golden.npz")
@@ -63,15 +64,6 @@ def fingerprint(adata: anndata.AnnData) -> str:
         digest.update("\n".join(names).encode())
     seen = adata.obs.drop(columns=["truth"], errors="ignore")
     digest.update(seen.to_csv().encode())
-    return digest.hexdigest()
-
-
-def weights_hash(state: dict[str, torch.Tensor]) -> str:
-    """Hash of a state's names and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Latent and label probabilities of cells, in chunks, without gradients."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from atlasmap.models.scvi import Scvi
 from atlasmap.models.surgery import scvi_of
 from atlasmap.training.cells import Cells
 
+log = logging.getLogger("atlasmap")
 CHUNK = 512  # cells at a time
 
 
@@ -22,12 +24,30 @@ class Embedding:
     soft_labels: np.ndarray | None
 
 
-@torch.no_grad()
 def embed(model: Scvi | Scanvi, cells: Cells) -> Embedding:
-    """Deterministic latent of every cell; label probabilities where there is a classifier."""
+    """Deterministic latent of every cell; label probabilities where there is a classifier.
+
+    A GPU without the memory for a chunk is given smaller ones.
+    """
+    size = CHUNK
+    while True:
+        try:
+            return embed_in_chunks(model, cells, size)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        size //= 2
+        log.warning("the GPU's memory is full: %d cells at a time", size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def embed_in_chunks(model: Scvi | Scanvi, cells: Cells, size: int) -> Embedding:
+    """The same, `size` cells at a time."""
     scvi = scvi_of(model)
     means, variances, soft = [], [], []
-    for chunk in cells.in_order(CHUNK):
+    for chunk in cells.in_order(size):
         x, codes = scvi.encoder_input(chunk)
         mean, var = scvi.encoder(x, codes, None)
         means.append(mean.cpu())

@@ -1,17 +1,20 @@
 """Map query batches onto a frozen reference by surgery: prepared AnnData in, delta bundle out."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import anndata
 import numpy as np
 import torch
 
-from atlasmap.bundle import Bundle, device_of, fingerprint, reference_hash
+from atlasmap.bundle import Bundle, device_of, fingerprint, read_about, reference_hash
 from atlasmap.errors import AtlasmapError
+from atlasmap.files import recorded, sha256
 from atlasmap.inference import embed
 from atlasmap.models.surgery import append_categories, encoder_sees, scvi_of
 from atlasmap.reference import embedding_table, library_moments, outcome_facts
-from atlasmap.settings import Strategy, SurgerySettings, TrainSettings
+from atlasmap.settings import NUMERICS, Strategy, SurgerySettings, TrainSettings
+from atlasmap.training.checkpoint import Checkpoints
 from atlasmap.training.loop import fit
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
@@ -52,9 +55,37 @@ def check_query(reference: Bundle, query: anndata.AnnData, new: dict[int, list[s
         )
 
 
+def inputs(
+    query: anndata.AnnData, settings: SurgerySettings, strategy: Strategy, seed: int
+) -> dict:
+    """What a mapping is made of besides its reference, as settings.json has it."""
+    return {
+        "seed": seed,
+        "strategy": strategy,
+        "surgery": asdict(settings),
+        "numerics": NUMERICS["surgery"],
+        "query": {"n_cells": query.n_obs, "sha256": fingerprint(query)},
+    }
+
+
+def is_mapped(
+    folder: Path, reference: Bundle, query: anndata.AnnData, settings: SurgerySettings,
+    strategy: Strategy, seed: int,
+) -> bool:  # fmt: skip
+    """Whether `folder` has this very mapping, whole: delta bundle and latent, by their hashes."""
+    try:
+        about = read_about(folder)
+    except AtlasmapError:
+        return False
+    made_of = inputs(query, settings, strategy, seed) | {"parent": reference_hash(reference.model)}
+    latent = folder / "latent.h5ad"
+    whole = latent.exists() and recorded(folder).get(latent) == sha256(latent)
+    return whole and all(about.get(key) == value for key, value in made_of.items())
+
+
 def map_query(
     reference: Bundle, query: anndata.AnnData, settings: SurgerySettings, strategy: Strategy,
-    seed: int,
+    seed: int, checkpoints: Checkpoints | None = None,
 ) -> Mapping:  # fmt: skip
     """Operate on `reference` (consumed) for all batches in `query` at once.
 
@@ -77,9 +108,11 @@ def map_query(
     purpose = f"surgery {strategy} {what}"
     objective = Unsupervised(reference.model, cells, split, settings.batch_size, seed, purpose)
     train = as_train_settings(settings)
+    about = reference.about | inputs(query, settings, strategy, seed)
     outcome = fit(
         objective, train, f"surgery {what}",
         dropout=settings.surgery_dropout, batch_statistics=False,
+        checkpoints=checkpoints, identity=about,
     )  # fmt: skip
     if reference_hash(reference.model) != before:
         raise AtlasmapError(
@@ -88,14 +121,8 @@ def map_query(
             found="another hash",
             mend="this is a bug in atlasmap: please report it with settings.json",
         )
-    about = reference.about | {
-        "seed": seed,
-        "strategy": strategy,
-        "surgery": asdict(settings),
-        "query": {"n_cells": len(cells), "sha256": fingerprint(query)},
-        "training": outcome_facts(outcome, split)
-        | {"n_trainable": sum(p.numel() for p in objective.parameters())},
-    }
+    n_trainable = sum(p.numel() for p in objective.parameters())
+    about["training"] = outcome_facts(outcome, split) | {"n_trainable": n_trainable}
     bundle = Bundle(reference.model, registry, about, outcome.history.table())
     keep = ["batch", "dataset", *registry.categorical, *registry.continuous]
     latent = embedding_table(query, embed(bundle.model, cells), registry.labels, keep)

@@ -14,7 +14,8 @@ from atlasmap.inference import Embedding, embed
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi, Shape
-from atlasmap.settings import ScanviSettings, ScviSettings, TrainSettings, Variant
+from atlasmap.settings import NUMERICS, ScanviSettings, ScviSettings, TrainSettings, Variant
+from atlasmap.training.checkpoint import Checkpoints
 from atlasmap.training.loop import Outcome, epochs_by_size, fit
 from atlasmap.training.objectives import SemiSupervised, Unsupervised
 from atlasmap.training.split import Split, split_by_labels, split_cells
@@ -48,7 +49,7 @@ def outcome_facts(outcome: Outcome, split: Split) -> dict:
 
 def fit_scvi(
     adata: anndata.AnnData, registry: Registry, settings: ScviSettings, seed: int,
-    device: torch.device,
+    device: torch.device, checkpoints: Checkpoints | None = None,
 ) -> tuple[Bundle, Split]:  # fmt: skip
     """Train scVI on a prepared reference (X counts, obs batch); all randomness by `seed`."""
     cells = registry.encode(adata, device)
@@ -60,21 +61,22 @@ def fit_scvi(
     train = with_epochs(settings.train, epochs_by_size(len(cells)))
     split = split_cells(np.arange(len(cells)), train.train_size, seed, train.batch_size)
     objective = Unsupervised(model, cells, split, train.batch_size, seed, "scvi")
-    outcome = fit(objective, train, "scVI")
     about = {
         "kind": "scvi",
         "seed": seed,
         "scvi": asdict(settings),
+        "numerics": NUMERICS["scvi"],
         "library": library,
         "data": {"n_cells": len(cells), "sha256": fingerprint(adata)},
-        "training": outcome_facts(outcome, split),
     }
+    outcome = fit(objective, train, "scVI", checkpoints=checkpoints, identity=about)
+    about["training"] = outcome_facts(outcome, split)
     return Bundle(model, registry, about, outcome.history.table()), split
 
 
 def fit_scanvi(
     adata: anndata.AnnData, scvi: Bundle, settings: ScanviSettings, variant: Variant, seed: int,
-    device: torch.device,
+    device: torch.device, checkpoints: Checkpoints | None = None,
 ) -> tuple[Bundle, Split]:  # fmt: skip
     """Train scANVI from scVI's weights on the same cells; raises REFERENCE_DIFFERS."""
     if scvi.about["data"]["sha256"] != fingerprint(adata):
@@ -94,14 +96,16 @@ def fit_scanvi(
         model, cells, split, train.batch_size, seed, f"scanvi_{variant}",
         settings.classification_ratio, settings.n_samples_per_label,
     )  # fmt: skip
-    outcome = fit(objective, train, f"scANVI {variant}")
     about = scvi.about | {
         "kind": "scanvi",
         "seed": seed,
         "variant": variant,
         "scanvi": asdict(settings),
-        "training": outcome_facts(outcome, split),
+        "numerics": NUMERICS["scanvi"],
     }
+    name = f"scANVI {variant}"
+    outcome = fit(objective, train, name, checkpoints=checkpoints, identity=about)
+    about["training"] = outcome_facts(outcome, split)
     return Bundle(model, scvi.registry, about, outcome.history.table()), split
 
 

@@ -148,6 +148,15 @@ class SurgerySettings:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class MappingSettings:
+    """How query batches are spread over jobs; no result depends on it."""
+
+    batches_per_job: Count = 1
+    """Query batches that one `per_batch` job maps, one after the other (GPU jobs of hundreds of
+    small batches: 20 or more)."""
+
+
+@dataclass(frozen=True, config=CLOSED)
 class TransferSettings:
     """Second opinion: weighted k-nearest-neighbour transfer in the latent (HLCA)."""
 
@@ -263,6 +272,10 @@ class Config(DataConfig):
     """What differs from `scanvi` for the linear variant."""
     surgery: SurgerySettings = field(default_factory=SurgerySettings)
     """Mapping."""
+    mapping: MappingSettings = field(default_factory=MappingSettings)
+    """Jobs of the mapping."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Minutes between checkpoints of a training."""
     transfer: TransferSettings = field(default_factory=TransferSettings)
     """Label transfer."""
     umap: UmapSettings = field(default_factory=UmapSettings)

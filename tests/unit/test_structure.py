@@ -12,7 +12,8 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A module may import modules of its own layer and of the layers below it.
 LAYERS = [
-    ["settings", "errors", "files", "__init__"],
+    ["settings", "errors", "files", "packing", "__init__"],
+    ["cluster"],
     ["config", "device", "models"],
     ["training"],
     ["data", "inference"],

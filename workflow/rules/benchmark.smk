@@ -19,6 +19,7 @@ rule score_labels:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(2000, 4),
         runtime=60,
     params:
@@ -27,8 +28,9 @@ rule score_labels:
         out=subpath(output[0], parent=True),
         numerics=NUMERICS["classification"],
     shell:
-        "atlasmap score-labels --runs {params.runs} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " score-labels --runs {params.runs} --out {params.out:q}"
+        " --unlabeled={params.unlabeled:q}"
 
 
 rule score_embeddings:
@@ -51,6 +53,7 @@ rule score_embeddings:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(4000, 20),
         runtime=minutes(360),
     params:
@@ -62,9 +65,9 @@ rule score_embeddings:
         unlabeled=CONFIG.unlabeled_category,
         numerics=NUMERICS["scib"],
     shell:
-        "atlasmap score-embeddings --runs {params.runs} {params.counts} --out {output:q}"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " score-embeddings --runs {params.runs} {params.counts} --out {output:q}"
         " --seed {wildcards.seed} --unlabeled={params.unlabeled:q} {params.settings}"
-        " > {log:q} 2>&1"
 
 
 rule gather_scib:
@@ -80,10 +83,12 @@ rule gather_scib:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=1000,
         runtime=10,
     shell:
-        "atlasmap gather-tables {input:q} --out {output:q} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " gather-tables {input:q} --out {output:q}"
 
 
 rule gather_history:
@@ -93,10 +98,10 @@ rule gather_history:
             seed=CONFIG.seeds,
             folder=dict.fromkeys(["scvi", *map(model_folder, MODELS)]),
         ),
-        mapping=lambda w: [
-            f"results/{w.atlas}/seed{seed}/mapping/{variant}/{strategy}/{folder}/history.csv"
+        mapped=lambda w: [
+            path
             for seed, variant, strategy, _ in mappings(CONFIG.seeds)
-            for folder in mapping_folders(strategy)
+            for path in mapped(seed, variant, strategy)
         ],
     output:
         "results/{atlas}/benchmark/history.csv",
@@ -108,8 +113,15 @@ rule gather_history:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=1000,
         runtime=20,
+    params:
+        mappings=lambda w: [
+            path
+            for seed, variant, strategy, _ in mappings(CONFIG.seeds)
+            for path in of_mappings(seed, variant, strategy, "history.csv")
+        ],
     shell:
-        "atlasmap gather-history {input.reference:q} {input.mapping:q} --out {output:q}"
-        " > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " gather-history {input.reference:q} {params.mappings:q} --out {output:q}"

@@ -16,6 +16,7 @@ from atlasmap.config import (
 from atlasmap.data.sheet import read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import slug, unslug
+from atlasmap.packing import jobs, members
 from atlasmap.settings import NUMERICS, DataConfig
 
 # So that .venv/bin/snakemake works without activating anything, in cluster jobs too.
@@ -67,6 +68,7 @@ wildcard_constraints:
         "scvi" if model == "scvi" else f"scanvi_{model}" for model in MODELS
     ),
     batch=r"[^/]+",
+    job=r"[^/]+",
     dataset="|".join([dataset.id for dataset in QUERIES] or ["none"]),
     source="|".join(SOURCES or ["none"]),
 
@@ -142,9 +144,29 @@ def model_folder(variant):
     return "scvi" if variant == "scvi" else f"scanvi_{variant}"
 
 
-def mapping_folders(strategy):
-    """Folders of a strategy's mappings: one a batch, or one for all."""
-    return ["all"] if strategy == "joint" else query_batches()
+def of_mappings(seed, variant, strategy, file):
+    """A file of each mapping of a strategy: one a batch, or one for all."""
+    top = f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}"
+    folders = ["all"] if strategy == "joint" else query_batches()
+    return [f"{top}/{folder}/{file}" for folder in folders]
+
+
+def mapped(seed, variant, strategy):
+    """What says that these files are there: the latent of the joint mapping, or a marker for each
+    job of query batches."""
+    if strategy == "joint":
+        return of_mappings(seed, variant, strategy, "latent.h5ad")
+    top = f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}/.mapped"
+    done = {marker.stem for marker in Path(top).glob("*.json")}
+    most = CONFIG.mapping.batches_per_job
+    return [
+        f"{top}/{job}.json" for job in jobs(query_batches(), most, done.__contains__)
+    ]
+
+
+def this_attempt(wildcards, attempt):
+    """Which attempt a job is."""
+    return attempt
 
 
 def memory(base, per_input_mb):

@@ -10,6 +10,7 @@ rule fetch:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=4000,
         runtime=240,
     params:
@@ -22,8 +23,9 @@ rule fetch:
         ),
         numerics=NUMERICS["data"],
     shell:
-        "atlasmap fetch {params.source:q} --out {output.file:q} --sha256={params.sha256:q}"
-        " {params.simulation} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " fetch {params.source:q} --out {output.file:q} --sha256={params.sha256:q}"
+        " {params.simulation}"
 
 
 rule prepare_reference:
@@ -40,6 +42,7 @@ rule prepare_reference:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(2000, 12),
         runtime=60,
     params:
@@ -47,8 +50,9 @@ rule prepare_reference:
         config=data_flag("n_top_genes", "min_cells_per_label", "min_cells_per_batch"),
         numerics=NUMERICS["data"],
     shell:
-        "atlasmap prepare-reference {input:q} --datasets {params.datasets} {params.config}"
-        " --out {output.reference:q} --facts {output.facts:q} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " prepare-reference {input:q} --datasets {params.datasets} {params.config}"
+        " --out {output.reference:q} --facts {output.facts:q}"
 
 
 checkpoint find_batches:
@@ -64,6 +68,7 @@ checkpoint find_batches:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(1000, 6),
         runtime=30,
     params:
@@ -71,8 +76,9 @@ checkpoint find_batches:
         config=data_flag("min_cells_per_batch"),
         numerics=NUMERICS["data"],
     shell:
-        "atlasmap find-batches {input:q} --dataset {params.dataset} {params.config}"
-        " --out {output:q} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " find-batches {input:q} --dataset {params.dataset} {params.config}"
+        " --out {output:q}"
 
 
 rule prepare_query:
@@ -90,6 +96,7 @@ rule prepare_query:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(2000, 12),
         runtime=60,
     params:
@@ -98,9 +105,10 @@ rule prepare_query:
         config=data_flag("min_gene_overlap", "min_cells_per_batch"),
         numerics=NUMERICS["data"],
     shell:
-        "atlasmap prepare-query {input.file:q} --dataset {params.dataset} --batch={params.batch}"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " prepare-query {input.file:q} --dataset {params.dataset} --batch={params.batch}"
         " --reference {input.reference:q} {params.config} --out {output.query:q}"
-        " --facts {output.facts:q} > {log:q} 2>&1"
+        " --facts {output.facts:q}"
 
 
 checkpoint write_contract:
@@ -121,11 +129,13 @@ checkpoint write_contract:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=1000,
         runtime=10,
     params:
         configfiles=CONFIGFILES,
     shell:
-        "atlasmap write-contract {input.queries:q} --reference {input.reference:q}"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " write-contract {input.queries:q} --reference {input.reference:q}"
         " {params.configfiles}"
-        " --out {output:q} > {log:q} 2>&1"
+        " --out {output:q}"

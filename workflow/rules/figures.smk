@@ -17,13 +17,15 @@ rule plot_loss_curves:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=1500,
         runtime=10,
     params:
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
     shell:
-        "atlasmap plot-loss-curves {input:q} --out {params.out:q} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " plot-loss-curves {input:q} --out {params.out:q}"
 
 
 rule plot_confusion:
@@ -47,14 +49,15 @@ rule plot_confusion:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=1500,
         runtime=10,
     params:
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
     shell:
-        "atlasmap plot-confusion {input:q} --split {wildcards.split} --out {params.out:q}"
-        " > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " plot-confusion {input:q} --split {wildcards.split} --out {params.out:q}"
 
 
 rule plot_embeddings:
@@ -76,6 +79,7 @@ rule plot_embeddings:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(2000, 4),
         runtime=30,
     params:
@@ -91,8 +95,9 @@ rule plot_embeddings:
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
     shell:
-        "atlasmap plot-embeddings --runs {params.runs} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " plot-embeddings --runs {params.runs} --out {params.out:q}"
+        " --unlabeled={params.unlabeled:q}"
 
 
 rule plot_scib_table:
@@ -114,13 +119,15 @@ rule plot_scib_table:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=1500,
         runtime=10,
     params:
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
     shell:
-        "atlasmap plot-scib-table {input:q} --out {params.out:q} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " plot-scib-table {input:q} --out {params.out:q}"
 
 
 rule plot_reliability:
@@ -142,10 +149,12 @@ rule plot_reliability:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=1500,
         runtime=10,
     params:
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
     shell:
-        "atlasmap plot-reliability {input:q} --out {params.out:q} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " plot-reliability {input:q} --out {params.out:q}"

@@ -7,6 +7,50 @@ rule map_per_batch:
             folder=model_folder(w.variant),
             file=BUNDLE,
         ),
+        queries=lambda w: expand(
+            "results/{atlas}/data/queries/{batch}.h5ad",
+            atlas=w.atlas,
+            batch=members(w.job, query_batches()),
+        ),
+    output:
+        # Not the batches' folders, which would be removed when one of the job's batches fails.
+        "results/{atlas}/seed{seed}/mapping/{variant}/per_batch/.mapped/{job}.json",
+    log:
+        "results/{atlas}/logs/seed{seed}/map_{variant}_per_batch/{job}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/map_{variant}_per_batch/{job}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory(3000, 20),
+        runtime=minutes(120),
+        gpu=GPU,
+        device=CONFIG.device,
+        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
+    params:
+        settings=settings_of("surgery"),
+        bundle=lambda w, input: os.path.dirname(input.bundle[0]),
+        out=subpath(output[0], ancestor=2),
+        numerics=NUMERICS["surgery"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " operate-batches {input.queries:q} --reference_bundle {params.bundle:q}"
+        " --out {params.out:q} --marker {output:q} --seed {wildcards.seed} {params.settings}"
+        " --device {resources.device} {resources.checkpoint}"
+
+
+# For whoever names a file of one batch that is missing; the workflow itself asks for the markers.
+rule map_batch:
+    input:
+        bundle=lambda w: expand(
+            "results/{atlas}/seed{seed}/reference/{folder}/{file}",
+            atlas=w.atlas,
+            seed=w.seed,
+            folder=model_folder(w.variant),
+            file=BUNDLE,
+        ),
         query="results/{atlas}/data/queries/{batch}.h5ad",
     output:
         expand(
@@ -15,26 +59,29 @@ rule map_per_batch:
         ),
         latent="results/{atlas}/seed{seed}/mapping/{variant}/per_batch/{batch}/latent.h5ad",
     log:
-        "results/{atlas}/logs/seed{seed}/map_{variant}_per_batch/{batch}.log",
+        "results/{atlas}/logs/seed{seed}/map_{variant}_batch/{batch}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/map_{variant}_per_batch/{batch}.tsv"
+        "results/{atlas}/logs/seed{seed}/map_{variant}_batch/{batch}.tsv"
     conda:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(3000, 20),
         runtime=minutes(120),
         gpu=GPU,
         device=CONFIG.device,
+        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
         settings=settings_of("surgery"),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["surgery"],
     shell:
-        "atlasmap operate {input.query:q} --reference_bundle {params.bundle:q}"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " operate {input.query:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --strategy per_batch --seed {wildcards.seed} {params.settings}"
-        " --device {resources.device} > {log:q} 2>&1"
+        " --device {resources.device} {resources.checkpoint}"
 
 
 rule map_joint:
@@ -65,16 +112,19 @@ rule map_joint:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(3000, 20),
         runtime=minutes(720),
         gpu=GPU,
         device=CONFIG.device,
+        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
         settings=settings_of("surgery"),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["surgery"],
     shell:
-        "atlasmap operate {input.queries:q} --reference_bundle {params.bundle:q}"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " operate {input.queries:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --strategy joint --seed {wildcards.seed} {params.settings}"
-        " --device {resources.device} > {log:q} 2>&1"
+        " --device {resources.device} {resources.checkpoint}"

@@ -17,10 +17,12 @@ rule train_scvi:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(3000, 20),
         runtime=minutes(720),
         gpu=GPU,
         device=CONFIG.device,
+        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
         settings=settings_of("scvi"),
         categorical=" ".join(
@@ -33,9 +35,10 @@ rule train_scvi:
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["scvi"],
     shell:
-        "atlasmap train-scvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " train-scvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
         " {params.settings} {params.categorical} {params.continuous}"
-        " --unlabeled={params.unlabeled:q} --device {resources.device} > {log:q} 2>&1"
+        " --unlabeled={params.unlabeled:q} --device {resources.device} {resources.checkpoint}"
 
 
 rule train_scanvi:
@@ -56,16 +59,19 @@ rule train_scanvi:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(3000, 20),
         runtime=minutes(720),
         gpu=GPU,
         device=CONFIG.device,
+        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
         settings=lambda w: as_flag("scanvi", variant_block(config, w.variant)),
         scvi=lambda w, input: os.path.dirname(input.scvi[0]),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["scanvi"],
     shell:
-        "atlasmap train-scanvi {input.reference:q} --scvi_bundle {params.scvi:q}"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " train-scanvi {input.reference:q} --scvi_bundle {params.scvi:q}"
         " --variant {wildcards.variant} --out {params.out:q} --seed {wildcards.seed}"
-        " {params.settings} --device {resources.device} > {log:q} 2>&1"
+        " {params.settings} --device {resources.device} {resources.checkpoint}"

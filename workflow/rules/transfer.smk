@@ -11,28 +11,22 @@ rule fit_umap:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(3000, 20),
         runtime=120,
     params:
         settings=settings_of("umap"),
         numerics=NUMERICS["umap"],
     shell:
-        "atlasmap fit-umap {input:q} --out {output:q} --seed {wildcards.seed} {params.settings}"
-        " > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " fit-umap {input:q} --out {output:q} --seed {wildcards.seed} {params.settings}"
 
 
 rule assemble:
     input:
         reference=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad",
         umap=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/umap.npz",
-        latents=lambda w: expand(
-            "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/{folder}/latent.h5ad",
-            atlas=w.atlas,
-            seed=w.seed,
-            variant=w.variant,
-            strategy=w.strategy,
-            folder=mapping_folders(w.strategy),
-        ),
+        mapped=lambda w: mapped(w.seed, w.variant, w.strategy),
         queries=lambda w: expand(
             "results/{atlas}/data/queries/{batch}.h5ad",
             atlas=w.atlas,
@@ -56,10 +50,12 @@ rule assemble:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=memory(3000, 10),
         runtime=120,
     params:
         settings=settings_of("transfer"),
+        latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
         unlabeled=CONFIG.unlabeled_category,
         queries=lambda w, input: " ".join(
             f"--queries={shlex.quote(q)}" for q in input.queries
@@ -67,9 +63,10 @@ rule assemble:
         out=subpath(output.atlas, parent=True),
         numerics=NUMERICS["transfer"],
     shell:
-        "atlasmap assemble {input.latents:q} --reference_latent {input.reference:q}"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " assemble {params.latents:q} --reference_latent {input.reference:q}"
         " --umap {input.umap:q} {params.queries} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q} {params.settings} > {log:q} 2>&1"
+        " --unlabeled={params.unlabeled:q} {params.settings}"
 
 
 rule publish:
@@ -87,7 +84,9 @@ rule publish:
         CONDA
     threads: 1
     resources:
+        attempt=this_attempt,
         mem_mb=500,
         runtime=30,
     shell:
-        "atlasmap publish {input:q} --out {output:q} > {log:q} 2>&1"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " publish {input:q} --out {output:q}"

@@ -1,13 +1,25 @@
-"""Entry point: the list of commands, logging, and errors in one block."""
+"""Entry point: the list of commands, logging, and failures with names."""
 
 import logging
 import os
 import shlex
 import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 import atlasmap
+from atlasmap.cluster.failures import (
+    EXIT_CODES,
+    failure_of,
+    failure_path,
+    hopeless,
+    read_failure,
+    write_failure,
+)
+from atlasmap.cluster.stopping import Stopped, install
 from atlasmap.errors import AtlasmapError
 
 log = logging.getLogger("atlasmap")
@@ -23,6 +35,7 @@ COMMANDS = {
     "train-scvi": ("reference:train_scvi", "Train scVI."),
     "train-scanvi": ("reference:train_scanvi", "Train scANVI from a trained scVI."),
     "operate": ("mapping:operate", "Surgery: map prepared query batches."),
+    "operate-batches": ("mapping:operate_batches", "Surgery of several batches in one job."),
     "fit-umap": ("results:fit_umap", "Fit the map on the reference's latent."),
     "assemble": ("results:assemble", "Put reference and queries together, name the cells."),
     "gather-history": ("results:gather_history", "Gather training histories into one table."),
@@ -66,19 +79,83 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def write_to(path: Path, attempt: int) -> None:
+    """From here on stdout and stderr, native libraries' too, go to `path`; later attempts, and
+    jobs that Slurm requeued, append."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    again = attempt > 1 or int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    with open(path, "ab" if again else "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def say_where(arguments: list[str], attempt: int) -> None:
+    """A job's log starts with the command that made it, and where it ran."""
+    log.info("%s", shlex.join(["atlasmap", *arguments]))
+    job = os.environ.get("SLURM_JOB_ID")
+    if job:
+        node = os.environ.get("SLURMD_NODENAME", "")
+        log.info("slurm job %s on %s, attempt %d", job, node, attempt)
+
+
+def give_up(error: BaseException, arguments: list[str], path: Path | None, attempt: int) -> int:
+    """Say what failed, record it beside the log; returns the exit code."""
+    failure = failure_of(error, arguments, attempt)
+    if isinstance(error, AtlasmapError):
+        print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, Stopped):
+        print(f"stopped: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+        print(f"error: {failure.kind}\n  mend:     {failure.mend}", file=sys.stderr)
+    if path:
+        write_failure(failure, path)
+    return failure.exit_code
+
+
+@app.meta.default
+def run(
+    *arguments: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    log_file: Annotated[Path | None, Parameter(name="--log")] = None,
+    attempt: int = 1,
+) -> int:
+    """Map single-cell batches onto a labelled reference.
+
+    Parameters
+    ----------
+    log_file
+        Write everything said to this file, and if the command fails a record beside it.
+    attempt
+        Which attempt of a workflow's job this is: what failed for good is not tried again.
+    """
+    words = list(arguments)
+    if log_file:
+        write_to(log_file, attempt)
+        before = hopeless(log_file, words, attempt)
+        if before:
+            print(f"not tried again: attempt {before.attempt} failed with {before.code}")
+            return before.exit_code
+    if not sys.stderr.isatty():
+        say_where(words, attempt)
+    try:
+        app(words, exit_on_error=False)
+    except CycloptsError:  # it has said what is wrong with the command
+        return EXIT_CODES["bad_input"]
+    except (Exception, Stopped) as error:
+        return give_up(error, words, log_file, attempt)
+    if log_file and read_failure(log_file):
+        failure_path(log_file).unlink()
+    return 0
+
+
 def main() -> None:
-    """Run a command; an AtlasmapError is printed as it is and exits with 2."""
+    """Run a command; exits with a code of `atlasmap.cluster.failures`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("matplotlib", "fontTools", "jax", "numba", "pooch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     set_environment()
-    if not sys.stderr.isatty():  # a job's log starts with the command that made it
-        log.info("%s", shlex.join(["atlasmap", *sys.argv[1:]]))
-    try:
-        app()
-    except AtlasmapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    install()
+    sys.exit(app.meta())
 
 
 if __name__ == "__main__":

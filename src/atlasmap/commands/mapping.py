@@ -1,5 +1,6 @@
 """Commands that map query batches onto a reference."""
 
+import logging
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import anndata
 from cyclopts import Parameter
 
+from atlasmap.cluster.failures import kind_of
+from atlasmap.commands.reference import checkpoints_in
+from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import written_aside
 from atlasmap.settings import (
     DataConfig,
@@ -16,6 +20,8 @@ from atlasmap.settings import (
     TransferSettings,
     UmapSettings,
 )
+
+log = logging.getLogger("atlasmap")
 
 
 @Parameter(name="*")
@@ -41,6 +47,7 @@ def operate(
     seed: int = 0,
     surgery: SurgerySettings = SurgerySettings(),
     device: Device = "auto",
+    checkpoint_minutes: float = 5.0,
 ) -> None:
     """Surgery: append columns for the queries' batches to a frozen reference and train those.
 
@@ -60,6 +67,8 @@ def operate(
         Settings.
     device
         Where to compute.
+    checkpoint_minutes
+        Minutes between checkpoints.
     """
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
@@ -67,8 +76,94 @@ def operate(
 
     chosen = pick_device(device)
     query = joined([anndata.read_h5ad(path) for path in queries])
-    mapping = map_query(load(reference_bundle, chosen), query, surgery, strategy, seed)
-    write_mapping(mapping, out)
+    checkpoints = checkpoints_in(out, checkpoint_minutes)
+    reference = load(reference_bundle, chosen)
+    write_mapping(map_query(reference, query, surgery, strategy, seed, checkpoints), out)
+    checkpoints.remove()
+
+
+def operate_batches(
+    *queries: Path,
+    reference_bundle: Path,
+    out: Path,
+    marker: Path,
+    seed: int = 0,
+    surgery: SurgerySettings = SurgerySettings(),
+    device: Device = "auto",
+    checkpoint_minutes: float = 5.0,
+) -> None:
+    """Surgery of several query batches, each by itself, in one job.
+
+    A batch whose folder is there, whole and of the same inputs and settings is left as it is; one
+    that cannot be mapped does not keep the others from it.
+
+    Parameters
+    ----------
+    queries
+        Prepared query batches (.h5ad).
+    reference_bundle
+        The reference's bundle.
+    out
+        Folder of the batches' folders, each named as its file is.
+    marker
+        Written when all are mapped (.json).
+    seed
+        Seed of start values, split, minibatches and noise.
+    surgery
+        Settings.
+    device
+        Where to compute.
+    checkpoint_minutes
+        Minutes between checkpoints.
+    """
+    from atlasmap.bundle import load
+    from atlasmap.commands.data import write_json
+    from atlasmap.device import pick_device
+
+    reference, failed = load(reference_bundle, pick_device(device)), {}
+    for path in queries:
+        try:
+            map_unless_done(reference, path, out / path.stem, surgery, seed, checkpoint_minutes)
+        except Exception as error:
+            if kind_of(error) not in ("bad_input", "nan", "bug"):
+                raise  # the others would fail as well
+            log.exception("%s could not be mapped", path.stem)
+            failed[path.stem] = error
+    if failed:
+        raise batches_failed(failed, len(queries))
+    write_json(marker, sorted(path.stem for path in queries))
+
+
+def map_unless_done(
+    reference, path: Path, folder: Path, surgery: SurgerySettings, seed: int, minutes: float
+) -> None:
+    """Map one batch by itself, unless its folder has this very mapping."""
+    from copy import deepcopy
+
+    from atlasmap.mapping import is_mapped, map_query
+
+    query = anndata.read_h5ad(path)
+    if is_mapped(folder, reference, query, surgery, "per_batch", seed):
+        log.info("%s: mapped already", path.stem)
+        return
+    checkpoints = checkpoints_in(folder, minutes)
+    own = deepcopy(reference)
+    write_mapping(map_query(own, query, surgery, "per_batch", seed, checkpoints), folder)
+    checkpoints.remove()
+
+
+def batches_failed(failed: dict[str, Exception], n: int) -> AtlasmapError:
+    """The error of a job some of whose batches could not be mapped."""
+    codes = [
+        f"{k}: {getattr(e, 'code', None) or f'{type(e).__name__} {e}'}" for k, e in failed.items()
+    ]
+    return AtlasmapError(
+        "BATCHES_FAILED",
+        expected=f"{n} batches mapped",
+        found=f"{n - len(failed)} mapped; {listed(codes)}",
+        mend="see the log for each; mend or leave out these batches and run again: the others "
+        "are kept",
+    )
 
 
 def write_mapping(mapping, out: Path) -> None:

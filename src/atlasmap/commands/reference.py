@@ -17,6 +17,7 @@ def train_scvi(
     continuous: list[str] | None = None,
     unlabeled: str = "Unknown",
     device: Device = "auto",
+    checkpoint_minutes: float = 5.0,
 ) -> None:
     """Train scVI on a prepared reference.
 
@@ -36,6 +37,8 @@ def train_scvi(
         Label of cells without one.
     device
         Where to compute.
+    checkpoint_minutes
+        Minutes between checkpoints.
     """
     from atlasmap.data.registry import Registry
     from atlasmap.device import pick_device
@@ -44,7 +47,10 @@ def train_scvi(
     chosen = pick_device(device)
     adata = anndata.read_h5ad(reference)
     registry = Registry.of(adata, unlabeled, categorical or [], continuous or [])
-    write_reference(out, adata, *fit_scvi(adata, registry, scvi, seed, chosen), chosen)
+    checkpoints = checkpoints_in(out, checkpoint_minutes)
+    fitted = fit_scvi(adata, registry, scvi, seed, chosen, checkpoints)
+    write_reference(out, adata, *fitted, chosen)
+    checkpoints.remove()
 
 
 def train_scanvi(
@@ -56,6 +62,7 @@ def train_scanvi(
     seed: int = 0,
     scanvi: ScanviSettings = ScanviSettings(),
     device: Device = "auto",
+    checkpoint_minutes: float = 5.0,
 ) -> None:
     """Train scANVI from a trained scVI.
 
@@ -75,6 +82,8 @@ def train_scanvi(
         Settings.
     device
         Where to compute.
+    checkpoint_minutes
+        Minutes between checkpoints.
     """
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
@@ -83,7 +92,18 @@ def train_scanvi(
     chosen = pick_device(device)
     adata = anndata.read_h5ad(reference)
     start = load(scvi_bundle, chosen)
-    write_reference(out, adata, *fit_scanvi(adata, start, scanvi, variant, seed, chosen), chosen)
+    checkpoints = checkpoints_in(out, checkpoint_minutes)
+    fitted = fit_scanvi(adata, start, scanvi, variant, seed, chosen, checkpoints)
+    write_reference(out, adata, *fitted, chosen)
+    checkpoints.remove()
+
+
+def checkpoints_in(out: Path, minutes: float):
+    """Checkpoints beside what is being made; Snakemake, which removes a failed job's outputs, does
+    not know of them."""
+    from atlasmap.training.checkpoint import Checkpoints
+
+    return Checkpoints(out / ".checkpoints", minutes * 60)
 
 
 def write_reference(out: Path, adata, bundle, split, device) -> None:

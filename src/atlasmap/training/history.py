@@ -12,38 +12,38 @@ N_BINS = 15
 class Averages:
     """Averages of sums over an epoch, kept on the device until asked for."""
 
-    def __init__(self):
-        self._sums: dict[str, Tensor | float] = defaultdict(float)
-        self._weights: dict[str, int] = defaultdict(int)
+    def __init__(self, sums: dict[str, Tensor] | None = None, weights: dict | None = None):
+        self.sums: dict[str, Tensor | float] = defaultdict(float, sums or {})
+        self.weights: dict[str, int] = defaultdict(int, weights or {})
 
     def add(self, sums: dict[str, Tensor], weight: int) -> None:
         """Add sums over `weight` cells."""
         for name, value in sums.items():
-            self._sums[name] += value
-            self._weights[name] += weight
+            self.sums[name] += value
+            self.weights[name] += weight
 
     def values(self) -> dict[str, float]:
         """Mean of every metric."""
-        return {name: float(total) / self._weights[name] for name, total in self._sums.items()}
+        return {name: float(total) / self.weights[name] for name, total in self.sums.items()}
 
 
 class History:
     """Rows epoch, split, metric, value."""
 
-    def __init__(self):
-        self._rows: list[tuple[int, str, str, float]] = []
+    def __init__(self, rows: list[tuple[int, str, str, float]] | None = None):
+        self.rows = rows or []
 
     def add(self, epoch: int, split: str, values: dict[str, float]) -> None:
         """Add one epoch's metrics of one split."""
-        self._rows += [(epoch, split, name, value) for name, value in values.items()]
+        self.rows += [(epoch, split, name, value) for name, value in values.items()]
 
     def table(self) -> pd.DataFrame:
         """The whole history."""
-        return pd.DataFrame(self._rows, columns=["epoch", "split", "metric", "value"])
+        return pd.DataFrame(self.rows, columns=["epoch", "split", "metric", "value"])
 
     def last(self, split: str, metric: str) -> float | None:
         """The latest value of a metric, None before the first."""
-        for _, row_split, row_metric, value in reversed(self._rows):
+        for _, row_split, row_metric, value in reversed(self.rows):
             if (row_split, row_metric) == (split, metric):
                 return value
         return None

@@ -3,14 +3,24 @@
 import logging
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
+from atlasmap.cluster.stopping import Watch
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.settings import TrainSettings
+from atlasmap.training.checkpoint import (
+    Checkpoints,
+    State,
+    Store,
+    identity_hash,
+    weights_hash,
+)
 from atlasmap.training.history import Averages, History
 from atlasmap.training.objectives import Step, Unsupervised, validate
 
@@ -34,22 +44,40 @@ def epochs_by_size(n_cells: int) -> int:
 
 
 class Progress:
-    """A bar on a terminal; one line every few seconds elsewhere."""
+    """A bar on a terminal; one line every few seconds elsewhere. Says early if the job's time will
+    not do."""
 
-    def __init__(self, name: str, n_epochs: int):
-        self.name, self.n_epochs, self.said = name, n_epochs, time.monotonic()
+    def __init__(self, name: str, n_epochs: int, epoch: int, watch: Watch):
+        self.name, self.n_epochs, self.watch = name, n_epochs, watch
+        self.first, self.began, self.warned = epoch, time.monotonic(), False
+        self.said = self.began
         self.live = sys.stderr.isatty()
-        self.bar = tqdm(total=n_epochs, desc=name, unit="epoch", disable=not self.live)
+        self.bar = tqdm(
+            total=n_epochs, initial=epoch, desc=name, unit="epoch", disable=not self.live
+        )
 
-    def tell(self, epoch: int, history: History) -> None:
-        """One epoch is done."""
+    def tell(self, done: int, history: History) -> None:
+        """`done` epochs are done."""
         shown = history.last("validation", "elbo") or history.last("train", "elbo")
         self.bar.set_postfix_str(f"elbo {shown:.2f}")
         self.bar.update()
-        last = epoch + 1 == self.n_epochs
+        last = done == self.n_epochs
         if not self.live and (last or time.monotonic() - self.said > SECONDS_BETWEEN_LINES):
             self.said = time.monotonic()
-            log.info("%s: epoch %d of %d, elbo %.2f", self.name, epoch + 1, self.n_epochs, shown)
+            log.info("%s: epoch %d of %d, elbo %.2f", self.name, done, self.n_epochs, shown)
+        self.foresee(done)
+
+    def foresee(self, done: int) -> None:
+        """Epochs left × seconds an epoch against the job's end."""
+        an_epoch = (time.monotonic() - self.began) / (done - self.first)
+        need, have = (self.n_epochs - done) * an_epoch, self.watch.seconds_left()
+        if need > have and not self.warned:
+            self.warned = True
+            log.warning(
+                "%s: %d epochs of %.1f s each need %.0f min, the job has %.0f min left: it will "
+                "leave a checkpoint, which the next attempt takes up",
+                self.name, self.n_epochs - done, an_epoch, need / 60, have / 60,
+            )  # fmt: skip
 
 
 class Plateau:
@@ -94,67 +122,189 @@ def check_weights(parameters, epoch: int) -> None:
         )
 
 
-def train_epoch(objective, optimiser, noise: Noise, kl_weight, settings, epoch) -> tuple[dict, int]:
-    """One pass over the training cells; averages of what was logged, and the number of steps."""
-    averages, losses = Averages(), []
-    steps = objective.steps(epoch)
-    for step in steps:
-        loss = objective.loss(step, noise, kl_weight)
-        optimiser.zero_grad(set_to_none=True)
+class Training:
+    """A model being trained: everything that changes, and so what a checkpoint holds.
+
+    The KL weight of epoch e is e / n_epochs_kl_warmup, at most 1 (0 in epoch 0, as scvi-tools).
+    All randomness is keyed by the objective's seed and purpose and by the epoch.
+    """
+
+    def __init__(
+        self, objective: Unsupervised, settings: TrainSettings, dropout: bool,
+        batch_statistics: bool,
+    ):  # fmt: skip
+        if settings.max_epochs is None:
+            raise ValueError("the caller chooses max_epochs")
+        self.objective, self.settings = objective, settings
+        self.how = (dropout, batch_statistics)
+        self.optimiser = torch.optim.Adam(
+            objective.parameters(),
+            lr=settings.learning_rate,
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.history, self.plateau = History(), Plateau()
+        self.epoch, self.n_steps = 0, 0
+        self.begin_epoch()
+
+    def generator(self, what: str) -> torch.Generator:
+        """This epoch's generator for one purpose."""
+        key = (self.objective.purpose, what, self.epoch)
+        return keyed_generator(self.objective.seed, *key, device=self.objective.cells.device)
+
+    def begin_epoch(self) -> None:
+        """Before the first step of an epoch."""
+        self.step, self.averages, self.losses = 0, Averages(), []
+        self.noise = Noise(self.generator("noise"), *self.how)
+
+    @property
+    def kl_weight(self) -> float:
+        """Weight of the KL terms in this epoch."""
+        return min(1.0, self.epoch / self.settings.n_epochs_kl_warmup)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why training is over; None while it is not."""
+        settings, since = self.settings, self.plateau.since
+        if settings.early_stopping and since >= settings.early_stopping_patience:
+            return f"no better validation ELBO for {since} validations"
+        return "max_epochs" if self.epoch == settings.max_epochs else None
+
+    def take_step(self, step: Step) -> None:
+        """One minibatch."""
+        loss = self.objective.loss(step, self.noise, self.kl_weight)
+        self.optimiser.zero_grad(set_to_none=True)
         loss.total.backward()
-        if settings.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(objective.parameters(), settings.gradient_clip)
-        optimiser.step()
-        losses.append(loss.total.detach())
-        averages.add(loss.sums | {"loss": losses[-1] * loss.n}, loss.n)
-    check_finite(losses, steps, epoch, objective)
-    check_weights(objective.parameters(), epoch)
-    return averages.values() | objective.epoch_metrics(), len(steps)
+        if self.settings.gradient_clip is not None:
+            clip = self.settings.gradient_clip
+            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), clip)
+        self.optimiser.step()
+        self.losses.append(loss.total.detach())
+        self.averages.add(loss.sums | {"loss": self.losses[-1] * loss.n}, loss.n)
+        self.step += 1
+
+    def train_epoch(self, after_step: Callable[[], None]) -> None:
+        """What is left of this epoch, and its validation."""
+        steps = self.objective.steps(self.epoch)
+        for step in steps[self.step :]:
+            self.take_step(step)
+            after_step()
+        check_finite(self.losses, steps, self.epoch, self.objective)
+        check_weights(self.objective.parameters(), self.epoch)
+        values = self.averages.values() | self.objective.epoch_metrics()
+        self.history.add(self.epoch, "train", values | {"kl_weight": self.kl_weight})
+        self.n_steps += len(steps)
+        self.validate_if_due()
+        self.epoch += 1
+        self.begin_epoch()
+
+    def validate_if_due(self) -> None:
+        """The validation cells, every few epochs and after the last."""
+        settings, after = self.settings, self.epoch + 1
+        due = after % settings.check_val_every_n_epoch == 0 or after == settings.max_epochs
+        if not due or not len(self.objective.split.validation):
+            return
+        noise = Noise(self.generator("validation"), False, False)
+        values = validate(self.objective, noise, self.kl_weight)
+        self.history.add(self.epoch, "validation", values)
+        self.plateau.update(values["elbo"])
+        if settings.reduce_lr_on_plateau and self.plateau.since_lr > LR_PATIENCE:
+            self.plateau.since_lr = 0
+            for group in self.optimiser.param_groups:
+                group["lr"] *= LR_FACTOR
+
+    def state(self) -> State:
+        """Now, in the middle of an epoch or between two."""
+        model = self.objective.model
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        parts = {
+            "model": {k: v for k, v in model.state_dict().items() if k not in frozen},
+            "optimiser": {
+                f"{k} {name}": value
+                for k, moments in self.optimiser.state_dict()["state"].items()
+                for name, value in moments.items()
+            },
+            "sums": self.averages.sums,
+            "seen": self.objective.seen(),
+            "noise": {"generator": self.noise.generator.get_state()},
+        }
+        if self.losses:
+            parts["losses"] = {"all": torch.stack(self.losses)}
+        facts = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "n_steps": self.n_steps,
+            "learning_rates": [group["lr"] for group in self.optimiser.param_groups],
+            "weights": self.averages.weights,
+            "history": self.history.rows,
+            "plateau": vars(self.plateau),
+        }
+        flat = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
+        return State(flat, facts)
+
+    def restore(self, state: State) -> None:
+        """Be as `state` says: what follows is bit for bit what would have followed it."""
+        parts, facts, device = defaultdict(dict), state.facts, self.objective.cells.device
+        for name, value in state.tensors.items():
+            part, key = name.split("/", 1)
+            parts[part][key] = value if part == "noise" else value.to(device)
+        self.objective.model.load_state_dict(parts["model"], strict=False)
+        moments = defaultdict(dict)
+        for key, value in parts["optimiser"].items():
+            k, name = key.split(" ")
+            moments[int(k)][name] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        for group, rate in zip(groups, facts["learning_rates"], strict=True):
+            group["lr"] = rate
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.epoch, self.n_steps = facts["epoch"], facts["n_steps"]
+        self.history = History([tuple(row) for row in facts["history"]])
+        vars(self.plateau).update(facts["plateau"])
+        self.begin_epoch()
+        sums = {name: parts["sums"][name] for name in facts["weights"]}  # in their order
+        self.step, self.averages = facts["step"], Averages(sums, facts["weights"])
+        self.losses = list(parts["losses"].get("all", torch.empty(0)).unbind())
+        self.noise.generator.set_state(parts["noise"]["generator"])
+        self.objective.see_again(parts["seen"])
 
 
 def fit(
     objective: Unsupervised, settings: TrainSettings, name: str, *,
     dropout: bool = True, batch_statistics: bool = True,
+    checkpoints: Checkpoints | None = None, identity: dict | None = None,
 ) -> Outcome:  # fmt: skip
     """Train until `max_epochs` or a plateau; in surgery without batch statistics (and dropout).
 
-    The KL weight of epoch e is e / n_epochs_kl_warmup, at most 1 (0 in epoch 0, as scvi-tools).
-    All randomness is keyed by the objective's seed and purpose and by the epoch.
+    With `checkpoints` a training of the same `identity` (inputs and settings) that was broken off
+    is taken up where its last checkpoint is; on a signal, or shortly before the job's end, one is
+    written and Stopped raised.
     """
-    if settings.max_epochs is None:
-        raise ValueError("the caller chooses max_epochs")
-    n_epochs = settings.max_epochs
-    parameters = objective.parameters()
-    optimiser = torch.optim.Adam(
-        parameters,
-        lr=settings.learning_rate,
-        eps=settings.adam_eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    history, plateau, progress = History(), Plateau(), Progress(name, n_epochs)
-    n_steps, stopped, key = 0, "max_epochs", (objective.seed, objective.purpose)
-    for epoch in range(n_epochs):
-        device = objective.cells.device
-        generator = keyed_generator(*key, "noise", epoch, device=device)
-        noise = Noise(generator, dropout, batch_statistics)
-        kl_weight = min(1.0, epoch / settings.n_epochs_kl_warmup)
-        values, n = train_epoch(objective, optimiser, noise, kl_weight, settings, epoch)
-        history.add(epoch, "train", values | {"kl_weight": kl_weight})
-        n_steps += n
-        due = (epoch + 1) % settings.check_val_every_n_epoch == 0 or epoch + 1 == n_epochs
-        if due and len(objective.split.validation):
-            generator = keyed_generator(*key, "validation", epoch, device=device)
-            values = validate(objective, Noise(generator, False, False), kl_weight)
-            history.add(epoch, "validation", values)
-            plateau.update(values["elbo"])
-            if settings.reduce_lr_on_plateau and plateau.since_lr > LR_PATIENCE:
-                plateau.since_lr = 0
-                for group in optimiser.param_groups:
-                    group["lr"] *= LR_FACTOR
-        progress.tell(epoch, history)
-        if settings.early_stopping and plateau.since >= settings.early_stopping_patience:
-            stopped = f"no better validation ELBO for {plateau.since} validations"
-            break
+    training = Training(objective, settings, dropout, batch_statistics)
+    store = None
+    if checkpoints:
+        start = {"name": name, "start": weights_hash(objective.model.state_dict())}
+        key = identity_hash(start | (identity or {}), objective.cells.device)
+        store = Store(checkpoints, key)
+        found = store.read()
+        if found:
+            training.restore(found)
+            log.info("%s: taken up at epoch %d, step %d", name, training.epoch + 1, training.step)
+    with Watch() as watch:
+        progress = Progress(name, settings.max_epochs, training.epoch, watch)
+
+        def look() -> None:
+            why = watch.reason()
+            if store and (why or store.due):
+                store.write(training.state())
+            if why:
+                log.warning("%s: leaving at epoch %d: %s", name, training.epoch + 1, why)
+                raise why
+
+        while training.stopped is None:
+            training.train_epoch(look)
+            progress.tell(training.epoch, training.history)
+    if store:  # if the job ends now, only what follows training has to be done again
+        store.write(training.state())
     progress.bar.close()
-    return Outcome(history, n_steps, stopped)
+    return Outcome(training.history, training.n_steps, training.stopped)

@@ -61,6 +61,13 @@ class Unsupervised:
         """Metrics of a whole epoch that are no average over steps; reading them resets them."""
         return {}
 
+    def seen(self) -> dict[str, Tensor]:
+        """What `epoch_metrics` has gathered so far, for a checkpoint."""
+        return {}
+
+    def see_again(self, seen: dict[str, Tensor]) -> None:
+        """The gatherings of a checkpoint."""
+
 
 @dataclass
 class SemiSupervised(Unsupervised):
@@ -131,10 +138,18 @@ class SemiSupervised(Unsupervised):
         """`ece`: over all labelled cells seen since last asked, each counted once."""
         if not self._seen:
             return {}
-        index, confidence, correct = (torch.cat(part) for part in zip(*self._seen, strict=True))
+        index, confidence, correct = self.seen().values()
         self._seen.clear()
         first = torch.as_tensor(np.unique(index.numpy(), return_index=True)[1]).to(correct.device)
         return {"ece": float(expected_calibration_error(confidence[first], correct[first]))}
+
+    def seen(self) -> dict[str, Tensor]:
+        names = ("index", "confidence", "correct")
+        parts = zip(*self._seen, strict=True)
+        return {name: torch.cat(part) for name, part in zip(names, parts, strict=False)}
+
+    def see_again(self, seen: dict[str, Tensor]) -> None:
+        self._seen = [(seen["index"].cpu(), seen["confidence"], seen["correct"])] if seen else []
 
 
 def validate(objective: Unsupervised, noise: Noise, kl_weight: float) -> dict[str, Tensor | float]:

@@ -1,0 +1,1 @@
+"""Living on a cluster: its commands, leaving in time, failures with names, preflight."""

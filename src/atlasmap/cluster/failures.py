@@ -1,0 +1,150 @@
+"""Failures have names: an exit code each, and one line of JSON beside the log.
+
+Snakemake sees neither exit codes nor reasons. A retry reads the record of the attempt before it and
+leaves at once if nothing could have changed.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shlex
+import socket
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import atlasmap
+from atlasmap.cluster.stopping import Stopped
+from atlasmap.errors import AtlasmapError
+
+EXIT_CODES = {
+    "bug": 1,
+    "bad_input": 2,
+    "nan": 3,
+    "host_memory": 4,
+    "gpu_memory": 5,
+    "preempted": 6,
+    "walltime": 7,
+    "missing_gpu": 8,
+    "disk_full": 9,
+    "not_writable": 10,
+}
+# Another attempt may succeed: it is given more memory and time, or another node.
+TRANSIENT = {"host_memory", "preempted", "walltime", "missing_gpu"}
+KIND_OF_CODE = {"TRAINING_NAN": "nan", "GPU_UNUSABLE": "missing_gpu"}
+MEND = {
+    "bug": "this is a bug in atlasmap: please report it with the log",
+    "host_memory": "the next attempt is given more; or --set-resources RULE:mem_mb=…",
+    "gpu_memory": "ask for a GPU with more memory (gpu_model in slurm/config.yaml), or set a "
+    "smaller train.batch_size, which changes the result",
+    "preempted": "run snakemake again: training is taken up where its checkpoint is",
+    "walltime": "run snakemake again: training is taken up where its checkpoint is; or "
+    "--set-resources RULE:runtime=…",
+    "disk_full": "free space where results/ and TMPDIR are (atlasmap doctor shows both)",
+    "not_writable": "make results/ writable for the jobs",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What failed and why, in one line of JSON."""
+
+    kind: str
+    code: str
+    found: str
+    mend: str
+    transient: bool
+    exit_code: int
+    command: str
+    inputs: str
+    attempt: int
+    slurm_job: str | None
+    host: str
+    time: str
+
+
+def kind_of(error: BaseException) -> str:
+    """Which of EXIT_CODES an error is."""
+    text = str(error)
+    if isinstance(error, Stopped):
+        return error.kind
+    if isinstance(error, AtlasmapError):
+        return KIND_OF_CODE.get(error.code, "bad_input")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return "gpu_memory"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return "host_memory"
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+        return "disk_full"
+    if isinstance(error, PermissionError) or number == errno.EROFS:
+        return "not_writable"
+    return "bug"
+
+
+def failure_of(error: BaseException, arguments: list[str], attempt: int) -> Failure:
+    """The record of an error."""
+    kind = kind_of(error)
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if kind == "bug" and last else ""
+    atlasmaps = isinstance(error, AtlasmapError)
+    return Failure(
+        kind=kind,
+        code=error.code if atlasmaps else type(error).__name__,
+        found=error.found if atlasmaps else f"{error}{where}",
+        mend=error.mend if atlasmaps else MEND[kind],
+        transient=kind in TRANSIENT,
+        exit_code=EXIT_CODES[kind],
+        command=shlex.join(["atlasmap", *arguments]),
+        inputs=inputs_hash(arguments),
+        attempt=attempt,
+        slurm_job=os.environ.get("SLURM_JOB_ID"),
+        host=socket.gethostname(),
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+
+
+def inputs_hash(arguments: list[str]) -> str:
+    """Of the command, atlasmap's version, and size and time of every file it names. Folders count
+    by the files in them (a bundle), contents not at all: this must take no time."""
+    digest = hashlib.sha256(atlasmap.__version__.encode())
+    for word in arguments:
+        digest.update(word.encode() + b"\0")
+        path = Path(word.split("=", 1)[-1] if word.startswith("--") else word)
+        try:
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            facts = [f.stat() for f in files if f.is_file() and not f.name.startswith(".")]
+        except OSError:  # JSON is too long a name
+            continue
+        digest.update("".join(f"{f.st_size} {f.st_mtime_ns};" for f in facts).encode())
+    return digest.hexdigest()
+
+
+def failure_path(log: Path) -> Path:
+    """Where the record of a job with this log is."""
+    return log.with_suffix(".failure.json")
+
+
+def read_failure(log: Path) -> Failure | None:
+    """The record beside a log; None if the job did not fail or could not say why."""
+    try:
+        return Failure(**json.loads(failure_path(log).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def write_failure(failure: Failure, log: Path) -> None:
+    """One line beside the log."""
+    aside = failure_path(log).with_suffix(f".{os.getpid()}.partial")
+    aside.write_text(json.dumps(asdict(failure), ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, failure_path(log))
+
+
+def hopeless(log: Path, arguments: list[str], attempt: int) -> Failure | None:
+    """The failure of an earlier attempt that this one would only repeat."""
+    before = read_failure(log) if attempt > 1 else None
+    if before is None or before.transient or before.inputs != inputs_hash(arguments):
+        return None
+    return before

@@ -1,0 +1,80 @@
+"""Leaving in time: a signal came, or the job's end is near."""
+
+import logging
+import os
+import signal
+import threading
+import time
+
+from atlasmap.cluster.slurm import asked_times, job_times
+
+log = logging.getLogger("atlasmap")
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SECONDS_BEFORE_END = 120.0
+SHARE_BEFORE_END = 0.2  # of a short job's whole time
+
+
+class Stopped(BaseException):
+    """The process was told to leave. What it had trained is in a checkpoint, if it keeps any.
+
+    Not an Exception: nothing that mends errors may hold it up.
+    """
+
+    def __init__(self, why: str, kind: str = "preempted"):
+        self.why, self.kind = why, kind
+        super().__init__(why)
+
+
+def leave(number: int, _frame) -> None:
+    """Signal handler of work that has nothing to save."""
+    raise Stopped(f"{signal.Signals(number).name} came")
+
+
+def install() -> None:
+    """From now on SIGTERM, SIGUSR1 and SIGINT raise Stopped."""
+    for number in SIGNALS:
+        signal.signal(number, leave)
+
+
+class Watch:
+    """Inside its block signals are noted instead of raised; `reason()` says whether to leave."""
+
+    def __init__(self):
+        self.signal: signal.Signals | None = None
+        self.times = job_times()
+        self._before = {}
+
+    def __enter__(self):
+        # Handlers can be set in the main thread alone; a notebook may train in another.
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, _frame) -> None:
+        """Signal handler: remember it for the next look."""
+        self.signal = signal.Signals(number)
+
+    def seconds_left(self) -> float:
+        """Until work must be put away: infinite without a limit."""
+        if self.times is None:
+            return float("inf")
+        length = self.times.end - self.times.start
+        margin = min(SECONDS_BEFORE_END, SHARE_BEFORE_END * length)
+        return self.times.end - margin - time.time()
+
+    def reason(self) -> Stopped | None:
+        """Why to leave now; None to go on."""
+        if self.signal is not None:
+            return Stopped(f"{self.signal.name} came")
+        if self.seconds_left() > 0:
+            return None
+        # The limit may have been raised since.
+        self.times = asked_times(os.environ["SLURM_JOB_ID"]) or self.times
+        if self.seconds_left() > 0:
+            return None
+        return Stopped("the job's walltime is nearly over", kind="walltime")

@@ -1,0 +1,44 @@
+"""Which query batches share a job: by a stable hash of their names, so that none shifts another.
+
+Batches are the leaves of a binary tree over the bits of their hashes. A job is a batch (named by
+its file name) or a node of the tree (`+0110`: all batches whose hash begins with 0110), so what a
+job maps depends on its name and the list of batches alone.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+NODE = "+"  # no file name that `slug` makes begins with it
+
+
+def bits(batch: str) -> str:
+    """256 bits that depend on the name alone."""
+    return f"{int(hashlib.sha256(batch.encode()).hexdigest(), 16):0256b}"
+
+
+def members(job: str, batches: list[str]) -> list[str]:
+    """The batches a job maps."""
+    if not job.startswith(NODE):
+        return [job]
+    return [batch for batch in batches if bits(batch).startswith(job[len(NODE) :])]
+
+
+def jobs(batches: list[str], most: int, done: Callable[[str], bool], node: str = NODE) -> list[str]:
+    """Jobs that together map every batch once: at most `most` batches each, unless a job that is
+    `done` was larger. What is done stays as it was packed, whatever `most` is now."""
+    inside = members(node, batches)
+    if done(node) and inside:
+        return [node]
+    if len(inside) <= 1:
+        return inside
+    if len(inside) <= most and not any_done_below(node, inside, done):
+        return [node]
+    return [job for bit in "01" for job in jobs(inside, most, done, node + bit)]
+
+
+def any_done_below(node: str, inside: list[str], done: Callable[[str], bool]) -> bool:
+    """Whether a single batch of a node, or a node between it and that batch, is done."""
+    return any(
+        done(batch) or any(done(NODE + bits(batch)[:n]) for n in range(len(node), len(node) + 20))
+        for batch in inside
+    )

@@ -1,0 +1,259 @@
+"""A training that was killed and taken up again gives the bundle of an undisturbed one."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, SCANVI, SCVI, states_equal
+from test_training import make_cells, small_model
+
+from atlasmap.bundle import Bundle, load, save
+from atlasmap.cluster import stopping
+from atlasmap.cluster.slurm import JobTimes
+from atlasmap.cluster.stopping import Stopped, Watch
+from atlasmap.data.registry import Registry
+from atlasmap.files import sha256
+from atlasmap.mapping import map_query
+from atlasmap.reference import fit_scanvi, fit_scvi
+from atlasmap.settings import SurgerySettings, TrainSettings
+from atlasmap.training import checkpoint
+from atlasmap.training.checkpoint import LAST, PREVIOUS, Checkpoints, Store
+from atlasmap.training.loop import fit
+from atlasmap.training.objectives import Unsupervised
+from atlasmap.training.split import split_cells
+
+LONG = TrainSettings(max_epochs=12)
+SURGERY = SurgerySettings(max_epochs=30)
+
+
+@pytest.fixture
+def trainings(reference, scvi, scanvi, queries, tmp_path):
+    """name → a training of that kind, given its checkpoints; each call starts from the same."""
+    save(scvi, tmp_path / "scvi")
+    save(scanvi, tmp_path / "scanvi")
+    registry = Registry.of(reference, "Unknown", [], [])
+
+    def surgery(checkpoints: Checkpoints | None) -> Bundle:
+        start = load(tmp_path / "scanvi", CPU)
+        return map_query(start, queries["query0"], SURGERY, "per_batch", 0, checkpoints).bundle
+
+    return {
+        "scvi": lambda c: fit_scvi(reference, registry, replace(SCVI, train=LONG), 0, CPU, c)[0],
+        "scanvi": lambda c: fit_scanvi(
+            reference, load(tmp_path / "scvi", CPU), replace(SCANVI, train=LONG), "fixed", 0, CPU, c
+        )[0],
+        "surgery": surgery,
+    }
+
+
+def same(a: Bundle, b: Bundle) -> bool:
+    """Bit for bit: weights, history, and all that settings.json will say."""
+    states = states_equal(a.model.state_dict(), b.model.state_dict())
+    return states and a.history.equals(b.history) and a.about == b.about
+
+
+def in_a_child(work) -> int:
+    """Run `work` in a forked process; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("kind", ["scvi", "scanvi", "surgery"])
+def test_killed_at_twenty_random_moments(trainings, kind, tmp_path, capsys):
+    # A checkpoint after every step: most kills come while one is written.
+    checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
+
+    def train() -> None:
+        save(trainings[kind](checkpoints), tmp_path / "done")
+
+    began = time.monotonic()
+    assert os.waitpid(in_a_child(train), 0)[1] == 0
+    lasts = time.monotonic() - began
+    checkpoints.remove()
+    rng, kills, in_mid_write = np.random.default_rng([1, len(kind)]), 0, 0
+    while kills < 20:
+        pid = in_a_child(train)
+        time.sleep(rng.uniform(0, 0.7) * lasts)
+        os.kill(pid, signal.SIGKILL)
+        if os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
+            kills += 1
+            partial = list(checkpoints.folder.glob("*/.*.partial"))
+            in_mid_write += len(partial)
+            for path in partial:  # the next child has another pid: count each once
+                path.unlink()
+        else:
+            checkpoints.remove()  # it was done before: start over
+    assert os.waitpid(in_a_child(train), 0)[1] == 0
+    with capsys.disabled():
+        print(f" {kind}: {kills} kills, {in_mid_write} in mid-write ", end="")
+    save(trainings[kind](None), tmp_path / "undisturbed")
+    for name in ("weights.safetensors", "history.csv", "golden.npz", "settings.json"):
+        assert sha256(tmp_path / "done" / name) == sha256(tmp_path / "undisturbed" / name), name
+
+
+@pytest.mark.parametrize("kind", ["scvi", "scanvi", "surgery"])
+@pytest.mark.parametrize("step", [1, 2, 5, 6, 11])
+def test_taken_up_after_any_step(trainings, kind, step, tmp_path, monkeypatch):
+    undisturbed, looks = trainings[kind](None), []
+
+    def reason(_self):
+        looks.append(1)
+        return Stopped("test") if len(looks) == step else None
+
+    monkeypatch.setattr(Watch, "reason", reason)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(Stopped):
+        trainings[kind](checkpoints)
+    assert len(list(checkpoints.folder.glob(f"*/{LAST}"))) == 1
+    resumed = trainings[kind](checkpoints)
+    assert same(resumed, undisturbed)
+    steps = undisturbed.about["training"]["n_steps"]
+    assert len(looks) == steps, "the steps before the checkpoint were taken again"
+
+
+def objective(seed: int = 0) -> Unsupervised:
+    split = split_cells(np.arange(60), 0.8, 0)
+    return Unsupervised(small_model(), make_cells(), split, 20, seed, "test")
+
+
+def stopped_after(n: int, checkpoints: Checkpoints, monkeypatch, **identity) -> None:
+    looks = iter([None] * (n - 1) + [Stopped("test")])
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "reason", lambda _self: next(looks))
+        with pytest.raises(Stopped):
+            fit(objective(), SETTINGS, "t", checkpoints=checkpoints, identity=identity)
+
+
+SETTINGS = TrainSettings(max_epochs=3)
+
+
+def test_plateaus_and_learning_rates_are_taken_up(tmp_path, monkeypatch):
+    settings = TrainSettings(
+        max_epochs=300, early_stopping=True, early_stopping_patience=4, learning_rate=0.05,
+        reduce_lr_on_plateau=True, gradient_clip=5.0, check_val_every_n_epoch=2,
+    )  # fmt: skip
+    monkeypatch.setattr("atlasmap.training.loop.LR_PATIENCE", 2)
+    whole = fit(objective(), settings, "t")
+    checkpoints, runs = Checkpoints(tmp_path), 0
+    while True:
+        count = iter(range(10**6))
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                Watch, "reason", lambda _s, n=count: Stopped("t") if next(n) > 6 else None
+            )
+            try:
+                again = fit(objective(), settings, "t", checkpoints=checkpoints)
+                break
+            except Stopped:
+                runs += 1
+    assert runs > 5 and again.stopped == whole.stopped != "max_epochs"
+    assert again.history.table().equals(whole.history.table())
+
+
+@pytest.mark.parametrize("change", ["identity", "start", "none"])
+def test_a_checkpoint_of_other_inputs_is_never_taken_up(tmp_path, monkeypatch, change):
+    checkpoints = Checkpoints(tmp_path)
+    stopped_after(4, checkpoints, monkeypatch, data="a")
+    taken_up, read = [], Store.read
+    monkeypatch.setattr(Store, "read", lambda self: taken_up.append(read(self)) or taken_up[-1])
+    other = objective()
+    if change == "start":
+        with torch.no_grad():
+            other.model.scale.weight.add_(1e-3)
+    identity = {"data": "b" if change == "identity" else "a"}
+    fit(other, SETTINGS, "t", checkpoints=checkpoints, identity=identity)
+    assert (taken_up[0] is not None) == (change == "none")
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "empty", "missing"])
+def test_the_last_good_checkpoint_is_kept(tmp_path, monkeypatch, harm):
+    checkpoints = Checkpoints(tmp_path, every=0)
+    whole = fit(objective(), SETTINGS, "t").history.table()
+    stopped_after(4, checkpoints, monkeypatch)
+    last = next(tmp_path.glob(f"*/{LAST}"))
+    assert last.with_name(PREVIOUS).exists()
+    content = bytearray(last.read_bytes())
+    if harm == "flipped":
+        content[-3] ^= 1
+    last.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(harm, content))
+    if harm == "missing":
+        last.unlink()
+    store = Store(checkpoints, last.parent.name)
+    assert store.read().facts["step"] == 3  # of the first epoch, which is not yet closed
+    assert fit(objective(), SETTINGS, "t", checkpoints=checkpoints).history.table().equals(whole)
+
+
+def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, monkeypatch, caplog):
+    def full(_fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    outcome = fit(objective(), SETTINGS, "t", checkpoints=Checkpoints(tmp_path, every=0))
+    assert outcome.stopped == "max_epochs" and "No space left" in caplog.text
+    assert list(tmp_path.glob("*/*")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_leave_a_checkpoint(tmp_path, monkeypatch, number):
+    before = signal.getsignal(number)
+    steps, take = [], Unsupervised.loss
+
+    def loss(self, *args):
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), number)
+        return take(self, *args)
+
+    monkeypatch.setattr(Unsupervised, "loss", loss)
+    with pytest.raises(Stopped) as why:
+        fit(objective(), SETTINGS, "t", checkpoints=Checkpoints(tmp_path))
+    assert number.name in str(why.value) and why.value.kind == "preempted"
+    assert signal.getsignal(number) == before
+    state = Store(Checkpoints(tmp_path), next(tmp_path.iterdir()).name).read()
+    assert state.facts["epoch"] * 3 + state.facts["step"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("length", "left", "leaves"),
+    [(3600, 130, False), (3600, 110, True), (60, 15, False), (60, 11, True)],
+)
+def test_it_leaves_two_minutes_before_the_end_or_a_fifth_of_a_short_job(
+    monkeypatch, length, left, leaves
+):
+    end = time.time() + left
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(stopping, "asked_times", lambda _job: None)
+    monkeypatch.setattr(stopping, "job_times", lambda: JobTimes(end - length, end))
+    reason = Watch().reason()
+    assert (reason is not None) == leaves
+    if leaves:
+        assert reason.kind == "walltime"
+        monkeypatch.setattr(stopping, "asked_times", lambda _job: JobTimes(end, end + 9999))
+        assert Watch().reason() is None, "the limit was raised"
+
+
+def test_it_says_early_that_time_will_not_do(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Watch, "seconds_left", lambda _self: 0.001)
+    monkeypatch.setattr(Watch, "reason", lambda _self: None)
+    fit(objective(), SETTINGS, "t")
+    assert caplog.text.count("will leave a checkpoint") == 1 and "2 epochs" in caplog.text
+
+
+def test_removing_checkpoints_removes_those_of_other_settings_too(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / ".checkpoints")
+    stopped_after(2, checkpoints, monkeypatch, data="a")
+    stopped_after(2, checkpoints, monkeypatch, data="b")
+    assert len(list(checkpoints.folder.iterdir())) == 2
+    checkpoints.remove()
+    assert not checkpoints.folder.exists()
+    checkpoints.remove()

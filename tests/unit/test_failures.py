@@ -1,0 +1,196 @@
+"""Failures have names: kinds, exit codes, the record beside the log, retries that are no use."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from atlasmap.cluster.failures import (
+    EXIT_CODES,
+    MEND,
+    TRANSIENT,
+    failure_of,
+    failure_path,
+    hopeless,
+    inputs_hash,
+    kind_of,
+    read_failure,
+    write_failure,
+)
+from atlasmap.cluster.stopping import Stopped
+from atlasmap.errors import AtlasmapError
+from atlasmap.inference import CHUNK, embed
+from atlasmap.models.layers import Linear
+
+ATLASMAP = str(Path(sys.executable).parent / "atlasmap")
+
+
+def an_error(code: str) -> AtlasmapError:
+    return AtlasmapError(code, expected="e", found="f", mend="m")
+
+
+def numpys() -> MemoryError:
+    with pytest.raises(MemoryError) as error:
+        np.empty(10**15)
+    return error.value
+
+
+def torchs() -> RuntimeError:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(10**15)
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (an_error("COUNTS_NOT_INTEGER"), "bad_input"),
+        (an_error("TRAINING_NAN"), "nan"),
+        (an_error("GPU_UNUSABLE"), "missing_gpu"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "gpu_memory"),
+        (numpys(), "host_memory"),
+        (torchs(), "host_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (OSError("file write failed: errno = 28, 'No space left on device'"), "disk_full"),
+        (PermissionError(errno.EACCES, "Permission denied"), "not_writable"),
+        (OSError(errno.EROFS, "Read-only file system"), "not_writable"),
+        (Stopped("SIGTERM came"), "preempted"),
+        (Stopped("the end", kind="walltime"), "walltime"),
+        (KeyError("x"), "bug"),
+    ],
+)
+def test_every_error_has_a_kind(error, kind):
+    assert kind_of(error) == kind
+    failure = failure_of(error, ["command"], 1)
+    assert failure.exit_code == EXIT_CODES[kind] and failure.mend
+    assert failure.transient == (kind in TRANSIENT)
+
+
+def test_exit_codes_are_distinct_and_all_is_said():
+    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES) and 0 not in EXIT_CODES.values()
+    assert set(EXIT_CODES) == {*MEND, "bad_input", "nan", "missing_gpu"}  # these bring their own
+
+
+def test_a_record_is_one_line_and_comes_back(tmp_path):
+    log = tmp_path / "train.v2.log"
+    failure = failure_of(an_error("X"), ["a", "--b=c"], 2)
+    write_failure(failure, log)
+    assert failure_path(log).name == "train.v2.failure.json"
+    assert failure_path(log).read_text().count("\n") == 1
+    assert read_failure(log) == failure
+    failure_path(log).write_text("{")
+    assert read_failure(log) is None
+
+
+@pytest.mark.parametrize("change", ["nothing", "file", "file in folder", "argument", "version"])
+def test_a_retry_of_what_failed_for_good_is_hopeless_until_something_changes(
+    tmp_path, monkeypatch, change
+):
+    (tmp_path / "bundle").mkdir()
+    files = [tmp_path / "in.h5ad", tmp_path / "bundle" / "weights"]
+    for file in files:
+        file.write_text("1")
+    arguments = ["train", str(files[0]), f"--scvi_bundle={files[1].parent}", '--scvi={"a": 1}']
+    write_failure(failure_of(an_error("X"), arguments, 1), tmp_path / "a.log")
+    if change == "file":
+        files[0].write_text("22")
+    if change == "file in folder":
+        os.utime(files[1], (1, 1))
+    if change == "argument":
+        arguments = [*arguments, "--seed=1"]
+    if change == "version":
+        monkeypatch.setattr("atlasmap.__version__", "99")
+    found = hopeless(tmp_path / "a.log", arguments, 2)
+    assert (found is not None) == (change == "nothing")
+    assert hopeless(tmp_path / "a.log", arguments, 1) is None, "a new run always tries"
+
+
+def test_what_may_go_away_by_itself_is_tried_again(tmp_path):
+    write_failure(failure_of(Stopped("t"), ["a"], 1), tmp_path / "a.log")
+    assert hopeless(tmp_path / "a.log", ["a"], 2) is None
+
+
+def test_long_arguments_are_no_files():
+    assert inputs_hash(["--scvi=" + "x" * 9999])
+
+
+def run(log: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [ATLASMAP, "--log", str(log), *words], capture_output=True, text=True,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_a_failed_command_leaves_log_and_record_and_a_retry_leaves_at_once(tmp_path):
+    log = tmp_path / "logs" / "gather.log"
+    bad = tmp_path / "table.csv"
+    row = json.dumps({"id": "q", "path": str(bad), "role": "query"})
+    words = ["prepare-query", str(bad), "--dataset", row, "--batch=b", "--reference", str(bad),
+             "--out", str(tmp_path / "o"), "--facts", str(tmp_path / "f")]  # fmt: skip
+    bad.write_text("a\n")
+    first = run(log, *words)
+    failure = read_failure(log)
+    assert first.returncode == failure.exit_code != 0
+    assert "atlasmap prepare-query" in log.read_text().splitlines()[0]
+    assert first.stdout == first.stderr == ""
+    began = time.monotonic()
+    second = run(log, *words, "--attempt", "2")
+    assert second.returncode == first.returncode and time.monotonic() - began < 2
+    assert "not tried again" in log.read_text().splitlines()[-1]
+    assert "atlasmap prepare-query" in log.read_text().splitlines()[0], "the first log is kept"
+
+
+def test_success_removes_the_record_and_requeued_jobs_append(tmp_path):
+    log, table = tmp_path / "a.log", tmp_path / "t.csv"
+    words = ["gather-tables", str(table), "--out", str(tmp_path / "out.csv")]
+    assert run(log, *words).returncode == EXIT_CODES["bug"]  # no such file
+    assert read_failure(log).code == "FileNotFoundError" and "Traceback" in log.read_text()
+    table.write_text("a\n1\n")
+    assert run(log, *words, SLURM_RESTART_COUNT="1", SLURM_JOB_ID="9").returncode == 0
+    assert read_failure(log) is None and "Traceback" in log.read_text()
+    assert "slurm job 9" in log.read_text()
+    assert run(log, *words).returncode == 0 and "Traceback" not in log.read_text()
+
+
+def test_a_wrong_flag_is_bad_input(tmp_path):
+    assert run(tmp_path / "a.log", "gather-tables", "--nope").returncode == EXIT_CODES["bad_input"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_anywhere_is_recorded(tmp_path, number):
+    log = tmp_path / "a.log"
+    sizes = json.dumps({"n_cells": 400_000})
+    words = ["simulate", "--out", str(tmp_path / "s.h5ad"), "--simulation", sizes]
+    process = subprocess.Popen([ATLASMAP, "--log", str(log), *words])
+    until = time.monotonic() + 20
+    while not (log.exists() and log.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == EXIT_CODES["preempted"]
+    assert number.name in read_failure(log).found and read_failure(log).transient
+    assert not list(tmp_path.glob("*s.h5ad*"))
+
+
+def test_a_gpu_without_memory_is_given_smaller_chunks(reference, scanvi, monkeypatch):
+    cells = scanvi.registry.encode(reference, torch.device("cpu"))
+    whole, forward, sizes = embed(scanvi.model, cells), Linear.forward, []
+
+    def short_of_memory(self, x, *args):
+        sizes.append(len(x))
+        if len(x) > CHUNK // 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x, *args)
+
+    monkeypatch.setattr(Linear, "forward", short_of_memory)
+    again = embed(scanvi.model, cells)
+    assert max(sizes) > CHUNK // 4 and len(again.mean) == len(whole.mean)
+    np.testing.assert_allclose(again.mean, whole.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(again.soft_labels, whole.soft_labels, rtol=1e-5, atol=1e-6)
