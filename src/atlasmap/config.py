@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import shlex
 from pathlib import Path
 from types import UnionType
@@ -116,6 +117,24 @@ def check_covariates(config: Config) -> None:
         )
 
 
+def check_slurm_resources(given: dict[str, Any]) -> None:
+    """Resources from a profile or the command line that would break Slurm jobs: SLURM_RESOURCE."""
+    extra = str(given.get("slurm_extra") or "")
+    if "gpus" in given:
+        found, mend = f"gpus={given['gpus']}", "say gpu (it becomes --gpus), or gres"
+    elif re.search(r"--job-name\b|(^|[\s'\"])-J", extra):
+        found = f"slurm_extra={extra}"
+        mend = "leave the job's name to Snakemake, which finds its jobs by it"
+    else:
+        return
+    raise AtlasmapError(
+        "SLURM_RESOURCE",
+        expected="resources that the Slurm plugin can work with",
+        found=found,
+        mend=mend,
+    )
+
+
 def final_of(config: Config) -> FinalSettings:
     """Which mapping is *the* atlas, nothing left open; raises CONFIG_FINAL if it is not made."""
     final = config.final
@@ -148,6 +167,12 @@ def found_beside(path: str, root: Path) -> Path:
 def as_flag(name: str, block: dict) -> str:
     """A config block as one command-line flag that a shell passes on whole: --scvi='{…}'."""
     return f"--{name}={shlex.quote(json.dumps(block, sort_keys=True))}"
+
+
+def cost(said: dict) -> str:
+    """forecast.json in a line."""
+    trained = f"{said['gpu_hours']:.2f} h of them training and mapping"
+    return f"forecast: {said['hours']:.2f} h of jobs, {trained} (probed on {said['device']})"
 
 
 def schema(cls: type) -> dict[str, Any]:

@@ -22,7 +22,7 @@ LAYERS = [
     ["mapping"],
     ["transfer", "projection", "evaluation"],
     ["assembly"],
-    ["onestep", "figures"],
+    ["onestep", "forecast", "figures"],
     ["commands"],
 ]
 

@@ -20,8 +20,8 @@ rule score_labels:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(2000, 4),
-        runtime=60,
+        mem_mb=memory("score_labels", 2000, 4),
+        runtime=minutes("score_labels", 60),
     params:
         runs=shlex.quote(json.dumps(label_runs())),
         unlabeled=CONFIG.unlabeled_category,
@@ -54,8 +54,8 @@ rule score_embeddings:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(4000, 20),
-        runtime=minutes(360),
+        mem_mb=memory("score_embeddings", 4000, 20),
+        runtime=minutes("score_embeddings", 360),
     params:
         runs=lambda w: shlex.quote(json.dumps(runs_of(w))),
         counts=lambda w, input: " ".join(
@@ -84,8 +84,8 @@ rule gather_scib:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=memory("gather_scib", 1000),
+        runtime=minutes("gather_scib", 10),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " gather-tables {input:q} --out {output:q}"
@@ -114,8 +114,8 @@ rule gather_history:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=1000,
-        runtime=20,
+        mem_mb=memory("gather_history", 1000),
+        runtime=minutes("gather_history", 20),
     params:
         mappings=lambda w: [
             path

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shlex
@@ -8,6 +9,8 @@ from pathlib import Path
 from atlasmap.config import (
     as_flag,
     check_mappable,
+    check_slurm_resources,
+    cost,
     final_of,
     found_beside,
     load_config,
@@ -23,6 +26,10 @@ from atlasmap.settings import NUMERICS, DataConfig
 shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
 
 ROOT = Path(workflow.current_basedir).parent.parent
+# Not in the profile: a path there would be looked for in the folder that --directory names.
+os.environ.setdefault(
+    "SNAKEMAKE_SLURM_PARTITIONS", str(ROOT / "slurm" / "partitions.yaml")
+)
 CONDA = str(ROOT / "envs" / "atlasmap.yaml")
 
 CONFIG = load_config(config)
@@ -51,12 +58,22 @@ BUNDLE = [
     "history.csv",
     "golden.npz",
 ]
+# What `atlasmap plan` wrote, if it was asked.
+PLAN = Path(f"results/{CONFIG.atlas}/forecast.json")
+FORECAST = json.loads(PLAN.read_text())["resources"] if PLAN.is_file() else {}
 # Data sets that are fetched or made: file name → the row that names the source first.
 SOURCES = {}
 for dataset in DATASETS.values():
     if dataset.remote and dataset.path not in {d.path for d in SOURCES.values()}:
         suffix = Path(dataset.path).suffix if "://" in dataset.path else ".h5ad"
         SOURCES[dataset.id + suffix] = dataset
+
+GIVEN = [
+    workflow.resource_settings.default_resources or {},
+    *workflow.resource_settings.overwrite_resources.values(),
+]
+for given in GIVEN:
+    check_slurm_resources({name: resource.raw for name, resource in given.items()})
 
 
 wildcard_constraints:
@@ -169,16 +186,18 @@ def this_attempt(wildcards, attempt):
     return attempt
 
 
-def memory(base, per_input_mb):
-    """mem_mb of a job: grows with its input and with each attempt."""
-    return lambda w, input, attempt: int(
-        attempt * (base + per_input_mb * input.size_mb)
+def memory(rule, base, per_input_mb=0):
+    """mem_mb of a rule's jobs: as forecast, or by the size of their input; grows with attempts."""
+    told = FORECAST.get(rule)
+    return lambda w, input, attempt: attempt * (
+        told["mem_mb"] if told else int(base + per_input_mb * input.size_mb)
     )
 
 
-def minutes(first):
-    """runtime of a job: grows with each attempt."""
-    return lambda w, attempt: attempt * first
+def minutes(rule, first):
+    """runtime of a rule's jobs: as forecast, or `first`; grows with attempts."""
+    told = FORECAST.get(rule)
+    return lambda w, attempt: attempt * (told["runtime"] if told else first)
 
 
 def settings_of(*keys):
@@ -253,8 +272,24 @@ def runs_of(w):
     return [dict(embedding=k, cells=c, path=p) for k, (c, p) in chosen.items()]
 
 
+@functools.cache
+def say_forecast():
+    """In a dry run, once: what the run will cost."""
+    if not workflow.dryrun:
+        return
+    if FORECAST:
+        print(cost(json.loads(PLAN.read_text())), file=sys.stderr)
+    else:
+        first = "snakemake --until write_contract"
+        print(
+            f"forecast: none; {first}, then atlasmap plan {PLAN.parent}",
+            file=sys.stderr,
+        )
+
+
 def final_targets(wildcards):
     """Everything a finished atlas has."""
+    say_forecast()
     # Named here, because a new row's missing checkpoint would not trigger anything by itself.
     targets = [f"results/{CONFIG.atlas}/data/batches/{d.id}.json" for d in QUERIES]
     targets += [
@@ -282,3 +317,23 @@ def final_targets(wildcards):
             f"results/{CONFIG.atlas}/figures/confusion_query.svg",
         ]
     return targets
+
+
+def doctor_flags():
+    """What the preflight of a cluster run is told: the most that each rule's jobs ask for."""
+    needs = {}
+    for job in workflow.dag.needrun_jobs():
+        if not job.is_local:
+            need = needs.setdefault(job.rule.name, dict(mem_mb=0, runtime=0, gpu=0))
+            for name in need:  # those of inputs not yet there are yet to be told
+                asked = job.resources.get(name)
+                need[name] = max(need[name], asked if isinstance(asked, int) else 0)
+    said = json.dumps([dict(rule=rule, **need) for rule, need in needs.items()])
+    partitions = (
+        workflow.executor_settings.partition_config
+        or ROOT / "slurm" / "partitions.yaml"
+    )
+    gpu = "--gpu" if any(need["gpu"] for need in needs.values()) else "--no-gpu"
+    return (
+        f"{gpu} --needs {shlex.quote(said)} --partitions {shlex.quote(str(partitions))}"
+    )

@@ -11,8 +11,8 @@ rule fetch:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=memory("fetch", 4000),
+        runtime=minutes("fetch", 240),
     params:
         source=lambda w: SOURCES[w.source].path,
         sha256=lambda w: SOURCES[w.source].sha256,
@@ -43,8 +43,8 @@ rule prepare_reference:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(2000, 12),
-        runtime=60,
+        mem_mb=memory("prepare_reference", 2000, 12),
+        runtime=minutes("prepare_reference", 60),
     params:
         datasets=shlex.quote(json.dumps([row(d, "label_key") for d in REFERENCES])),
         config=data_flag("n_top_genes", "min_cells_per_label", "min_cells_per_batch"),
@@ -69,8 +69,8 @@ checkpoint find_batches:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(1000, 6),
-        runtime=30,
+        mem_mb=memory("find_batches", 1000, 6),
+        runtime=minutes("find_batches", 30),
     params:
         dataset=lambda w: shlex.quote(json.dumps(row(DATASETS[w.dataset]))),
         config=data_flag("min_cells_per_batch"),
@@ -97,8 +97,8 @@ rule prepare_query:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(2000, 12),
-        runtime=60,
+        mem_mb=memory("prepare_query", 2000, 12),
+        runtime=minutes("prepare_query", 60),
     params:
         batch=lambda w: shlex.quote(unslug(w.batch)),
         dataset=lambda w: shlex.quote(json.dumps(row(owner(w.batch), "truth_key"))),
@@ -130,8 +130,8 @@ checkpoint write_contract:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=memory("write_contract", 1000),
+        runtime=minutes("write_contract", 10),
     params:
         configfiles=CONFIGFILES,
     shell:

@@ -18,8 +18,8 @@ rule plot_loss_curves:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=1500,
-        runtime=10,
+        mem_mb=memory("plot_loss_curves", 1500),
+        runtime=minutes("plot_loss_curves", 10),
     params:
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
@@ -50,8 +50,8 @@ rule plot_confusion:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=1500,
-        runtime=10,
+        mem_mb=memory("plot_confusion", 1500),
+        runtime=minutes("plot_confusion", 10),
     params:
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
@@ -80,8 +80,8 @@ rule plot_embeddings:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(2000, 4),
-        runtime=30,
+        mem_mb=memory("plot_embeddings", 2000, 4),
+        runtime=minutes("plot_embeddings", 30),
     params:
         runs=shlex.quote(
             json.dumps(
@@ -120,8 +120,8 @@ rule plot_scib_table:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=1500,
-        runtime=10,
+        mem_mb=memory("plot_scib_table", 1500),
+        runtime=minutes("plot_scib_table", 10),
     params:
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
@@ -150,8 +150,8 @@ rule plot_reliability:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=1500,
-        runtime=10,
+        mem_mb=memory("plot_reliability", 1500),
+        runtime=minutes("plot_reliability", 10),
     params:
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],

@@ -16,16 +16,16 @@ rule map_per_batch:
         # Not the batches' folders, which would be removed when one of the job's batches fails.
         "results/{atlas}/seed{seed}/mapping/{variant}/per_batch/.mapped/{job}.json",
     log:
-        "results/{atlas}/logs/seed{seed}/map_{variant}_per_batch/{job}.log",
+        "results/{atlas}/logs/seed{seed}/map_per_batch_{variant}/{job}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/map_{variant}_per_batch/{job}.tsv"
+        "results/{atlas}/logs/seed{seed}/map_per_batch_{variant}/{job}.tsv"
     conda:
         CONDA
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(3000, 20),
-        runtime=minutes(120),
+        mem_mb=memory("map_per_batch", 3000, 20),
+        runtime=minutes("map_per_batch", 120),
         gpu=GPU,
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
@@ -59,16 +59,16 @@ rule map_batch:
         ),
         latent="results/{atlas}/seed{seed}/mapping/{variant}/per_batch/{batch}/latent.h5ad",
     log:
-        "results/{atlas}/logs/seed{seed}/map_{variant}_batch/{batch}.log",
+        "results/{atlas}/logs/seed{seed}/map_batch_{variant}/{batch}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/map_{variant}_batch/{batch}.tsv"
+        "results/{atlas}/logs/seed{seed}/map_batch_{variant}/{batch}.tsv"
     conda:
         CONDA
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(3000, 20),
-        runtime=minutes(120),
+        mem_mb=memory("map_per_batch", 3000, 20),
+        runtime=minutes("map_per_batch", 120),
         gpu=GPU,
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
@@ -105,16 +105,16 @@ rule map_joint:
         ),
         latent="results/{atlas}/seed{seed}/mapping/{variant}/joint/all/latent.h5ad",
     log:
-        "results/{atlas}/logs/seed{seed}/map_{variant}_joint.log",
+        "results/{atlas}/logs/seed{seed}/map_joint_{variant}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/map_{variant}_joint.tsv"
+        "results/{atlas}/logs/seed{seed}/map_joint_{variant}.tsv"
     conda:
         CONDA
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(3000, 20),
-        runtime=minutes(720),
+        mem_mb=memory("map_joint", 3000, 20),
+        runtime=minutes("map_joint", 720),
         gpu=GPU,
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",

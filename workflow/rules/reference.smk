@@ -18,8 +18,8 @@ rule train_scvi:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(3000, 20),
-        runtime=minutes(720),
+        mem_mb=memory("train_scvi", 3000, 20),
+        runtime=minutes("train_scvi", 720),
         gpu=GPU,
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
@@ -60,8 +60,8 @@ rule train_scanvi:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(3000, 20),
-        runtime=minutes(720),
+        mem_mb=memory("train_scanvi", 3000, 20),
+        runtime=minutes("train_scanvi", 720),
         gpu=GPU,
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",

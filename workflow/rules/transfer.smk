@@ -12,8 +12,8 @@ rule fit_umap:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(3000, 20),
-        runtime=120,
+        mem_mb=memory("fit_umap", 3000, 20),
+        runtime=minutes("fit_umap", 120),
     params:
         settings=settings_of("umap"),
         numerics=NUMERICS["umap"],
@@ -51,8 +51,8 @@ rule assemble:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory(3000, 10),
-        runtime=120,
+        mem_mb=memory("assemble", 3000, 10),
+        runtime=minutes("assemble", 120),
     params:
         settings=settings_of("transfer"),
         latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
@@ -85,8 +85,8 @@ rule publish:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=500,
-        runtime=30,
+        mem_mb=memory("publish", 500),
+        runtime=minutes("publish", 30),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " publish {input:q} --out {output:q}"

@@ -1,0 +1,157 @@
+"""Why a job failed: its log, its record, Slurm's log and what Slurm knows, in one paragraph."""
+
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlasmap.cluster import slurm
+from atlasmap.cluster.failures import MEND, TRANSIENT, Failure, failure_path, read_failure
+from atlasmap.errors import AtlasmapError
+
+SLURM_LOGS = Path(".snakemake/slurm_logs")
+STARTED = re.compile(r"slurm job (\d+) on (\S*), attempt (\d+)")
+COMMAND = re.compile(r"^\d\d:\d\d:\d\d (atlasmap .+)$", re.MULTILINE)
+NEARLY_ALL = 0.9  # of the memory asked for
+
+# What Slurm writes into a job's log, or calls its state → the kind of failure.
+SIGNS = {
+    r"out.of.memory|oom.?kill|memory limit": "host_memory",
+    r"TIME LIMIT|TIMEOUT": "walltime",
+    r"PREEMPT": "preempted",
+    r"NODE_?FAIL": "node",
+    r"CANCELLED": "cancelled",
+}
+SAID = {
+    "host_memory": "it was killed for using more memory than it asked for",
+    "walltime": "its walltime ran out",
+    "preempted": "it was preempted",
+    "node": "its node failed",
+    "cancelled": "it was cancelled",
+    "killed": "it was killed from outside, or the machine went down: its log just ends",
+}
+CHANGE = MEND | {
+    "node": "nothing: run snakemake again",
+    "cancelled": "nothing, if that was meant: run snakemake again",
+    "killed": "look at the node (dmesg, the administrators); run snakemake again",
+}
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What a job left: its log's text, its record, Slurm's log, and Slurm's facts."""
+
+    log: Path
+    text: str
+    failure: Failure | None
+    slurm_job: str | None
+    slurm_text: str
+    facts: dict[str, str]
+
+
+def logs_of(rule: str, results: Path) -> list[Path]:
+    """Logs of a rule's jobs, those that failed last first."""
+    named = [
+        log
+        for log in results.glob("*/logs/**/*.log")
+        if any(part.startswith(rule) for part in log.parts[log.parts.index("logs") + 1 :])
+    ]
+    return sorted(
+        named, key=lambda log: (failure_path(log).exists(), log.stat().st_mtime), reverse=True
+    )
+
+
+def find_log(asked: str | None, results: Path) -> Path:
+    """The log that is meant by a path, a rule's name, or nothing (what failed last); raises
+    WHY_NO_LOG."""
+    if asked and Path(asked).is_file():
+        return Path(asked)
+    found = logs_of(asked or "", results)
+    if asked is None:
+        found = [log for log in found if failure_path(log).exists()]
+    if not found:
+        raise AtlasmapError(
+            "WHY_NO_LOG",
+            expected=f"a log below {results}/*/logs, of {asked or 'a job that failed'}",
+            found="none: the job never began",
+            mend="see what Snakemake printed, or .snakemake/log",
+        )
+    return found[0]
+
+
+def traces(log: Path) -> Traces:
+    """Gather what a job left behind."""
+    text, failure = log.read_text(encoding="utf-8", errors="replace"), read_failure(log)
+    started = STARTED.findall(text)
+    job = failure.slurm_job if failure else None
+    job = job or (started[-1][0] if started else None)
+    logs = sorted(SLURM_LOGS.glob(f"**/{job}.log")) if job else []
+    slurm_text = "".join(path.read_text(errors="replace") for path in logs)
+    facts = (slurm.accounted(job) or slurm.job(job)) if job else {}
+    return Traces(log, text, failure, job, slurm_text, facts)
+
+
+def megabytes(text: str) -> float:
+    """Slurm's 1500M, 2G, 2Gn in MB; 0 if it is none."""
+    found = re.match(r"([\d.]+)([KMGT]?)", text or "")
+    return (
+        float(found[1]) * {"K": 2**-10, "M": 1, "G": 2**10, "T": 2**20}[found[2] or "M"]
+        if found
+        else 0.0
+    )
+
+
+def kind(found: Traces) -> str:
+    """The job's own word, else Slurm's, else what its memory suggests."""
+    if found.failure:
+        return found.failure.kind
+    state = f"{found.facts.get('State', '')} {found.facts.get('JobState', '')}"
+    for sign, name in SIGNS.items():
+        if re.search(sign, state, re.IGNORECASE) or re.search(
+            sign, found.slurm_text, re.IGNORECASE
+        ):
+            return name
+    asked = megabytes(found.facts.get("ReqMem", ""))
+    if asked and megabytes(found.facts.get("MaxRSS", "")) > NEARLY_ALL * asked:
+        return "host_memory"
+    return "killed"
+
+
+def slurms_word(found: Traces) -> str:
+    """What Slurm says of the job, in a sentence."""
+    if not found.slurm_job:
+        return ""
+    if not found.facts:
+        return f"Slurm has forgotten job {found.slurm_job}."
+    keys = ("State", "JobState", "Reason", "ExitCode", "Elapsed", "RunTime", "Timelimit",
+            "TimeLimit", "MaxRSS", "ReqMem", "NodeList")  # fmt: skip
+    said = [f"{key} {found.facts[key]}" for key in keys if found.facts.get(key)]
+    return f"Slurm says of job {found.slurm_job}: {', '.join(said)}."
+
+
+def paragraph(found: Traces) -> str:
+    """What failed, why, what to change, and the command to run it by hand."""
+    failure, what = found.failure, kind(found)
+    if failure:
+        why = f"{failure.code}: {failure.found}"
+        change, command = failure.mend, failure.command
+        when = f"attempt {failure.attempt}, on {failure.host}, {failure.time}"
+    else:
+        commands = COMMAND.findall(found.text)
+        why, change = SAID[what], CHANGE[what]
+        command = commands[-1] if commands else "see the log"
+        started = STARTED.findall(found.text)
+        when = f"attempt {started[-1][2]}, on {started[-1][1]}" if started else "not under Slurm"
+    again = (
+        "is tried again by itself" if what in TRANSIENT else "will fail again until it is mended"
+    )
+    name = "/".join(found.log.with_suffix("").parts[found.log.parts.index("logs") + 1 :]) if (
+        "logs" in found.log.parts) else found.log.stem  # fmt: skip
+    sentences = [
+        f"{name} failed ({what}; {when}). {why.strip().rstrip('.')}.",
+        slurms_word(found),
+        f"What to do: {change.rstrip('.')}. With retries it {again}." if failure else
+        f"What to do: {change.rstrip('.')}.",
+    ]  # fmt: skip
+    text = textwrap.fill(" ".join(s for s in sentences if s), 98)
+    return f"{text}\nLog: {found.log}\nBy hand: {command}"

@@ -1,0 +1,139 @@
+"""Commands for life on a cluster."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from atlasmap.cluster.doctor import Need
+from atlasmap.errors import AtlasmapError, listed
+from atlasmap.settings import Device
+
+
+def doctor(
+    *,
+    results: Path = Path("results"),
+    partitions: Path = Path("slurm/partitions.yaml"),
+    needs: list[Need] | None = None,
+    gpu: bool = True,
+    job: bool = False,
+    inside: Annotated[bool, Parameter(show=False)] = False,
+    write_partitions: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Look whether everything is there that a run on this cluster needs.
+
+    Exits with 2 if something is not.
+
+    Parameters
+    ----------
+    results
+        Where results will be.
+    partitions
+        The profile's partition file.
+    needs
+        What rules ask for (JSON); the workflow gives it.
+    gpu
+        Whether jobs will need a GPU.
+    job
+        Look around in a one-minute job as well.
+    write_partitions
+        Write the partition file from what Slurm says of itself.
+    """
+    from atlasmap.cluster import doctor as look
+
+    if write_partitions:
+        print(look.write_partitions(partitions))
+    findings = []
+    if not inside:
+        findings += look.of_commands()
+        if not any(finding.level == "error" for finding in findings):
+            findings += look.of_partitions(partitions, needs or [])
+    findings += look.of_packages()
+    findings += look.of_disk(results, "results")
+    findings += look.of_disk(Path(tempfile.gettempdir()), "scratch")
+    if inside:
+        findings += look.of_gpu(gpu)
+    lines = [str(finding) for finding in findings]
+    if job and not any(line.startswith("error") for line in lines):
+        lines += ["in a job:", *look.in_a_job(partitions, results, gpu)]
+    print("\n".join(lines))
+    errors = [line.split()[1] for line in lines if line.startswith("error")]
+    if errors and not inside:
+        raise AtlasmapError(
+            "DOCTOR_FOUND",
+            expected="everything that a run on this cluster needs",
+            found=f"{len(errors)} errors above: {listed(dict.fromkeys(errors))}",
+            mend="see the arrows above",
+        )
+
+
+def why(job: str | None = None, *, results: Path = Path("results")) -> None:
+    """Say why a job failed: what, why, the command to run it by hand, what to change.
+
+    Run it where Snakemake runs. Without Slurm's accounting a job is forgotten some minutes after
+    its end.
+
+    Parameters
+    ----------
+    job
+        A rule's name (its last failed job), or a log file; otherwise what failed last.
+    results
+        Where results are.
+    """
+    from atlasmap.cluster.why import find_log, paragraph, traces
+
+    print(paragraph(traces(find_log(job, results))))
+
+
+def plan(folder: Path, *, configfile: list[Path] | None = None, device: Device = "any") -> None:
+    """Forecast memory, time and GPU-hours of a run from its data's size and half a minute's probe.
+
+    Writes forecast.json into the folder; the workflow's jobs then ask for what it says, and dry
+    runs show it. What earlier runs in results/ took corrects it.
+
+    Parameters
+    ----------
+    folder
+        results/{atlas}, once its data are prepared: snakemake --until write_contract.
+    configfile
+        Config files; otherwise those the contract names, else config/config.yaml.
+    device
+        Where to probe: where jobs will run, or as like it as can be.
+    """
+    import json
+
+    import pandas as pd
+    import yaml
+
+    from atlasmap.commands.data import write_json
+    from atlasmap.config import cost, load_config, merged
+    from atlasmap.device import pick_device
+    from atlasmap.forecast import Sizes, as_json, corrected, corrections, forecast, probe
+
+    contract = folder / "data" / "contract.json"
+    if not contract.is_file():
+        raise AtlasmapError(
+            "PLAN_NO_DATA",
+            expected=f"{contract}, which tells the data's size",
+            found="no such file",
+            mend="prepare the data first, which needs no GPU: snakemake --until write_contract",
+        )
+    facts = json.loads(contract.read_text(encoding="utf-8"))
+    given: dict = {}
+    for path in configfile or facts["configfiles"] or ["config/config.yaml"]:
+        given = merged(given, yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    config, sizes, chosen = load_config(given), Sizes.of(facts), pick_device(device)
+    speeds = probe(sizes, config, chosen)
+    raw = forecast(sizes, config, given, speeds)
+    rows = corrected(raw, corrections(folder.parent))
+    said = as_json(raw, rows, speeds, chosen)
+    write_json(folder / "forecast.json", said)
+    table = pd.DataFrame(said["forecast"])
+    table["minutes"] = (table["seconds"] / 60).round(1)
+    table["hours in all"] = (table["all_seconds"] / 3600).round(2)
+    if chosen.type == "cpu":
+        table["gpu_mb"] = 0
+    shown = table[["rule", "jobs", "minutes", "hours in all", "mem_mb", "gpu_mb"]]
+    print(shown.astype({"mem_mb": int, "gpu_mb": int}).to_string(index=False))
+    print(cost(said))
