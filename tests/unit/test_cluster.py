@@ -1,0 +1,225 @@
+"""Doctor and why, on what Slurm's commands are known to say; job times; resources refused."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from atlasmap.cluster import doctor, slurm, why
+from atlasmap.cluster.doctor import Need, Partition
+from atlasmap.cluster.failures import failure_of, write_failure
+from atlasmap.config import check_slurm_resources
+from atlasmap.errors import AtlasmapError
+
+PARTITIONS = (
+    "PartitionName=cpu AllowGroups=ALL Default=YES MaxTime=1-12:00:00 State=UP TotalNodes=1\n"
+    "PartitionName=gpu AllowGroups=ALL Default=NO MaxTime=04:30:00 State=UP TotalNodes=2\n"
+    "PartitionName=old AllowGroups=ALL Default=NO MaxTime=UNLIMITED State=DOWN TotalNodes=2\n"
+)
+NODES = "cpu|16000|(null)\ngpu|64000+|gpu:a100:4(S:0-1)\ngpu|32000|gpu:2\nold|1000|(null)\n"
+JOB = (
+    "JobId=7 JobName=x UserId=root(0) JobState=OUT_OF_MEMORY Reason=OutOfMemory ExitCode=0:125 "
+    "StartTime=2026-11-20T10:00:00 EndTime=2026-11-20T11:00:00 Comment=rule a wildcards: b=1 "
+    "NodeList=g1"
+)
+ACCOUNTED = (
+    "7|OUT_OF_MEMORY|0:125||2000M|00:01:02|00:10:00|g1\n"
+    "7.batch|FAILED|0:9|1900.5M||00:01:02||g1\n7.0|CANCELLED|0:9|120M||00:01:02||g1\n"
+)
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """What Slurm's commands answer, by the first word of the answer asked for."""
+    known = {
+        "sinfo": NODES, "show partition": PARTITIONS, "show job": JOB, "sacct": ACCOUNTED,
+        "show config": "AccountingStorageType = accounting_storage/slurmdbd\nMinJobAge = 300 sec\n",
+        "sbatch": "slurm-wlm 22.05.8\n",
+    }  # fmt: skip
+
+    def ask(*command):
+        text = " ".join(command)
+        return next((said for key, said in known.items() if key in text), None)
+
+    monkeypatch.setattr(slurm, "ask", ask)
+    monkeypatch.setattr(doctor, "ask", ask)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    return known
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("1-12:00:00", 2160), ("04:30:00", 270), ("30:00", 30), ("2-0", 2880),
+     ("UNLIMITED", float("inf"))],
+)  # fmt: skip
+def test_slurms_times(text, minutes):
+    assert doctor.minutes_of(text) == minutes
+
+
+def test_partitions_are_read(answers):
+    assert doctor.partitions() == [
+        Partition("cpu", True, 2160, 16000, 0),
+        Partition("gpu", True, 270, 64000, 4),
+        Partition("old", False, float("inf"), 1000, 0),
+    ]
+
+
+def levels(findings) -> dict[str, str]:
+    return {finding.what: finding.level for finding in findings}
+
+
+def test_limits_against_what_rules_ask(answers, tmp_path):
+    chosen = tmp_path / "partitions.yaml"
+    chosen.write_text("partitions: {cpu: {}, gpu: {max_gpu: 1}}")
+    fits = [Need("a", 15000, 2000), Need("b", 60000, 200, 1)]
+    assert levels(doctor.of_partitions(chosen, fits))["limits"] == "ok"
+    found = list(doctor.of_partitions(chosen, [*fits, Need("c", 1000, 300, 1)]))
+    [bad] = [finding for finding in found if finding.level == "error"]
+    assert "c asks for 1000 MB, 300 min, 1 GPUs; cpu allows 0 GPUs; gpu allows 270" in bad.found
+    assert "--set-resources c:runtime" in bad.mend
+
+
+@pytest.mark.parametrize("text", ["", "x: 1", "partitions: {nope: {}}", "partitions: {old: {}}"])
+def test_a_partition_file_that_does_not_fit_the_cluster(answers, tmp_path, text):
+    chosen = tmp_path / "partitions.yaml"
+    chosen.write_text(text)
+    assert levels(doctor.of_partitions(chosen, []))["partitions"] == "error"
+    assert doctor.write_partitions(chosen).level == "ok"
+    assert "partitions" not in levels(doctor.of_partitions(chosen, []))
+
+
+def test_commands_and_accounting(answers, monkeypatch):
+    assert levels(doctor.of_commands()) == {"Slurm": "ok", "accounting": "ok"}
+    answers["show config"] = "AccountingStorageType = accounting_storage/none\nMinJobAge = 10 sec"
+    assert levels(doctor.of_commands()) == {"Slurm": "ok", "accounting": "note", "status": "note"}
+    answers["show config"] = None
+    assert levels(doctor.of_commands()) == {"Slurm": "error"}
+    monkeypatch.setattr(doctor.shutil, "which", lambda _name: None)
+    assert "sbatch" in next(doctor.of_commands()).found
+
+
+def test_disk_space_access_and_clock(tmp_path, monkeypatch):
+    assert levels(doctor.of_disk(tmp_path / "new", "results")) == {"results": "ok"}
+    (tmp_path / "file").write_text("")
+    assert levels(doctor.of_disk(tmp_path / "file", "results")) == {"results": "error"}
+    monkeypatch.setattr(doctor, "LEAST_DISK_GB", 10**9)
+    now = time.time()
+    monkeypatch.setattr(doctor.time, "time", lambda: now + 60)
+    assert levels(doctor.of_disk(tmp_path, "x")) == {"x": "error", "clock": "error"}
+
+
+def test_packages(monkeypatch):
+    assert levels(doctor.of_packages()) == {"packages": "ok"}
+    monkeypatch.setattr(doctor, "PACKAGES", ("atlasmap", "no-such-package"))
+    assert levels(doctor.of_packages()) == {"packages": "error"}
+
+
+def test_job_times(answers):
+    asked = slurm.job_times({"SLURM_JOB_ID": "7"})
+    assert asked.end - asked.start == 3600
+    given = {"SLURM_JOB_ID": "7", "SLURM_JOB_START_TIME": "5", "SLURM_JOB_END_TIME": "65"}
+    assert slurm.job_times(given) == slurm.JobTimes(5, 65)
+    assert slurm.job_times({}) is None
+    answers["show job"] = JOB.replace("EndTime=2026-11-20T11:00:00", "EndTime=Unknown")
+    assert slurm.job_times({"SLURM_JOB_ID": "7"}) is None
+
+
+def test_no_slurm_no_answer(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert slurm.ask("squeue") is None and slurm.job("7") == {} and slurm.accounted("7") == {}
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """The log of a job that was killed: no record."""
+    monkeypatch.chdir(tmp_path)
+    log = Path("results/lung/logs/seed0/train_scvi.log")
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        "10:00:00 atlasmap train-scvi 'a b.h5ad' --out x\n"
+        "10:00:00 slurm job 7 on g1, attempt 2\n10:00:01 device: cpu\n"
+    )
+    return log
+
+
+def said(asked: str | None = None) -> str:
+    return why.paragraph(why.traces(why.find_log(asked, Path("results"))))
+
+
+def test_a_job_killed_for_its_memory(job, answers):
+    text = said("train_scvi")
+    assert text.startswith("seed0/train_scvi failed (host_memory; attempt 2, on g1).")
+    assert "MaxRSS 1900M" in text.replace("\n", " ") and "ReqMem 2000M" in text.replace("\n", " ")
+    assert "By hand: atlasmap train-scvi 'a b.h5ad' --out x" in text
+    assert "--set-resources RULE:mem_mb" in text.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("state", "slurm_log", "kind"),
+    [
+        ("TIMEOUT", "", "walltime"),
+        ("PREEMPTED", "", "preempted"),
+        ("NODE_FAIL", "", "node"),
+        ("CANCELLED by 0", "", "cancelled"),
+        ("FAILED", "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", "host_memory"),
+        ("FAILED", "*** JOB 7 ON g1 CANCELLED AT 2026 DUE TO TIME LIMIT ***", "walltime"),
+        ("FAILED", "", "killed"),
+    ],
+)
+def test_other_ends(job, answers, state, slurm_log, kind):
+    answers["sacct"] = ACCOUNTED.replace("OUT_OF_MEMORY", state).replace("1900.5M", "200M")
+    folder = why.SLURM_LOGS / "rule_train_scvi" / "0"
+    folder.mkdir(parents=True)
+    (folder / "7.log").write_text(slurm_log)
+    assert f"({kind};" in said("train_scvi")
+
+
+def test_a_record_says_more_than_slurm(job, answers):
+    error = AtlasmapError("TRAINING_NAN", expected="e", found="epoch 3", mend="lower the rate")
+    os.environ.pop("SLURM_JOB_ID", None)
+    write_failure(failure_of(error, ["train-scvi", "x"], 1), job)
+    text = said()
+    assert "(nan;" in text and "TRAINING_NAN: epoch 3" in text and "lower the rate" in text
+    assert "By hand: atlasmap train-scvi x" in text
+
+
+def test_forgotten_jobs_and_jobs_without_slurm(job, answers):
+    answers["sacct"] = answers["show job"] = None
+    assert "Slurm has forgotten job 7" in said("train_scvi")
+    job.write_text("10:00:00 atlasmap train-scvi x\n")
+    assert "not under Slurm" in said(str(job))
+
+
+def test_no_such_log(tmp_path):
+    with pytest.raises(AtlasmapError, match="WHY_NO_LOG"):
+        why.find_log("train_scvi", tmp_path)
+
+
+def test_the_last_failure_of_a_rule_is_found(job):
+    other = job.with_name("train_scanvi_fixed.log")
+    other.write_text("x")
+    os.utime(other, (1, 1))
+    assert why.find_log("train", Path("results")) == job
+    write_failure(failure_of(KeyError("x"), ["a"], 1), other)
+    assert why.find_log("train", Path("results")) == other == why.find_log(None, Path("results"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"gpus": 1}, {"slurm_extra": "'--job-name=x'"}, {"slurm_extra": "--qos=a -J x"}],
+)
+def test_resources_that_blind_the_plugin_are_refused(given):
+    with pytest.raises(AtlasmapError, match="SLURM_RESOURCE"):
+        check_slurm_resources(given)
+
+
+def test_other_resources_are_not(tmp_path):
+    check_slurm_resources({"slurm_extra": "'--mail-type=END --nodelist=a-Jb'", "gpu": 1})
+    check_slurm_resources({"slurm_extra": None})
+
+
+def test_findings_are_readable():
+    text = str(doctor.Finding("error", "GPU", "none", "buy one"))
+    assert re.match(r"error GPU +none\n +→ buy one$", text)
