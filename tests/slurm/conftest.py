@@ -203,12 +203,12 @@ def prepared(cluster, tmp_path_factory):
     local = [str(BIN / "snakemake"), "-s", str(ROOT / "Snakefile"), "--cores", "2"]
     local += ["--directory", str(folder.path), "--configfile", str(folder.path / "config.yaml")]
     contract = "results/tiny/data/contract.json"
-    subprocess.run([*local, contract], cwd=folder.path, env=folder.env, check=True,
+    subprocess.run([*local, "--", contract], cwd=folder.path, env=folder.env, check=True,
                    capture_output=True)  # fmt: skip
     undisturbed = folder.path.parent / "undisturbed"
     shutil.copytree(folder.path, undisturbed, symlinks=True)
     subprocess.run(
-        [*local, "--directory", str(undisturbed), SCVI + "settings.json"], cwd=undisturbed,
+        [*local, "--directory", str(undisturbed), "--", SCVI + "settings.json"], cwd=undisturbed,
         env=folder.env, check=True, capture_output=True,
     )  # fmt: skip
     return folder, Folder(undisturbed)

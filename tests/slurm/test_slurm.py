@@ -27,22 +27,24 @@ def finished(folder: Folder, expected: dict[str, str], *, attempts: int) -> None
 
 
 def test_straight_path(cluster, tmp_path):
-    """The whole tiny atlas, with the preflight before it; the same bits as without Slurm."""
-    folder = new_folder(tmp_path / "slurm")
-    said = folder.run()
+    """From raw counts to named cells, with the preflight before; the same bits without Slurm."""
+    folder, top = new_folder(tmp_path / "slurm"), "results/tiny/"
+    targets = [top + name for name in ("atlas.h5ad", "labels.csv", "benchmark/classification.csv")]
+    said = folder.run(*targets)
     assert "ok    Slurm" in said and "ok    limits" in said
-    assert (folder.path / "results/tiny/atlas.h5ad").exists() and folder.half_written() == []
-    gpu_jobs = [j for j in folder.submitted() if "gpu" in slurm("scontrol", "show", "job", j)]
+    assert folder.half_written() == []
+    gpu_jobs = [j for j in folder.submitted() if "gres/gpu" in slurm("scontrol", "show", "job", j)]
     assert len(gpu_jobs) == 2 + 2  # scVI, scANVI, and a surgery for each query batch
     local = new_folder(tmp_path / "local")
     command = [str(BIN / "snakemake"), "-s", str(ROOT / "Snakefile"), "--cores", "2", "--directory",
-               str(local.path), "--configfile", str(local.path / "config.yaml")]  # fmt: skip
+               str(local.path), "--configfile", str(local.path / "config.yaml"), "--",
+               *targets]  # fmt: skip
     subprocess.run(command, cwd=local.path, env=local.env, check=True, capture_output=True)
     ours, theirs = folder.hashes(), local.hashes()
-    ours.pop("results/tiny/data/contract.json")  # names the config file
-    theirs.pop("results/tiny/data/contract.json")
+    ours.pop(top + "data/contract.json")  # names the config file
+    theirs.pop(top + "data/contract.json")
     assert ours == theirs
-    assert "Nothing to be done" in folder.run()
+    assert "Nothing to be done" in folder.run(*targets)
 
 
 def test_bad_input_is_not_tried_again_and_nothing_trains(cluster, tmp_path):
@@ -53,12 +55,12 @@ def test_bad_input_is_not_tried_again_and_nothing_trains(cluster, tmp_path):
     adata.write_h5ad(folder.path / "atlas.h5ad")
     folder.run("--until", "write_contract", ok=False)
     logs = folder.path / "results/tiny/logs"
-    record = json.loads((logs / "find_batches/query.failure.json").read_text())
+    record = json.loads((logs / "prepare_query/query1.failure.json").read_text())
     assert record["kind"] == "bad_input" and record["code"] == "COUNTS_NOT_INTEGER"
-    assert "not tried again" in (logs / "find_batches/query.log").read_text()
+    assert "not tried again" in (logs / "prepare_query/query1.log").read_text()
     assert "train_scvi" not in folder.output
-    why = folder.atlasmap("why", "find_batches")
-    assert "COUNTS_NOT_INTEGER" in why and "By hand: atlasmap find-batches" in why
+    why = folder.atlasmap("why", "prepare_query")
+    assert "COUNTS_NOT_INTEGER" in why and "By hand: atlasmap prepare-query" in why
     # mended, the same command goes on
     new_folder(folder.path)
     folder.run("--until", "write_contract")

@@ -1,0 +1,123 @@
+"""Forecasts: what they depend on, how they are corrected, what jobs are told to ask for."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import CPU
+
+from atlasmap import forecast
+from atlasmap.forecast import Forecast, Sizes, Speeds, corrected, corrections, resources
+from atlasmap.settings import Config, MappingSettings
+
+SIZES = Sizes(4000, 1500, 0.17, 6, 12, [800, 700, 50])
+SPEEDS = Speeds(scvi=1e-5, scanvi=3e-5, surgery=5e-6, start=forecast.START_SECONDS)
+CONFIG = Config(atlas="a", datasets="s.tsv")
+
+
+def rows(sizes: Sizes = SIZES, config: Config = CONFIG, given: dict | None = None, speeds=SPEEDS):
+    return {row.rule: row for row in forecast.forecast(sizes, config, given or {}, speeds)}
+
+
+def test_training_is_epochs_times_cells_times_speed():
+    slower = replace(SPEEDS, scvi=2e-5, scanvi=6e-5, surgery=1e-5)
+    extra = {r: rows(speeds=slower)[r].seconds - rows()[r].seconds for r in rows()}
+    assert extra["train_scvi"] == pytest.approx(400 * 4000 * 1e-5)
+    assert extra["train_scanvi"] == pytest.approx(100 * 4000 * 3e-5)
+    assert extra["map_joint"] == pytest.approx(100 * 1550 * 5e-6)
+    assert extra["map_per_batch"] == pytest.approx(100 * 800 * 5e-6)
+    assert extra["fit_umap"] == 0
+
+
+def test_numbers_of_jobs():
+    found = {rule: row.jobs for rule, row in rows().items()}
+    assert found == {
+        "train_scvi": 1, "train_scanvi": 3, "map_per_batch": 9, "map_joint": 3, "fit_umap": 3,
+        "assemble": 6, "score_embeddings": 1, "score_labels": 1, "prepare_reference": 1,
+        "prepare_query": 3,
+    }  # fmt: skip
+    packed = replace(CONFIG, mapping=MappingSettings(2), seeds=[0, 1], variants=["fixed"])
+    assert rows(config=packed)["map_per_batch"].jobs == 2 * 2
+    alone = rows(replace(SIZES, queries=[]))
+    assert not {"map_per_batch", "map_joint", "assemble"} & set(alone)
+    assert "train_scanvi" not in rows(replace(SIZES, n_labels=0))
+
+
+def test_the_longest_variant_counts():
+    given = {
+        "scanvi": {"train": {"max_epochs": 10}},
+        "scanvi_linear": {"train": {"max_epochs": 70}},
+    }
+    seventy = rows(given=given)["train_scanvi"].seconds
+    assert rows()["train_scanvi"].seconds - seventy == pytest.approx(30 * 4000 * 3e-5)
+
+
+def test_memory_grows_with_the_data():
+    large = rows(replace(SIZES, n_reference=10**6))
+    assert large["train_scvi"].mem_mb > 10_000 > 1000 > rows()["train_scvi"].mem_mb
+    assert large["train_scvi"].gpu_mb > 5000
+
+
+def test_the_probe_times_the_models_themselves(monkeypatch):
+    monkeypatch.setattr(forecast, "PROBE_SECONDS", 0.2)
+    speeds = forecast.probe(replace(SIZES, n_reference=300, n_genes=200), CONFIG, CPU)
+    assert min(speeds.scvi, speeds.scanvi, speeds.surgery, speeds.start) > 0
+    unlabelled = replace(SIZES, n_reference=300, n_genes=200, n_labels=0, queries=[])
+    speeds = forecast.probe(unlabelled, CONFIG, CPU)
+    assert speeds.scanvi == speeds.surgery == 0 < speeds.scvi
+
+
+def finished(folder: Path, raw: list[Forecast], took: dict[str, tuple[float, float]]) -> None:
+    """An atlas that was forecast and run."""
+    (folder / "logs/seed0").mkdir(parents=True)
+    said = forecast.as_json(raw, raw, SPEEDS, CPU)
+    (folder / "forecast.json").write_text(json.dumps(said))
+    for name, (seconds, rss) in took.items():
+        (folder / "logs" / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / "logs" / name).write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t{rss}\n")
+
+
+def test_earlier_runs_correct_it(tmp_path):
+    raw = list(rows().values())
+    once = {row.rule: row for row in raw}
+    took = {
+        "seed0/train_scvi.tsv": (2 * once["train_scvi"].seconds, 3 * once["train_scvi"].mem_mb),
+        "seed0/map_per_batch_fixed/b.tsv": (0.5 * once["map_per_batch"].seconds, 10.0),
+        "seed0/map_per_batch_linear/+01.tsv": (0.5 * once["map_per_batch"].seconds, 10.0),
+        "plot_confusion_query.tsv": (1, 1),
+    }
+    finished(tmp_path / "a", raw, took)
+    again = {row.rule: row for row in corrected(raw, corrections(tmp_path))}
+    assert again["train_scvi"].seconds == pytest.approx(2 * once["train_scvi"].seconds)
+    assert again["train_scvi"].mem_mb == pytest.approx(3 * once["train_scvi"].mem_mb)
+    assert again["map_per_batch"].seconds == pytest.approx(0.5 * once["map_per_batch"].seconds)
+    assert again["map_per_batch"].mem_mb == pytest.approx(0.5 * once["map_per_batch"].mem_mb)
+    assert again["fit_umap"] == once["fit_umap"]
+
+
+def test_nothing_to_correct_with(tmp_path):
+    assert corrections(tmp_path) == {}
+
+
+def test_jobs_ask_for_more_than_the_forecast():
+    asked = resources(list(rows().values()))
+    for rule, row in rows().items():
+        assert asked[rule]["mem_mb"] > 1.2 * row.mem_mb
+        assert asked[rule]["runtime"] * 60 > 2 * row.seconds
+        assert all(isinstance(value, int) for value in asked[rule].values())
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [
+        ("results/a/logs/seed0/train_scvi.tsv", "train_scvi"),
+        ("results/a/logs/seed3/train_scanvi_linear.tsv", "train_scanvi"),
+        ("results/a/logs/seed0/map_per_batch_fixed/b.tsv", "map_per_batch"),
+        ("results/a/logs/seed0/map_batch_fixed/b.tsv", None),
+        ("results/a/logs/prepare_query/b.tsv", "prepare_query"),
+        ("results/a/logs/publish/labels.csv.tsv", None),
+    ],
+)
+def test_benchmark_files_belong_to_rules(path, rule):
+    assert forecast.rule_of(Path(path)) == rule
