@@ -72,7 +72,7 @@ def test_a_gpu_that_torch_cannot_use_fails_by_name_at_once(work):
     folder.run("--config", "device=auto", "--retries", "0", TARGET, ok=False)
     record = json.loads(folder.log("train_scvi.failure").with_suffix(".json").read_text())
     assert (record["kind"], record["code"]) == ("missing_gpu", "GPU_UNUSABLE")
-    assert "epoch" not in folder.log("train_scvi").read_text()
+    assert "scVI: epoch" not in folder.log("train_scvi").read_text()
 
 
 def test_killed_by_the_machine(work):
