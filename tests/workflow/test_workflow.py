@@ -187,10 +187,38 @@ def test_a_second_run_has_nothing_to_do(done):
     assert "Nothing to be done" in snakemake(done)
 
 
-def test_device_threads_and_memory_trigger_nothing(changed):
-    assert jobs(snakemake(changed, "-n", "--config", "device=any")) == {}
-    assert jobs(snakemake(changed, "-n", "--set-threads", "train_scvi=2")) == {}
-    assert jobs(snakemake(changed, "-n", "--set-resources", "train_scvi:mem_mb=9000")) == {}
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--config", "device=any"],
+        ["--set-threads", "train_scvi=2"],
+        ["--set-resources", "train_scvi:mem_mb=9000"],
+        ["--config", "mapping={batches_per_job: 10}"],
+        ["--config", "checkpoint_minutes=1"],
+        ["--retries", "3"],
+    ],
+    ids="_".join,
+)
+def test_where_and_how_jobs_run_triggers_nothing(changed, change):
+    assert jobs(snakemake(changed, "-n", *change)) == {}
+
+
+def test_a_forecast_is_what_jobs_ask_for_and_triggers_nothing(changed):
+    assert "forecast: none; snakemake --until write_contract" in snakemake(changed, "-n")
+    told = {"train_scvi": {"mem_mb": 1234, "runtime": 56}}
+    said = {"resources": told, "hours": 2.5, "gpu_hours": 1.25, "device": "cpu"}
+    plan = changed / TOP / "forecast.json"
+    plan.write_text(json.dumps(said))
+    text = snakemake(changed, "-n")
+    assert jobs(text) == {} and text.count("forecast: 2.50 h of jobs, 1.25 h of them") == 1
+    text = snakemake(changed, "-n", "--forcerun", "train_scvi")
+    plan.unlink()
+    assert re.search(r"mem_mb=1234\b.*runtime=56\b", text)
+
+
+def test_nothing_is_left_behind(done):
+    left = [p.name for p in (done / TOP).rglob("*") if "partial" in p.name or "failure" in p.name]
+    assert left == [] and list((done / TOP).rglob(".checkpoints")) == []
 
 
 def test_what_concerns_queries_alone_retrains_nothing(changed):
@@ -230,7 +258,7 @@ def test_one_variants_setting_retrains_that_variant_alone(changed):
 
 def test_next_months_batch_runs_its_own_jobs_alone(tmp_path):
     folder = new_folder(tmp_path, CONFIG | {"variants": ["fixed"]}, SHEET[:3])
-    snakemake(folder)
+    snakemake(folder, "--", *(str(TOP / name) for name in ("atlas.h5ad", "benchmark/history.csv")))
     before = hashes(folder)
     write(folder, CONFIG | {"variants": ["fixed"]}, SHEET)
     planned = jobs(snakemake(folder, "-n"))
@@ -309,9 +337,12 @@ def test_without_truth_it_runs_to_the_end(tmp_path):
 
 def test_without_labels_it_maps_and_says_what_is_left_out(tmp_path):
     config = CONFIG | {"labels": "none", "strategies": ["per_batch"]}
+    config |= {"mapping": {"batches_per_job": 10}}
     sheet = [SHEET[0], *([*row[:4], "", "", row[6]] for row in SHEET[1:])]
     folder = new_folder(tmp_path, config, sheet)
     snakemake(folder)
+    markers = list((folder / TOP).glob("seed0/mapping/scvi/per_batch/.mapped/*.json"))
+    assert [json.loads(path.read_text()) for path in markers] == [sorted(map(slug, NAMES.values()))]
     atlas = anndata.read_h5ad(folder / TOP / "atlas.h5ad")
     assert "X_umap" in atlas.obsm and "predicted_label" not in atlas.obs
     assert not (folder / TOP / "labels.csv").exists()
@@ -324,10 +355,12 @@ def test_without_labels_it_maps_and_says_what_is_left_out(tmp_path):
 
 def test_a_reference_alone_is_trained_and_scored(tmp_path):
     folder = new_folder(tmp_path, CONFIG | {"variants": ["fixed"]}, SHEET[:2])
-    snakemake(folder)
+    planned = jobs(snakemake(folder, "-n"))
+    assert planned["plot_scib_table"] == 1 and not {"assemble", "map_joint"} & set(planned)
+    snakemake(folder, str(TOP / "benchmark/classification.csv"))
     scores = pd.read_csv(folder / TOP / "benchmark/classification.csv", keep_default_na=False)
     assert set(scores["split"]) == {"train", "validation"}
-    assert (folder / TOP / "figures/scib_table.svg").is_file()
+    assert jobs(snakemake(folder, "-n"))["score_embeddings"] == 1
 
 
 @pytest.mark.parametrize(
