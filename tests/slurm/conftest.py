@@ -144,12 +144,20 @@ class Folder:
         )
         return done.stdout + done.stderr
 
+    def why(self, *args: str) -> str:
+        """atlasmap why, on one line."""
+        return " ".join(self.atlasmap("why", *args).split())
+
     def submitted(self) -> list[str]:
         """Ids of the Slurm jobs so far."""
         return re.findall(r"submitted with SLURM jobid (\d+)", self.output)
 
     def log(self, rule: str) -> Path:
         return self.path / "results/tiny/logs/seed0" / f"{rule}.log"
+
+    def logs(self, rule: str) -> str:
+        """A job's log, and those of its earlier attempts."""
+        return "".join(p.read_text() for p in sorted(self.log(rule).parent.glob(f"{rule}*.log")))
 
     def training(self, what: str = "scVI: epoch") -> bool:
         """Whether training has got somewhere."""

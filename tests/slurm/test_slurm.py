@@ -59,7 +59,7 @@ def test_bad_input_is_not_tried_again_and_nothing_trains(cluster, tmp_path):
     assert record["kind"] == "bad_input" and record["code"] == "COUNTS_NOT_INTEGER"
     assert "not tried again" in (logs / "prepare_query/query1.log").read_text()
     assert "train_scvi" not in folder.output
-    why = folder.atlasmap("why", "prepare_query")
+    why = folder.why("prepare_query")
     assert "COUNTS_NOT_INTEGER" in why and "By hand: atlasmap prepare-query" in why
     # mended, the same command goes on
     new_folder(folder.path)
@@ -95,7 +95,7 @@ def test_scancel(work):
     wait_for(folder.training, 120, "training")
     slurm("scancel", folder.submitted()[0])
     assert run.wait(timeout=300) == 0, folder.output[-3000:]
-    text = folder.log("train_scvi").read_text()
+    text = folder.logs("train_scvi")
     assert "SIGTERM came" in text and "taken up at epoch" in text
     finished(folder, expected, attempts=2)
 
@@ -108,7 +108,7 @@ def test_walltime(work):
     (folder.path / "config.yaml").write_text(yaml.safe_dump(config))
     run = folder.start(TARGET, "--set-resources", "train_scvi:runtime=1", "--retries", "9")
     assert run.wait(timeout=900) == 0, folder.output[-3000:]
-    text = folder.log("train_scvi").read_text()
+    text = folder.logs("train_scvi")
     assert "will leave a checkpoint" in text and "walltime is nearly over" in text
     assert len(folder.submitted()) > 1 and folder.half_written() == []
     for job in folder.submitted():
@@ -119,7 +119,7 @@ def test_out_of_memory_grows_and_why_knows_it(work):
     folder, expected = work
     small = ("--set-resources", "train_scvi:mem_mb=430*attempt*attempt")
     folder.run(TARGET, *small, "--retries", "0", ok=False)
-    why = folder.atlasmap("why", "train_scvi")
+    why = folder.why("train_scvi")
     assert "host_memory" in why and "more memory than it asked for" in why
     assert "mem_mb" in why and "ReqMem" in why
     folder.run(TARGET, *small, "--retries", "3")
@@ -158,7 +158,7 @@ def test_results_read_only(work):
     subprocess.run(["chattr", "+i", folder.path / "results/tiny/seed0/reference"], check=True)
     try:
         folder.run(TARGET, ok=False)
-        said = folder.output + folder.atlasmap("why")
+        said = folder.output + folder.why()
     finally:
         subprocess.run(["chattr", "-i", folder.path / "results/tiny/seed0/reference"], check=True)
     assert re.search("not permitted|read-only|denied", said, re.IGNORECASE)

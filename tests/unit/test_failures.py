@@ -145,19 +145,22 @@ def test_a_failed_command_leaves_log_and_record_and_a_retry_leaves_at_once(tmp_p
     second = run(log, *words, "--attempt", "2")
     assert second.returncode == first.returncode and time.monotonic() - began < 2
     assert "not tried again" in log.read_text().splitlines()[-1]
-    assert "atlasmap prepare-query" in log.read_text().splitlines()[0], "the first log is kept"
+    logs = {path.name: path.read_text() for path in log.parent.glob("*.log")}
+    assert set(logs) == {"gather.log", "gather.attempt1.log", "gather.attempt2.log"}
+    assert "error:" in logs["gather.attempt1.log"], "the first attempt's log is kept"
 
 
-def test_success_removes_the_record_and_requeued_jobs_append(tmp_path):
+def test_success_removes_the_record_and_keeps_the_logs_of_failed_attempts(tmp_path):
     log, table = tmp_path / "a.log", tmp_path / "t.csv"
     words = ["gather-tables", str(table), "--out", str(tmp_path / "out.csv")]
     assert run(log, *words).returncode == EXIT_CODES["bug"]  # no such file
     assert read_failure(log).code == "FileNotFoundError" and "Traceback" in log.read_text()
     table.write_text("a\n1\n")
     assert run(log, *words, SLURM_RESTART_COUNT="1", SLURM_JOB_ID="9").returncode == 0
-    assert read_failure(log) is None and "Traceback" in log.read_text()
-    assert "slurm job 9" in log.read_text()
-    assert run(log, *words).returncode == 0 and "Traceback" not in log.read_text()
+    assert read_failure(log) is None and "slurm job 9" in log.read_text()
+    assert [path.name for path in tmp_path.glob("a.*.log")] == ["a.attempt1.log"]
+    assert "Traceback" in (tmp_path / "a.attempt1.log").read_text()
+    assert run(log, *words).returncode == 0 and not list(tmp_path.glob("a.*.log"))
 
 
 def test_a_wrong_flag_is_bad_input(tmp_path):

@@ -23,12 +23,12 @@ SIGNS = {
     r"CANCELLED": "cancelled",
 }
 SAID = {
-    "host_memory": "it was killed for using more memory than it asked for",
-    "walltime": "its walltime ran out",
-    "preempted": "it was preempted",
-    "node": "its node failed",
-    "cancelled": "it was cancelled",
-    "killed": "it was killed from outside, or the machine went down: its log just ends",
+    "host_memory": "It was killed for using more memory than it asked for",
+    "walltime": "Its walltime ran out",
+    "preempted": "It was preempted",
+    "node": "Its node failed",
+    "cancelled": "It was cancelled",
+    "killed": "It was killed from outside, or the machine went down: its log just ends",
 }
 CHANGE = MEND | {
     "node": "nothing: run snakemake again",
@@ -54,7 +54,8 @@ def logs_of(rule: str, results: Path) -> list[Path]:
     named = [
         log
         for log in results.glob("*/logs/**/*.log")
-        if any(part.startswith(rule) for part in log.parts[log.parts.index("logs") + 1 :])
+        if ".attempt" not in log.name
+        and any(part.startswith(rule) for part in log.parts[log.parts.index("logs") + 1 :])
     ]
     return sorted(
         named, key=lambda log: (failure_path(log).exists(), log.stat().st_mtime), reverse=True

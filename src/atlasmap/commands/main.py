@@ -1,5 +1,7 @@
 """Entry point: the list of commands, logging, and failures with names."""
 
+import contextlib
+import glob
 import logging
 import os
 import shlex
@@ -16,7 +18,6 @@ from atlasmap.cluster.failures import (
     failure_of,
     failure_path,
     hopeless,
-    read_failure,
     write_failure,
 )
 from atlasmap.cluster.stopping import Stopped, install
@@ -82,14 +83,25 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def write_to(path: Path, attempt: int) -> None:
-    """From here on stdout and stderr, native libraries' too, go to `path`; later attempts, and
-    jobs that Slurm requeued, append."""
+def write_to(path: Path, attempt: int) -> Path:
+    """From here on stdout and stderr, native libraries' too, go to `path`.
+
+    Snakemake removes a job's log before it tries again: a second name keeps it, which is returned.
+    """
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     path.parent.mkdir(parents=True, exist_ok=True)
-    again = attempt > 1 or int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    with open(path, "ab" if again else "wb") as file:
+    if attempt == 1 and not restart:
+        for old in path.parent.glob(f"{glob.escape(path.stem)}.attempt*{path.suffix}"):
+            old.unlink()
+    kept = path.with_name(f"{path.stem}.attempt{attempt}{'r' * restart}{path.suffix}")
+    for name in (path, kept):
+        name.unlink(missing_ok=True)
+    with open(path, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    with contextlib.suppress(OSError):  # a disk without hard links
+        os.link(path, kept)
+    return kept
 
 
 def say_where(arguments: list[str], attempt: int) -> None:
@@ -131,23 +143,23 @@ def run(
     attempt
         Which attempt of a workflow's job this is: what failed for good is not tried again.
     """
-    words = list(arguments)
+    words, kept = list(arguments), None
     if log_file:
-        write_to(log_file, attempt)
+        kept = write_to(log_file, attempt)
+        say_where(words, attempt)
         before = hopeless(log_file, words, attempt)
         if before:
-            print(f"not tried again: attempt {before.attempt} failed with {before.code}")
+            log.info("not tried again: attempt %d failed with %s", before.attempt, before.code)
             return before.exit_code
-    if not sys.stderr.isatty():
-        say_where(words, attempt)
     try:
         app(words, exit_on_error=False)
     except CycloptsError:  # it has said what is wrong with the command
         return EXIT_CODES["bad_input"]
     except (Exception, Stopped) as error:
         return give_up(error, words, log_file, attempt)
-    if log_file and read_failure(log_file):
-        failure_path(log_file).unlink()
+    if log_file:
+        failure_path(log_file).unlink(missing_ok=True)
+        kept.unlink(missing_ok=True)
     return 0
 
 
