@@ -137,6 +137,9 @@ def test_preempted(work, tmp_path):
     slurm("sbatch", "-p", "high", "--exclusive", "--time=1", "-o", "/dev/null", "--wrap", "sleep 8")
     job = folder.submitted()[0]
     wait_for(lambda: "Restarts=1" in slurm("scontrol", "show", "job", job), 120, "the requeue")
+    wait_for(lambda: folder.training("taken up at epoch"), 200, "the second start")
+    [first] = folder.log("train_scvi").parent.glob("train_scvi.attempt1.log")
+    assert "SIGTERM came" in first.read_text()
     assert run.wait(timeout=400) == 0, folder.output[-3000:]
     assert "taken up at epoch" in folder.log("train_scvi").read_text()
     finished(folder, expected, attempts=1)

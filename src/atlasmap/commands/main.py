@@ -13,6 +13,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 import atlasmap
+from atlasmap.cluster import slurm
 from atlasmap.cluster.failures import (
     EXIT_CODES,
     failure_of,
@@ -83,12 +84,20 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def restarts() -> int:
+    """How often Slurm has put this job back into the queue; srun does not pass it on."""
+    said = os.environ.get("SLURM_RESTART_COUNT")
+    if said is None and "SLURM_JOB_ID" in os.environ:
+        said = slurm.job(os.environ["SLURM_JOB_ID"]).get("Restarts")
+    return int(said or 0)
+
+
 def write_to(path: Path, attempt: int) -> Path:
     """From here on stdout and stderr, native libraries' too, go to `path`.
 
     Snakemake removes a job's log before it tries again: a second name keeps it, which is returned.
     """
-    restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    restart = restarts()
     path.parent.mkdir(parents=True, exist_ok=True)
     if attempt == 1 and not restart:
         for old in path.parent.glob(f"{glob.escape(path.stem)}.attempt*{path.suffix}"):
