@@ -3,13 +3,17 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test env lint schemas lock clean
+.PHONY: run test test-slurm env lint schemas lock clean
 
 run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
 
 test: env .venv/dev.stamp
 	@$(BIN)/python -m pytest
+
+# On a Slurm of its own on this machine (root, Debian); some twenty minutes.
+test-slurm: env .venv/dev.stamp
+	@$(BIN)/python -m pytest tests/slurm
 
 lint: env .venv/dev.stamp
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow

@@ -47,6 +47,8 @@ def pick_device(device: Device) -> torch.device:
                 "or set device: cpu",
             )
         chosen = torch.device("cpu" if why else "cuda")
+        # The same bits in every run; what has no such kernel is said in the log.
+        torch.use_deterministic_algorithms(chosen.type == "cuda", warn_only=True)
     name = torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu"
     log.info("device: %s (%s), %d threads", chosen.type, name, torch.get_num_threads())
     return chosen

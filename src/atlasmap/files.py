@@ -1,8 +1,10 @@
 """Files that are either whole or not there, and file names for any batch name."""
 
 import contextlib
+import glob
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +17,12 @@ RECORD = ".sha256"
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path`; rename it onto `path` if the block ends without an error.
 
-    Its checksum is recorded beside it.
+    Its checksum is recorded beside it. What a killed process left aside is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
+        stale.unlink(missing_ok=True)
     aside = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         yield aside
@@ -51,6 +55,8 @@ def folder_aside(path: str | Path, last: str) -> Iterator[Path]:
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
+    for stale in path.glob(".partial-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as scratch:
         yield Path(scratch)
         (path / last).unlink(missing_ok=True)

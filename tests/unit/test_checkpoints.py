@@ -94,6 +94,7 @@ def test_killed_at_twenty_random_moments(trainings, kind, tmp_path, capsys):
         else:
             checkpoints.remove()  # it was done before: start over
     assert os.waitpid(in_a_child(train), 0)[1] == 0
+    assert not [path for path in (tmp_path / "done").iterdir() if "partial" in path.name]
     with capsys.disabled():
         print(f" {kind}: {kills} kills, {in_mid_write} in mid-write ", end="")
     save(trainings[kind](None), tmp_path / "undisturbed")

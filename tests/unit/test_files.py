@@ -90,3 +90,15 @@ def test_pbmc68k_counts_are_recovered():
     scale = 1e4 / source.obs["n_counts"].to_numpy()
     again = sparse.diags(scale) @ adata.X
     assert np.abs(again.log1p() - source.raw.X).max() < 6e-4
+
+
+def test_what_a_killed_process_left_aside_is_removed(tmp_path):
+    (tmp_path / ".77.partial.a[1].csv").write_text("half")
+    (tmp_path / ".77.partial.b.csv").write_text("another job's")
+    with written_aside(tmp_path / "a[1].csv") as aside:
+        aside.write_text("whole")
+    assert {p.name for p in tmp_path.glob(".77*")} == {".77.partial.b.csv"}
+    (tmp_path / "bundle" / ".partial-x").mkdir(parents=True)
+    with folder_aside(tmp_path / "bundle", last="z") as scratch:
+        (scratch / "z").write_text("z")
+    assert {p.name for p in (tmp_path / "bundle").iterdir()} == {"z", ".z.sha256"}

@@ -203,6 +203,17 @@ def test_where_and_how_jobs_run_triggers_nothing(changed, change):
     assert jobs(snakemake(changed, "-n", *change)) == {}
 
 
+def test_where_logs_are_triggers_nothing(changed, tmp_path):
+    for name in ("Snakefile", "workflow", "config", "envs"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    rules = [p for p in (tmp_path / "workflow/rules").iterdir() if "/logs/" in p.read_text()]
+    for path in rules:
+        path.write_text(path.read_text().replace("/logs/", "/elsewhere/"))
+    assert len(rules) > 4
+    assert jobs(snakemake(changed, "-n", "-s", str(tmp_path / "Snakefile"))) == {}
+
+
 def test_a_forecast_is_what_jobs_ask_for_and_triggers_nothing(changed):
     assert "forecast: none; snakemake --until write_contract" in snakemake(changed, "-n")
     told = {"train_scvi": {"mem_mb": 1234, "runtime": 56}}
