@@ -7,78 +7,22 @@ takes to start Python with torch.
 """
 
 import json
-import subprocess
-import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 
 from atlasmap.config import variant_block
-from atlasmap.models.random import keyed_generator
-from atlasmap.models.scanvi import Scanvi
-from atlasmap.models.scvi import Scvi, Shape
-from atlasmap.models.surgery import append_categories
+from atlasmap.probe import Sizes, Speeds
 from atlasmap.reference import SCANVI_EPOCHS
-from atlasmap.settings import Config, ScanviSettings, TrainSettings
-from atlasmap.training.cells import Cells, Counts
-from atlasmap.training.loop import Training, epochs_by_size
-from atlasmap.training.objectives import SemiSupervised, Unsupervised
-from atlasmap.training.split import split_cells
+from atlasmap.settings import Config, ScanviSettings
+from atlasmap.training.loop import epochs_by_size
 
-PROBED_CELLS, PROBE_SECONDS = 2048, 6.0
 START_SECONDS = 1.6  # of torch and anndata, where the constants below were measured
 SAFE_MEMORY, SAFE_TIME, MORE_MB, MORE_MINUTES = 1.25, 2.0, 300, 5
 GPU_RULES = ("train_scvi", "train_scanvi", "map_per_batch", "map_joint")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The data, as contract.json has them; `nonzero` is the share of counts above zero."""
-
-    n_reference: int
-    n_genes: int
-    nonzero: float
-    n_batches: int
-    n_labels: int
-    queries: list[int]
-
-    @classmethod
-    def of(cls, contract: dict) -> "Sizes":
-        """From contract.json."""
-        reference = contract["reference"]
-        labels = reference["labels"]
-        return cls(
-            reference["n_cells"],
-            reference["n_genes"],
-            reference["counts"]["share_nonzero"],
-            len(reference["batches"]),
-            len(labels) if isinstance(labels, dict) else 0,
-            [query["n_cells"] for query in contract["queries"].values()],
-        )
-
-    @property
-    def n_query(self) -> int:
-        """Query cells in all."""
-        return sum(self.queries)
-
-    def counts_mb(self, n_cells: int) -> float:
-        """Memory of counts as read, encoded and hashed (bytes a stored value: measured)."""
-        return 45e-6 * n_cells * self.n_genes * self.nonzero
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """Seconds a cell and epoch of each training, and seconds to start."""
-
-    scvi: float
-    scanvi: float
-    surgery: float
-    start: float
 
 
 @dataclass(frozen=True)
@@ -91,76 +35,6 @@ class Forecast:
     all_seconds: float
     mem_mb: float
     gpu_mb: float = 0.0
-
-
-def made_up_cells(sizes: Sizes, n: int, device: torch.device, n_batches: int) -> Cells:
-    """Cells of the data's genes and sparsity."""
-    rng = np.random.default_rng(0)
-    counts = sparse.random(n, sizes.n_genes, sizes.nonzero, "csr", np.float32, rng)
-    counts.data[:] = rng.geometric(0.5, len(counts.data))
-    labels = rng.integers(0, sizes.n_labels, n) if sizes.n_labels else np.full(n, -1)
-    return Cells(
-        Counts.of(counts, device),
-        torch.as_tensor(rng.integers(0, n_batches, (n, 1)), device=device),
-        None,
-        torch.as_tensor(labels, device=device),
-        np.arange(n).astype(str),
-    )
-
-
-def seconds_per_cell(objective, train: TrainSettings, **how: bool) -> float:
-    """Of one epoch, its validation included; the first epoch warms up."""
-    how = {"dropout": True, "batch_statistics": True} | how
-    training = Training(objective, replace(train, max_epochs=10**6), **how)
-    training.train_epoch(lambda: None)
-    began, epochs = time.monotonic(), 0
-    while time.monotonic() - began < PROBE_SECONDS:
-        training.train_epoch(lambda: None)
-        epochs += 1
-        if objective.cells.device.type == "cuda":
-            torch.cuda.synchronize()
-    return (time.monotonic() - began) / epochs / len(objective.cells)
-
-
-def start_seconds() -> float:
-    """How long this machine takes to start Python with what every job needs."""
-    took = []
-    for _ in range(2):  # the first reads the disk
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import torch, anndata"], check=True)
-        took.append(time.monotonic() - began)
-    return min(took)
-
-
-def probe(sizes: Sizes, config: Config, device: torch.device) -> Speeds:
-    """Half a minute of training on made-up cells."""
-    n = min(sizes.n_reference, PROBED_CELLS)
-    model = Scvi(config.scvi, Shape(sizes.n_genes, (sizes.n_batches,)), keyed_generator(0, "probe"))
-    cells = made_up_cells(sizes, n, device, sizes.n_batches)
-
-    def objective_of(model, cells, train, cls=Unsupervised, *more):
-        split = split_cells(np.arange(len(cells)), train.train_size, 0)
-        return cls(model.to(device), cells, split, train.batch_size, 0, "probe", *more)
-
-    scvi = seconds_per_cell(objective_of(model, cells, config.scvi.train), config.scvi.train)
-    scanvi = 0.0
-    if sizes.n_labels:
-        settings = config.scanvi
-        model = Scanvi(model.cpu(), "fixed", sizes.n_labels, keyed_generator(0, "probe"))
-        more = (settings.classification_ratio, settings.n_samples_per_label)
-        objective = objective_of(model, cells, settings.train, SemiSupervised, *more)
-        scanvi = seconds_per_cell(objective, settings.train)
-    surgery = 0.0
-    if sizes.queries:
-        n = min(int(np.median(sizes.queries)), PROBED_CELLS)
-        append_categories(model, {0: ["query"]}, 0)
-        cells = made_up_cells(replace(sizes, n_labels=0), n, device, 1)
-        train = TrainSettings(max_epochs=1, batch_size=config.surgery.batch_size, weight_decay=0)
-        surgery = seconds_per_cell(
-            objective_of(model, cells, train), train,
-            dropout=config.surgery.surgery_dropout, batch_statistics=False,
-        )  # fmt: skip
-    return Speeds(scvi, scanvi, surgery, start_seconds())
 
 
 def gpu_mb(sizes: Sizes, config: Config, n_cells: int) -> float:

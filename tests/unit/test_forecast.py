@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import CPU
 
-from atlasmap import forecast
-from atlasmap.forecast import Forecast, Sizes, Speeds, corrected, corrections, resources
+from atlasmap import forecast, probe
+from atlasmap.forecast import Forecast, corrected, corrections, resources
+from atlasmap.probe import Sizes, Speeds
 from atlasmap.settings import Config, MappingSettings
 
 SIZES = Sizes(4000, 1500, 0.17, 6, 12, [800, 700, 50])
@@ -60,11 +61,11 @@ def test_memory_grows_with_the_data():
 
 
 def test_the_probe_times_the_models_themselves(monkeypatch):
-    monkeypatch.setattr(forecast, "PROBE_SECONDS", 0.2)
-    speeds = forecast.probe(replace(SIZES, n_reference=300, n_genes=200), CONFIG, CPU)
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.2)
+    speeds = probe.probe(replace(SIZES, n_reference=300, n_genes=200), CONFIG, CPU)
     assert min(speeds.scvi, speeds.scanvi, speeds.surgery, speeds.start) > 0
     unlabelled = replace(SIZES, n_reference=300, n_genes=200, n_labels=0, queries=[])
-    speeds = forecast.probe(unlabelled, CONFIG, CPU)
+    speeds = probe.probe(unlabelled, CONFIG, CPU)
     assert speeds.scanvi == speeds.surgery == 0 < speeds.scvi
 
 

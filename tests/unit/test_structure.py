@@ -22,7 +22,7 @@ LAYERS = [
     ["mapping"],
     ["transfer", "projection", "evaluation"],
     ["assembly"],
-    ["onestep", "forecast", "figures"],
+    ["onestep", "probe", "forecast", "figures"],
     ["commands"],
 ]
 

@@ -109,7 +109,8 @@ def plan(folder: Path, *, configfile: list[Path] | None = None, device: Device =
     from atlasmap.commands.data import write_json
     from atlasmap.config import cost, load_config, merged
     from atlasmap.device import pick_device
-    from atlasmap.forecast import Sizes, as_json, corrected, corrections, forecast, probe
+    from atlasmap.forecast import as_json, corrected, corrections, forecast
+    from atlasmap.probe import Sizes, probe
 
     contract = folder / "data" / "contract.json"
     if not contract.is_file():

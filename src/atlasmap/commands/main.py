@@ -27,9 +27,9 @@ from atlasmap.errors import AtlasmapError
 log = logging.getLogger("atlasmap")
 COMMANDS = {
     "map": ("mapping:map_file", "Map a query file onto a reference bundle, without Snakemake."),
-    "doctor": ("cluster:doctor", "Is everything there that a run on this cluster needs?"),
-    "plan": ("cluster:plan", "What will it cost? Memory, time, GPU-hours, before you pay."),
-    "why": ("cluster:why", "Why did a job fail, and what is to be done?"),
+    "doctor": ("cluster:doctor", "Look whether everything that a cluster run needs is there."),
+    "plan": ("cluster:plan", "Forecast memory, time and GPU-hours."),
+    "why": ("cluster:why", "Say why a job failed, and what to do."),
     "simulate": ("data:simulate", "Make a labelled atlas with known truth."),
     "check-results": ("results:check_results", "List results that are missing or altered."),
     "fetch": ("data:fetch", "Download a data set, or make a builtin one."),
