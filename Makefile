@@ -13,7 +13,7 @@ test: env .venv/dev.stamp
 
 # On a Slurm of its own on this machine (root, Debian); some twenty minutes.
 test-slurm: env .venv/dev.stamp
-	@$(BIN)/python -m pytest tests/slurm
+	@$(BIN)/python -m pytest tests/slurm -k "$(ONLY)"
 
 lint: env .venv/dev.stamp
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow

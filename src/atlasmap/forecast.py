@@ -17,7 +17,7 @@ import torch
 from atlasmap.config import variant_block
 from atlasmap.probe import Sizes, Speeds
 from atlasmap.reference import SCANVI_EPOCHS
-from atlasmap.settings import Config, ScanviSettings
+from atlasmap.settings import Config
 from atlasmap.training.loop import epochs_by_size
 
 START_SECONDS = 1.6  # of torch and anndata, where the constants below were measured
@@ -45,72 +45,101 @@ def gpu_mb(sizes: Sizes, config: Config, n_cells: int) -> float:
     return (wide * 16 * 2 + minibatch + counts) / 1e6 + 700
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a stage was seen to take: seconds and MB, and as much more per thousand cells."""
+
+    seconds: float
+    per_1000: float
+    mb: float
+    mb_per_1000: float
+
+    def forecast(self, rule: str, jobs: int, cells: float, slow: float, mb: float = 0) -> Forecast:
+        """Of jobs with so many cells each, and `mb` of counts."""
+        seconds = slow * (self.seconds + self.per_1000 * cells / 1000)
+        return Forecast(
+            rule, jobs, seconds, jobs * seconds, self.mb + self.mb_per_1000 * cells / 1000 + mb
+        )
+
+
+SEEN = {
+    "prepare_reference": Seen(3.0, 0.5, 700, 0),
+    "prepare_query": Seen(2.7, 0.3, 420, 0),
+    "fit_umap": Seen(12.5, 4.6, 680, 20),
+    "assemble": Seen(8.5, 0.3, 670, 20),
+    "score_labels": Seen(3.3, 0.08, 480, 10),
+}
+TRAINING_START, TRAINING_MB = 3.6, 500  # seconds and MB before the first step
+BATCH_SECONDS = 0.4  # to open one more batch
+SCORING = Seen(44, 0, 1800, 200)  # compiling, whatever is scored
+EMBEDDING = Seen(2.3, 0.64, 0, 0)  # one more embedding
+
+
+def of_training(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> list[Forecast]:
+    """The rules that train: epochs × cells × seconds a cell and epoch."""
+    slow, seeds = speeds.start / START_SECONDS, len(config.seeds)
+
+    def row(rule: str, jobs: int, cells: int, seconds: float, batches: int = 0) -> Forecast:
+        took = slow * (TRAINING_START + batches * BATCH_SECONDS) + seconds
+        mb = TRAINING_MB + sizes.counts_mb(cells)
+        return Forecast(rule, jobs, took, jobs * took, mb, gpu_mb(sizes, config, cells))
+
+    n = sizes.n_reference
+    epochs = config.scvi.train.max_epochs or epochs_by_size(n)
+    rows = [row("train_scvi", seeds, n, epochs * n * speeds.scvi)]
+    models = seeds
+    if sizes.n_labels:
+        models *= len(config.variants)
+        blocks = [variant_block(given, variant).get("train") or {} for variant in config.variants]
+        epochs = max(block.get("max_epochs") or SCANVI_EPOCHS for block in blocks)
+        rows.append(row("train_scanvi", models, n, epochs * n * speeds.scanvi))
+    a_cell = config.surgery.max_epochs * speeds.surgery
+    if sizes.queries and "per_batch" in config.strategies:
+        packed, largest = config.mapping.batches_per_job, max(sizes.queries)
+        jobs = -(-len(sizes.queries) // packed)
+        each = min(packed, len(sizes.queries))
+        seconds = each * largest * a_cell
+        rows.append(row("map_per_batch", jobs * models, largest, seconds, each))
+    if sizes.queries and "joint" in config.strategies:
+        rows.append(row("map_joint", models, sizes.n_query, sizes.n_query * a_cell))
+    return rows
+
+
+def of_other_stages(sizes: Sizes, config: Config, speeds: Speeds) -> list[Forecast]:
+    """The rest: what was seen, by the number of cells and how fast this machine is."""
+    slow, seeds = speeds.start / START_SECONDS, len(config.seeds)
+    n, every = sizes.n_reference, sizes.n_reference + sizes.n_query
+    models = len(config.variants) if sizes.n_labels else 1
+    atlases = models * len(config.strategies) if sizes.queries else 0
+    scored = 1 + models + bool(sizes.n_labels) + atlases  # PCA, scVI, scANVI's latents, atlases
+    jobs, each = (1, scored) if every <= config.benchmark.split_above else (scored, 1)
+    counts = sizes.counts_mb(every)
+    seconds = slow * (
+        SCORING.seconds + each * (EMBEDDING.seconds + EMBEDDING.per_1000 * every / 1000)
+    )
+    mb = SCORING.mb + SCORING.mb_per_1000 * min(every, 50_000) / 1000 + counts
+    rows = [
+        SEEN[rule].forecast(rule, jobs, cells, slow, mb)
+        for rule, jobs, cells, mb in [
+            ("prepare_reference", 1, n, 4 * sizes.counts_mb(n)),
+            (
+                "prepare_query",
+                len(sizes.queries),
+                sizes.n_query,
+                2 * sizes.counts_mb(sizes.n_query),
+            ),
+            ("fit_umap", models * seeds, min(n, config.umap.max_cells), 0),
+            ("assemble", atlases * seeds, every, 0),
+            ("score_labels", int(sizes.n_labels > 0), max(1, atlases * seeds) * every, 0),
+        ]
+    ]
+    rows.append(Forecast("score_embeddings", jobs * seeds, seconds, jobs * seeds * seconds, mb))
+    return [row for row in rows if row.jobs]
+
+
 def forecast(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> list[Forecast]:
     """Every rule, from sizes, settings (`given`: the config as written) and speeds."""
-    n, all_cells, slow = (
-        sizes.n_reference,
-        sizes.n_reference + sizes.n_query,
-        speeds.start / START_SECONDS,
-    )
-    seeds, n_queries = len(config.seeds), len(sizes.queries)
-    models = len(config.variants) if sizes.n_labels else 1
-    strategies = len(config.strategies) if sizes.queries else 0
-    counts, every = sizes.counts_mb(n), sizes.counts_mb(all_cells)
-    out = []
-
-    def add(rule: str, jobs: int, seconds: float, mem_mb: float, gpu: float = 0.0) -> None:
-        if jobs:
-            out.append(Forecast(rule, jobs, seconds, seconds * jobs, mem_mb, gpu))
-
-    starts = 2.6 * slow
-    epochs = config.scvi.train.max_epochs or epochs_by_size(n)
-    train = starts + 1.0 * slow
-    gpu = gpu_mb(sizes, config, n)
-    add("train_scvi", seeds, train + epochs * n * speeds.scvi, 500 + counts, gpu)
-    if sizes.n_labels:
-        blocks = [variant_block(given, variant) for variant in config.variants]
-        default = ScanviSettings().train.max_epochs or SCANVI_EPOCHS
-        most = max((b.get("train") or {}).get("max_epochs") or default for b in blocks)
-        add("train_scanvi", seeds * models, train + most * n * speeds.scanvi, 500 + counts, gpu)
-    per_cell = config.surgery.max_epochs * speeds.surgery
-    most = config.mapping.batches_per_job
-    if "per_batch" in config.strategies and sizes.queries:
-        largest = max(sizes.queries)
-        jobs = -(-n_queries // most)
-        seconds = train + min(most, n_queries) * (0.4 * slow + largest * per_cell)
-        mem = 500 + sizes.counts_mb(largest)
-        add("map_per_batch", jobs * models * seeds, seconds, mem, gpu_mb(sizes, config, largest))
-    if "joint" in config.strategies and sizes.queries:
-        mem, gpu = 500 + sizes.counts_mb(sizes.n_query), gpu_mb(sizes, config, sizes.n_query)
-        add("map_joint", models * seeds, train + sizes.n_query * per_cell, mem, gpu)
-    fitted = min(n, config.umap.max_cells)
-    add("fit_umap", models * seeds, slow * (12.5 + 4.6e-3 * fitted), 680 + 0.02 * fitted)
-    add(
-        "assemble",
-        models * strategies * seeds,
-        slow * (8.5 + 3e-4 * all_cells),
-        670 + 0.02 * all_cells,
-    )
-    embeddings = 1 + (1 + models if sizes.n_labels else 1) + models * strategies
-    together = all_cells <= config.benchmark.split_above
-    jobs, each = (seeds, embeddings) if together else (seeds * embeddings, 1)
-    seconds = slow * (44 + each * (2.3 + 6.4e-4 * all_cells))
-    add("score_embeddings", jobs, seconds, 1800 + every + 0.2 * min(all_cells, 50_000))
-    runs = max(1, models * strategies * seeds)
-    add(
-        "score_labels",
-        int(bool(sizes.n_labels)),
-        slow * (3.3 + 8e-5 * runs * all_cells),
-        480 + 0.01 * all_cells,
-    )
-    add("prepare_reference", 1, slow * (3 + 5e-4 * n), 700 + 4 * counts)
-    add(
-        "prepare_query",
-        n_queries,
-        slow * (2.7 + 3e-4 * sizes.n_query),
-        420 + 2 * sizes.counts_mb(sizes.n_query),
-    )
-    return out
+    return of_training(sizes, config, given, speeds) + of_other_stages(sizes, config, speeds)
 
 
 def rule_of(benchmark: Path) -> str | None:

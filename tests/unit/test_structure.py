@@ -12,9 +12,9 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A module may import modules of its own layer and of the layers below it.
 LAYERS = [
-    ["settings", "errors", "files", "packing", "__init__"],
+    ["settings", "errors", "files", "packing", "device", "__init__"],
     ["cluster"],
-    ["config", "device", "models"],
+    ["config", "models"],
     ["training"],
     ["data", "inference"],
     ["bundle"],
