@@ -7,6 +7,7 @@ takes to start Python with torch.
 """
 
 import json
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -151,32 +152,48 @@ def rule_of(benchmark: Path) -> str | None:
     return next((rule for rule in known if name.startswith(rule)), None)
 
 
-def measured(folder: Path) -> pd.DataFrame:
-    """Seconds and MB of every finished job of an atlas (Snakemake's benchmark files)."""
+def measured(folder: Path, since: float) -> pd.DataFrame:
+    """Seconds and MB of an atlas's jobs that ended after `since`, from Snakemake's benchmark files.
+
+    Jobs that took up a checkpoint, or found batches mapped already, tell nothing of the whole.
+    """
     rows = []
     for path in sorted((folder / "logs").glob("**/*.tsv")):
-        rule, table = rule_of(path), pd.read_csv(path, sep="\t")
-        if rule and len(table):
-            last = table.iloc[-1]
-            rows.append((rule, float(last["s"]), float(last["max_rss"])))
+        rule, log = rule_of(path), path.with_suffix(".log")
+        if rule is None or path.stat().st_mtime < since or not path.stat().st_size:
+            continue
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        if "taken up at" in text or "mapped already" in text:
+            continue
+        last = pd.read_csv(path, sep="\t", na_values=["NA", "-"]).iloc[-1]
+        rows.append((rule, float(last["s"]), float(last["max_rss"])))
     return pd.DataFrame(rows, columns=["rule", "seconds", "mem_mb"])
 
 
-def corrections(results: Path) -> dict[str, tuple[float, float]]:
-    """Rule → by how much time and memory of earlier runs differed from their forecast."""
-    ratios = []
+def corrections(results: Path) -> dict[str, list[float]]:
+    """Rule → by how much time and memory of earlier runs differed from their forecast.
+
+    Of each atlas that was forecast: what its jobs took since then, else what was known then.
+    """
+    known: dict[str, list[list[float]]] = defaultdict(list)
     for plan in sorted(results.glob("*/forecast.json")):
-        raw = {row["rule"]: row for row in json.loads(plan.read_text())["raw"]}
-        for rule, jobs in measured(plan.parent).groupby("rule"):
+        said = json.loads(plan.read_text(encoding="utf-8"))
+        raw = {row["rule"]: row for row in said["raw"]}
+        ratios = dict(said["corrections"])
+        for rule, jobs in measured(plan.parent, plan.stat().st_mtime).groupby("rule"):
             if rule in raw:
-                time_ratio = jobs["seconds"].median() / raw[rule]["seconds"]
-                ratios.append((rule, time_ratio, jobs["mem_mb"].max() / raw[rule]["mem_mb"]))
-    table = pd.DataFrame(ratios, columns=["rule", "time", "memory"])
-    by_rule = table.groupby("rule").agg({"time": "median", "memory": "max"})
-    return {rule: (row["time"], row["memory"]) for rule, row in by_rule.iterrows()}
+                took = jobs["seconds"].median() / raw[rule]["seconds"]
+                memory = jobs["mem_mb"].max() / raw[rule]["mem_mb"]
+                ratios[rule] = [took, 1.0 if np.isnan(memory) else memory]
+        for rule, ratio in ratios.items():
+            known[rule].append(ratio)
+    return {
+        rule: [float(np.median([r[0] for r in ratios])), max(r[1] for r in ratios)]
+        for rule, ratios in known.items()
+    }
 
 
-def corrected(raw: list[Forecast], by: dict[str, tuple[float, float]]) -> list[Forecast]:
+def corrected(raw: list[Forecast], by: dict[str, list[float]]) -> list[Forecast]:
     """Forecasts scaled by what earlier runs took; memory is never taken to be less than seen."""
     out = []
     for row in raw:
@@ -198,9 +215,10 @@ def resources(forecasts: list[Forecast]) -> dict[str, dict[str, int]]:
 
 
 def as_json(
-    raw: list[Forecast], rows: list[Forecast], speeds: Speeds, device: torch.device
+    raw: list[Forecast], by: dict[str, list[float]], speeds: Speeds, device: torch.device
 ) -> dict:
     """forecast.json: what the workflow reads (`resources`), and how it came about."""
+    rows = corrected(raw, by)
     gpu_seconds = sum(row.all_seconds for row in rows if row.rule in GPU_RULES)
     return {
         "device": device.type,
@@ -209,5 +227,6 @@ def as_json(
         "resources": resources(rows),
         "forecast": [asdict(row) for row in rows],
         "raw": [asdict(row) for row in raw],
+        "corrections": by,
         "speeds": asdict(speeds),
     }

@@ -74,12 +74,12 @@ def is_mapped(
 ) -> bool:  # fmt: skip
     """Whether `folder` has this very mapping, whole: delta bundle and latent, by their hashes."""
     try:
-        about = read_about(folder)
-    except AtlasmapError:
+        about, records = read_about(folder), recorded(folder)
+    except (AtlasmapError, ValueError, KeyError, OSError):  # missing, altered, cut short
         return False
     made_of = inputs(query, settings, strategy, seed) | {"parent": reference_hash(reference.model)}
     latent = folder / "latent.h5ad"
-    whole = latent.exists() and recorded(folder).get(latent) == sha256(latent)
+    whole = latent.exists() and records.get(latent) == sha256(latent)
     return whole and all(about.get(key) == value for key, value in made_of.items())
 
 

@@ -23,11 +23,12 @@ def members(job: str, batches: list[str]) -> list[str]:
     return [batch for batch in batches if bits(batch).startswith(job[len(NODE) :])]
 
 
-def jobs(batches: list[str], most: int, done: Callable[[str], bool], node: str = NODE) -> list[str]:
-    """Jobs that together map every batch once: at most `most` batches each, unless a job that is
-    `done` was larger. What is done stays as it was packed, whatever `most` is now."""
+def jobs(batches: list[str], most: int, done: Callable[[str], int], node: str = NODE) -> list[str]:
+    """Jobs that together map every batch once: at most `most` batches each, or as many as a job
+    that is `done` mapped (job → number of batches, 0 if it is not). What is done stays as it was
+    packed, whatever `most` is now."""
     inside = members(node, batches)
-    if done(node) and inside:
+    if inside and done(node) and len(inside) <= max(most, done(node)):
         return [node]
     if len(inside) <= 1:
         return inside
@@ -36,7 +37,7 @@ def jobs(batches: list[str], most: int, done: Callable[[str], bool], node: str =
     return [job for bit in "01" for job in jobs(inside, most, done, node + bit)]
 
 
-def any_done_below(node: str, inside: list[str], done: Callable[[str], bool]) -> bool:
+def any_done_below(node: str, inside: list[str], done: Callable[[str], int]) -> bool:
     """Whether a single batch of a node, or a node between it and that batch, is done."""
     return any(
         done(batch) or any(done(NODE + bits(batch)[:n]) for n in range(len(node), len(node) + 20))

@@ -22,7 +22,7 @@ from atlasmap.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import SurgerySettings, TrainSettings
 from atlasmap.training import checkpoint
 from atlasmap.training.checkpoint import LAST, PREVIOUS, Checkpoints, Store
-from atlasmap.training.loop import fit
+from atlasmap.training.loop import Training, fit
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
 
@@ -100,6 +100,46 @@ def test_killed_at_twenty_random_moments(trainings, kind, tmp_path, capsys):
     save(trainings[kind](None), tmp_path / "undisturbed")
     for name in ("weights.safetensors", "history.csv", "golden.npz", "settings.json"):
         assert sha256(tmp_path / "done" / name) == sha256(tmp_path / "undisturbed" / name), name
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_killed_in_the_middle_of_a_write(trainings, tmp_path, monkeypatch, moment, n):
+    """SIGKILL when the n-th checkpoint is written but not yet renamed, or between the renames."""
+    undisturbed, calls = trainings["scvi"](None), []
+    checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
+    original = getattr(os, moment)
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, moment, killed)
+        pid = in_a_child(lambda: trainings["scvi"](checkpoints))
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    assert list(checkpoints.folder.glob("*/.*.partial"))
+    assert same(trainings["scvi"](checkpoints), undisturbed)
+
+
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
+    whole = fit(objective(), SETTINGS, "t").history.table()
+    validate = Training.validate_if_due
+
+    def signalled(self):
+        if self.epoch == SETTINGS.max_epochs - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Training, "validate_if_due", signalled)
+        fit(objective(), SETTINGS, "t", checkpoints=Checkpoints(tmp_path))
+    steps = []
+    monkeypatch.setattr(Training, "take_step", lambda *_: steps.append(1))
+    again = fit(objective(), SETTINGS, "t", checkpoints=Checkpoints(tmp_path))
+    assert again.history.table().equals(whole) and steps == []
 
 
 @pytest.mark.parametrize("kind", ["scvi", "scanvi", "surgery"])

@@ -9,7 +9,9 @@ import pytest
 
 from atlasmap.cluster import doctor, slurm, why
 from atlasmap.cluster.doctor import Need, Partition
-from atlasmap.cluster.failures import failure_of, write_failure
+from atlasmap.cluster.failures import failure_of, failure_path, write_failure
+from atlasmap.cluster.partitions import Limits, largest, minutes_of, read_partitions
+from atlasmap.cluster.stopping import Stopped
 from atlasmap.config import check_slurm_resources
 from atlasmap.errors import AtlasmapError
 
@@ -52,10 +54,10 @@ def answers(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("1-12:00:00", 2160), ("04:30:00", 270), ("30:00", 30), ("2-0", 2880),
-     ("UNLIMITED", float("inf"))],
+     ("90", 90), (45, 45), ("UNLIMITED", float("inf"))],
 )  # fmt: skip
 def test_slurms_times(text, minutes):
-    assert doctor.minutes_of(text) == minutes
+    assert minutes_of(text) == minutes
 
 
 def test_partitions_are_read(answers):
@@ -66,6 +68,38 @@ def test_partitions_are_read(answers):
     ]
 
 
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [("gpu:2080ti:4", 4), ("gpu:3090:8(S:0-1)", 8), ("gpu:2", 2), ("(null)", 0),
+     ("gpu:a100:2,gpu:v100:1", 3), ("gpu:nvidia_a100_3g.20gb:2(S:0),mps:100", 2)],
+)  # fmt: skip
+def test_gpus_of_a_node(gres, gpus):
+    assert sum(map(int, doctor.GRES.findall(gres))) == gpus
+
+
+def test_the_most_a_job_may_ask_for(tmp_path):
+    path = tmp_path / "partitions.yaml"
+    path.write_text("partitions: {a: {max_runtime: 1-00:00:00, max_mem_mb: 5}, "
+                    "b: {max_gpu: 1, max_runtime: 90}}")  # fmt: skip
+    found = read_partitions(path)
+    assert found == {"a": Limits(1440, 5, 0), "b": Limits(90, float("inf"), 1)}
+    assert largest(found, gpu=True) == Limits(90, float("inf"))
+    assert largest(found, gpu=False) == Limits(1440, float("inf"))
+    assert largest({}, gpu=True) == Limits()
+
+
+def test_the_doctors_job_is_submitted_as_the_profile_says(tmp_path):
+    profile = tmp_path / "config.yaml"
+    profile.write_text(
+        "default-resources:\n  - slurm_account=lab\n  - nodes=1\n  - constraint='sky'\n"
+        "set-resources:\n  train_scvi: {gpu_model: a100}\n"
+    )
+    asked = ["--account=lab", "--constraint=sky"]
+    assert doctor.profile_flags(profile, gpu=False) == asked
+    assert doctor.profile_flags(profile, gpu=True) == [*asked, "--gpus=a100:1"]
+    assert doctor.profile_flags(tmp_path / "none", gpu=True) == ["--gpus=1"]
+
+
 def levels(findings) -> dict[str, str]:
     return {finding.what: finding.level for finding in findings}
 
@@ -74,6 +108,11 @@ def test_limits_against_what_rules_ask(answers, tmp_path):
     chosen = tmp_path / "partitions.yaml"
     chosen.write_text("partitions: {cpu: {}, gpu: {max_gpu: 1}}")
     fits = [Need("a", 15000, 2000), Need("b", 60000, 200, 1)]
+    chosen.write_text("partitions: {cpu: {}, gpu: {}}")  # the plugin would send no GPU job there
+    assert levels(doctor.of_partitions(chosen, fits))["limits"] == "error"
+    chosen.write_text("partitions: {cpu: {max_runtime: 60}, gpu: {max_gpu: 1}}")
+    assert levels(doctor.of_partitions(chosen, fits))["limits"] == "error"
+    chosen.write_text("partitions: {cpu: {}, gpu: {max_gpu: 1}}")
     assert levels(doctor.of_partitions(chosen, fits))["limits"] == "ok"
     found = list(doctor.of_partitions(chosen, [*fits, Need("c", 1000, 300, 1)]))
     [bad] = [finding for finding in found if finding.level == "error"]
@@ -94,6 +133,8 @@ def test_commands_and_accounting(answers, monkeypatch):
     assert levels(doctor.of_commands()) == {"Slurm": "ok", "accounting": "ok"}
     answers["show config"] = "AccountingStorageType = accounting_storage/none\nMinJobAge = 10 sec"
     assert levels(doctor.of_commands()) == {"Slurm": "ok", "accounting": "note", "status": "note"}
+    mends = [f.mend for f in doctor.of_commands() if f.what == "status"]
+    assert "status-command: sacct" not in mends[0], "which waits for ever where accounting is off"
     answers["show config"] = None
     assert levels(doctor.of_commands()) == {"Slurm": "error"}
     monkeypatch.setattr(doctor.shutil, "which", lambda _name: None)
@@ -107,7 +148,8 @@ def test_disk_space_access_and_clock(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "LEAST_DISK_GB", 10**9)
     now = time.time()
     monkeypatch.setattr(doctor.time, "time", lambda: now + 60)
-    assert levels(doctor.of_disk(tmp_path, "x")) == {"x": "error", "clock": "error"}
+    assert levels(doctor.of_disk(tmp_path, "scratch")) == {"scratch": "note", "clock": "error"}
+    assert levels(doctor.of_disk(tmp_path, "results")) == {"results": "error", "clock": "error"}
 
 
 def test_packages(monkeypatch):
@@ -141,6 +183,7 @@ def job(tmp_path, monkeypatch):
         "10:00:00 atlasmap train-scvi 'a b.h5ad' --out x\n"
         "10:00:00 slurm job 7 on g1, attempt 2\n10:00:01 device: cpu\n"
     )
+    os.link(log, log.with_name("train_scvi.attempt2.log"))
     return log
 
 
@@ -180,16 +223,36 @@ def test_a_record_says_more_than_slurm(job, answers):
     error = AtlasmapError("TRAINING_NAN", expected="e", found="epoch 3", mend="lower the rate")
     os.environ.pop("SLURM_JOB_ID", None)
     write_failure(failure_of(error, ["train-scvi", "x"], 1), job)
-    text = said()
+    text = " ".join(said().split())
     assert "(nan;" in text and "TRAINING_NAN: epoch 3" in text and "lower the rate" in text
     assert "By hand: atlasmap train-scvi x" in text
 
 
 def test_forgotten_jobs_and_jobs_without_slurm(job, answers):
     answers["sacct"] = answers["show job"] = None
-    assert "Slurm has forgotten job 7" in said("train_scvi")
+    assert "Slurm has forgotten job 7" in said() == said("train_scvi")
     job.write_text("10:00:00 atlasmap train-scvi x\n")
     assert "not under Slurm" in said(str(job))
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [("TIMEOUT", "walltime"), ("CANCELLED by 7", "cancelled"), ("PREEMPTED", "preempted"),
+     ("FAILED", "preempted")],
+)  # fmt: skip
+def test_slurm_knows_who_sent_a_signal(job, answers, state, kind):
+    answers["sacct"] = ACCOUNTED.replace("OUT_OF_MEMORY", state)
+    write_failure(failure_of(Stopped("SIGTERM came"), ["train-scvi", "x"], 2), job)
+    assert f"({kind};" in said()
+
+
+def test_jobs_that_run_and_jobs_that_ended_well(job, answers):
+    answers["sacct"] = ACCOUNTED.replace("OUT_OF_MEMORY", "RUNNING")
+    assert "is waiting or running" in said()
+    job.with_name("train_scvi.attempt2.log").unlink()
+    assert "did not fail" in said("train_scvi")
+    with pytest.raises(AtlasmapError, match="WHY_NO_LOG"):
+        said()
 
 
 def test_no_such_log(tmp_path):
@@ -197,13 +260,17 @@ def test_no_such_log(tmp_path):
         why.find_log("train_scvi", tmp_path)
 
 
-def test_the_last_failure_of_a_rule_is_found(job):
+def test_the_last_failure_is_found(job, answers):
     other = job.with_name("train_scanvi_fixed.log")
     other.write_text("x")
     os.utime(other, (1, 1))
-    assert why.find_log("train", Path("results")) == job
+    assert why.find_log("train", Path("results")) == job == why.find_log(None, Path("results"))
+    job.with_name("train_scvi.attempt2.log").unlink()
     write_failure(failure_of(KeyError("x"), ["a"], 1), other)
     assert why.find_log("train", Path("results")) == other == why.find_log(None, Path("results"))
+    write_failure(failure_of(KeyError("x"), ["a"], 1), job)
+    assert why.find_log(None, Path("results")) == job
+    failure_path(job).unlink()
 
 
 @pytest.mark.parametrize(

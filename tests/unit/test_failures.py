@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from atlasmap.cluster import stopping
 from atlasmap.cluster.failures import (
     EXIT_CODES,
     MEND,
     TRANSIENT,
+    BatchesFailed,
     failure_of,
     failure_path,
     hopeless,
@@ -25,6 +27,7 @@ from atlasmap.cluster.failures import (
     read_failure,
     write_failure,
 )
+from atlasmap.cluster.slurm import JobTimes
 from atlasmap.cluster.stopping import Stopped
 from atlasmap.errors import AtlasmapError
 from atlasmap.inference import CHUNK, embed
@@ -35,6 +38,11 @@ ATLASMAP = str(Path(sys.executable).parent / "atlasmap")
 
 def an_error(code: str) -> AtlasmapError:
     return AtlasmapError(code, expected="e", found="f", mend="m")
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 def numpys() -> MemoryError:
@@ -65,6 +73,15 @@ def torchs() -> RuntimeError:
         (Stopped("SIGTERM came"), "preempted"),
         (Stopped("the end", kind="walltime"), "walltime"),
         (KeyError("x"), "bug"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "host_memory"),
+        (OSError(errno.ESTALE, "Stale file handle"), "io"),
+        (an_error("DOWNLOAD_FAILED"), "io"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "gpu_memory"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "missing_gpu"),
+        (caused(an_error("FILE_UNREADABLE"), MemoryError()), "host_memory"),
+        (caused(an_error("FILE_UNREADABLE"), KeyError("x")), "bad_input"),
+        (BatchesFailed(["nan", "bug"], expected="e", found="f", mend="m"), "nan"),
+        (BatchesFailed(["nan", "host_memory"], expected="e", found="f", mend="m"), "host_memory"),
     ],
 )
 def test_every_error_has_a_kind(error, kind):
@@ -76,7 +93,7 @@ def test_every_error_has_a_kind(error, kind):
 
 def test_exit_codes_are_distinct_and_all_is_said():
     assert len(set(EXIT_CODES.values())) == len(EXIT_CODES) and 0 not in EXIT_CODES.values()
-    assert set(EXIT_CODES) == {*MEND, "bad_input", "nan", "missing_gpu"}  # these bring their own
+    assert set(EXIT_CODES) == {*MEND, "bad_input", "nan"}  # these bring their own
 
 
 def test_a_record_is_one_line_and_comes_back(tmp_path):
@@ -165,6 +182,28 @@ def test_success_removes_the_record_and_keeps_the_logs_of_failed_attempts(tmp_pa
 
 def test_a_wrong_flag_is_bad_input(tmp_path):
     assert run(tmp_path / "a.log", "gather-tables", "--nope").returncode == EXIT_CODES["bad_input"]
+    assert read_failure(tmp_path / "a.log").kind == "bad_input"
+
+
+def test_an_attempt_that_is_killed_is_not_known_by_an_older_record(tmp_path):
+    log, sizes = tmp_path / "a.log", json.dumps({"n_cells": 400_000})
+    words = ["simulate", "--out", str(tmp_path / "s.h5ad"), "--simulation", sizes]
+    write_failure(failure_of(KeyError("mended since"), words, 1), log)
+    process = subprocess.Popen([ATLASMAP, "--log", str(log), *words])
+    until = time.monotonic() + 20
+    while failure_path(log).exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert read_failure(log) is None and hopeless(log, words, 2) is None
+
+
+def test_walltime_outside_of_training_is_called_so(monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(stopping, "job_times", lambda: JobTimes(now - 600, now + 5))
+    assert kind_of(Stopped("SIGTERM came")) == "walltime"
+    monkeypatch.setattr(stopping, "job_times", lambda: JobTimes(now - 600, now + 500))
+    assert kind_of(Stopped("SIGTERM came")) == "preempted"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

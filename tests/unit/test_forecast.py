@@ -1,6 +1,7 @@
 """Forecasts: what they depend on, how they are corrected, what jobs are told to ask for."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,8 +73,9 @@ def test_the_probe_times_the_models_themselves(monkeypatch):
 def finished(folder: Path, raw: list[Forecast], took: dict[str, tuple[float, float]]) -> None:
     """An atlas that was forecast and run."""
     (folder / "logs/seed0").mkdir(parents=True)
-    said = forecast.as_json(raw, raw, SPEEDS, CPU)
+    said = forecast.as_json(raw, {}, SPEEDS, CPU)
     (folder / "forecast.json").write_text(json.dumps(said))
+    os.utime(folder / "forecast.json", (1, 1))
     for name, (seconds, rss) in took.items():
         (folder / "logs" / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / "logs" / name).write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t{rss}\n")
@@ -95,6 +97,28 @@ def test_earlier_runs_correct_it(tmp_path):
     assert again["map_per_batch"].seconds == pytest.approx(0.5 * once["map_per_batch"].seconds)
     assert again["map_per_batch"].mem_mb == pytest.approx(0.5 * once["map_per_batch"].mem_mb)
     assert again["fit_umap"] == once["fit_umap"]
+
+
+def test_a_forecast_anew_keeps_what_was_learnt_and_forgets_what_does_not_count(tmp_path):
+    raw = list(rows().values())
+    twice = 2 * rows()["train_scvi"].seconds
+    logs = tmp_path / "a/logs/seed0"
+    finished(tmp_path / "a", raw, {"seed0/train_scvi.tsv": (twice, 100)})
+    known = corrections(tmp_path)
+    assert known["train_scvi"][0] == pytest.approx(2)
+    # other settings, no run since: the old log says nothing of the new forecast
+    longer = list(rows(replace(SIZES, n_reference=40_000)).values())
+    said = forecast.as_json(longer, known, SPEEDS, CPU)
+    (tmp_path / "a/forecast.json").write_text(json.dumps(said))
+    assert corrections(tmp_path) == known
+    for text in ("scVI: taken up at epoch 3", "query1: mapped already"):
+        finished(tmp_path / text[:4], raw, {"seed0/train_scvi.tsv": (0.01, 100)})
+        (tmp_path / text[:4] / "logs/seed0/train_scvi.log").write_text(text)
+    assert corrections(tmp_path) == known
+    (logs / "train_scvi.tsv").write_text("s\th:m:s\tmax_rss\n5\t0:00:05\tNA\n")
+    (logs / "fit_umap_x.tsv").write_text("")
+    os.utime(tmp_path / "a/forecast.json", (1, 1))
+    assert corrections(tmp_path)["train_scvi"][1] == 1
 
 
 def test_nothing_to_correct_with(tmp_path):

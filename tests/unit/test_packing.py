@@ -13,11 +13,12 @@ from atlasmap.packing import jobs, members
 from atlasmap.settings import SurgerySettings
 
 NAMES = [f"donor {k}" for k in range(200)]
-NOTHING = frozenset().__contains__
 
 
-def packed(batches, most, done=NOTHING) -> dict[str, list[str]]:
-    return {job: members(job, batches) for job in jobs(batches, most, done)}
+def packed(batches, most, done: dict[str, list[str]] | None = None) -> dict[str, list[str]]:
+    """Job → its batches, when the jobs in `done` have mapped theirs."""
+    found = jobs(batches, most, lambda job: len((done or {}).get(job, [])))
+    return {job: members(job, batches) for job in found}
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 20, 199, 200, 10**6])
@@ -32,7 +33,7 @@ def test_every_batch_is_in_one_job_and_no_job_is_larger_than_asked(most):
 
 def test_a_new_batch_touches_one_job_alone():
     before = packed(NAMES[:-1], 20)
-    after = packed(NAMES, 20, set(before).__contains__)
+    after = packed(NAMES, 20, before)
     assert [job for job in after if after[job] != before.get(job)] == [
         job for job, inside in after.items() if NAMES[-1] in inside
     ]
@@ -41,27 +42,37 @@ def test_a_new_batch_touches_one_job_alone():
 @pytest.mark.parametrize("most", [1, 3, 20, 1000])
 def test_what_is_done_stays_packed_as_it_was(most):
     before = packed(NAMES, 20)
-    assert packed(NAMES, most, set(before).__contains__) == before
-    singles = set(NAMES[:50])
-    after = packed(NAMES, most, singles.__contains__)
-    assert singles <= set(after)
+    assert packed(NAMES, most, before) == before
+    singles = {name: [name] for name in NAMES[:50]}
+    after = packed(NAMES, most, singles)
+    assert set(singles) <= set(after)
     assert sorted(b for inside in after.values() for b in inside) == sorted(NAMES)
 
 
 def test_half_done_under_another_size_is_kept_too():
     before = packed(NAMES, 20)
-    done = set(list(before)[::2])
-    after = packed(NAMES, 5, done.__contains__)
-    assert done <= set(after) and all(len(after[j]) <= 5 for j in after if j not in done)
+    done = {job: before[job] for job in list(before)[::2]}
+    after = packed(NAMES, 5, done)
+    assert set(done) <= set(after) and all(len(after[j]) <= 5 for j in after if j not in done)
     assert sorted(b for inside in after.values() for b in inside) == sorted(NAMES)
     # while these jobs run and their markers appear, nobody may come to another list
     for n in range(len(after)):
-        now = done | set(list(after)[:n])
-        assert packed(NAMES, 5, now.__contains__) == after
+        now = done | {job: after[job] for job in list(after)[:n]}
+        assert packed(NAMES, 5, now) == after
+
+
+def test_a_job_that_is_done_does_not_grow_without_limit():
+    before = packed(NAMES[:10], 20)
+    assert list(before) == ["+"]
+    assert list(packed(NAMES[:20], 20, before)) == ["+"]
+    assert max(map(len, packed(NAMES, 20, before).values())) <= 20
+    oversize = {"+": NAMES[:150]}
+    assert list(packed(NAMES[:150], 20, oversize)) == ["+"]
+    assert max(map(len, packed(NAMES[:151], 20, oversize).values())) <= 20
 
 
 def test_no_batches_no_jobs():
-    assert jobs([], 5, NOTHING) == []
+    assert jobs([], 5, lambda job: 0) == []
 
 
 @pytest.fixture
@@ -137,6 +148,34 @@ def test_finished_batches_are_not_done_again_unless_something_changed(
     assert mapped == [name for name, due in again.items() if due]
 
 
+@pytest.mark.parametrize("file", ["settings.json", ".latent.h5ad.sha256", "registry.json"])
+def test_a_folder_that_is_cut_short_is_made_again(prepared, file):
+    together(prepared, "query0")
+    before = sha256(prepared / "out/query0/settings.json")
+    (prepared / "out/query0" / file).write_text("")
+    (prepared / "out/query0/.checkpoints/x").mkdir(parents=True)
+    together(prepared, "query0")
+    assert sha256(prepared / "out/query0/settings.json") == before
+    assert not (prepared / "out/query0/.checkpoints").exists()
+
+
+def test_a_batch_too_large_for_memory_does_not_keep_the_others_from_it(prepared, monkeypatch):
+    import atlasmap.mapping
+
+    original = atlasmap.mapping.map_query
+
+    def short_of_memory(reference, query, *args):
+        if "query0" in set(query.obs["batch"]):
+            raise MemoryError
+        return original(reference, query, *args)
+
+    monkeypatch.setattr(atlasmap.mapping, "map_query", short_of_memory)
+    with pytest.raises(AtlasmapError) as error:
+        together(prepared, "query0", "query1")
+    assert error.value.kind == "host_memory"  # another attempt gets more
+    assert (prepared / "out/query1/latent.h5ad").exists()
+
+
 def test_one_bad_batch_does_not_take_the_others_with_it(prepared, queries):
     bad = queries["query0"]
     bad.obs["batch"] = "batch0"  # a reference batch
@@ -147,6 +186,6 @@ def test_one_bad_batch_does_not_take_the_others_with_it(prepared, queries):
     assert error.value.code == "BATCHES_FAILED"
     assert "1 mapped" in error.value.found
     assert "query0: QUERY_BATCH_IS_REFERENCE" in error.value.found
-    assert "broken: OSError" in error.value.found
+    assert "broken: OSError" in error.value.found and error.value.kind == "bug"
     assert (prepared / "out/query1/latent.h5ad").exists()
     assert not (prepared / "marker.json").exists()

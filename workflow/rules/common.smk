@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from atlasmap.cluster.partitions import largest, read_partitions
 from atlasmap.config import (
     as_flag,
     check_mappable,
@@ -27,8 +28,10 @@ shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH;
 
 ROOT = Path(workflow.current_basedir).parent.parent
 # Not in the profile: a path there would be looked for in the folder that --directory names.
-os.environ.setdefault(
-    "SNAKEMAKE_SLURM_PARTITIONS", str(ROOT / "slurm" / "partitions.yaml")
+PARTITION_FILE = Path(
+    os.environ.setdefault(
+        "SNAKEMAKE_SLURM_PARTITIONS", str(ROOT / "slurm" / "partitions.yaml")
+    )
 )
 CONDA = str(ROOT / "envs" / "atlasmap.yaml")
 
@@ -50,6 +53,13 @@ CONFIGFILES = " ".join(
     f"--configfiles={shlex.quote(str(Path(f).absolute()))}"
     for f in workflow.overwrite_configfiles
 )
+GPU_RULES = (
+    ["train_scvi", "train_scanvi", "map_per_batch", "map_joint"]
+    if CONFIG.device != "cpu"
+    else []
+)
+PARTITIONS = read_partitions(PARTITION_FILE) if PARTITION_FILE.is_file() else {}
+LIMITS = {gpu: largest(PARTITIONS, gpu) for gpu in (False, True)}
 GPU = 0 if CONFIG.device == "cpu" else 1
 BUNDLE = [
     "settings.json",
@@ -174,7 +184,10 @@ def mapped(seed, variant, strategy):
     if strategy == "joint":
         return of_mappings(seed, variant, strategy, "latent.h5ad")
     top = f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}/.mapped"
-    done = {marker.stem for marker in Path(top).glob("*.json")}
+    done = {
+        marker.stem: len(json.loads(marker.read_text()))
+        for marker in Path(top).glob("*.json")
+    }
     most = CONFIG.mapping.batches_per_job
     return [
         f"{top}/{job}.json" for job in jobs(query_batches(), most, done.__contains__)
@@ -186,18 +199,36 @@ def this_attempt(wildcards, attempt):
     return attempt
 
 
-def memory(rule, base, per_input_mb=0):
-    """mem_mb of a rule's jobs: as forecast, or by the size of their input; grows with attempts."""
-    told = FORECAST.get(rule)
-    return lambda w, input, attempt: attempt * (
-        told["mem_mb"] if told else int(base + per_input_mb * input.size_mb)
-    )
+def memory(rule, base, per_input_mb=0, together=True):
+    """mem_mb of a rule's jobs: as forecast, or by the size of all its inputs (or its largest).
+
+    Grows with attempts, as far as a partition goes.
+    """
+    told, most = FORECAST.get(rule), LIMITS[rule in GPU_RULES].mem_mb
+
+    def mem_mb(w, input, attempt):
+        size = input.size_mb if together else max(input.size_files_mb)
+        return int(
+            min(
+                attempt * (told["mem_mb"] if told else base + per_input_mb * size), most
+            )
+        )
+
+    return mem_mb
 
 
-def minutes(rule, first):
-    """runtime of a rule's jobs: as forecast, or `first`; grows with attempts."""
-    told = FORECAST.get(rule)
-    return lambda w, attempt: attempt * (told["runtime"] if told else first)
+def minutes(rule, first, an_input=0):
+    """runtime of a rule's jobs: as forecast, or `first` and so much for each input.
+
+    Grows with attempts, as far as a partition goes: training is taken up where it was.
+    """
+    told, most = FORECAST.get(rule), LIMITS[rule in GPU_RULES].minutes
+
+    def runtime(w, input, attempt):
+        asked = told["runtime"] if told else first + an_input * len(input)
+        return int(min(attempt * asked, most))
+
+    return runtime
 
 
 def settings_of(*keys):
@@ -329,10 +360,7 @@ def doctor_flags():
                 asked = job.resources.get(name)
                 need[name] = max(need[name], asked if isinstance(asked, int) else 0)
     said = json.dumps([dict(rule=rule, **need) for rule, need in needs.items()])
-    partitions = (
-        workflow.executor_settings.partition_config
-        or ROOT / "slurm" / "partitions.yaml"
-    )
+    partitions = workflow.executor_settings.partition_config or PARTITION_FILE
     gpu = "--gpu" if any(need["gpu"] for need in needs.values()) else "--no-gpu"
     return (
         f"{gpu} --needs {shlex.quote(said)} --partitions {shlex.quote(str(partitions))}"

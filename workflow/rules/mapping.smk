@@ -24,8 +24,8 @@ rule map_per_batch:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory("map_per_batch", 3000, 20),
-        runtime=minutes("map_per_batch", 120),
+        mem_mb=memory("map_per_batch", 3000, 20, together=False),
+        runtime=minutes("map_per_batch", 60, an_input=15),
         gpu=GPU,
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",

@@ -9,20 +9,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
+from atlasmap.cluster.partitions import Limits, minutes_of, read_partitions
 from atlasmap.cluster.slurm import ask, record
+from atlasmap.errors import AtlasmapError
 
 LEAST_DISK_GB, SECONDS_OF_SKEW = 5, 5
 JOB_MINUTES, SECONDS_FOR_JOB = 2, 600
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
 PACKAGES = ("atlasmap", "torch", "snakemake", "snakemake-executor-plugin-slurm", "anndata")
-GRES = re.compile(r"gpu(?::[^:,()]+)*?:(\d+)")
+GRES = re.compile(r"\bgpu(?::[^:,()]+)*:(\d+)(?=[(,]|$)")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class Partition:
     mem_mb: float
     gpus: int
 
+    def within(self, limits: Limits) -> "Partition":
+        """What is left of it under the partition file's own limits."""
+        minutes, mem_mb = min(self.minutes, limits.minutes), min(self.mem_mb, limits.mem_mb)
+        return replace(self, minutes=minutes, mem_mb=mem_mb, gpus=int(min(self.gpus, limits.gpus)))
+
     def lacks(self, need: Need) -> str | None:
         """Why a job does not fit; None if it does."""
         for asked, limit, unit in [
@@ -69,17 +76,6 @@ class Partition:
             if asked > limit:
                 return f"{self.name} allows {limit:.0f} {unit}"
         return None
-
-
-def minutes_of(text: str) -> float:
-    """Slurm's [days-]hours:minutes:seconds in minutes."""
-    if text in ("UNLIMITED", "infinite", "NONE", ""):
-        return float("inf")
-    days, _, clock = text.rpartition("-")
-    parts = [float(part) for part in clock.split(":")]
-    while len(parts) < 3:
-        parts.insert(0, 0.0) if not days else parts.append(0.0)
-    return int(days or 0) * 1440 + parts[0] * 60 + parts[1] + parts[2] / 60
 
 
 def partitions() -> list[Partition]:
@@ -125,9 +121,11 @@ def of_commands() -> Iterator[Finding]:
     age = int(known.get("MinJobAge", 300))
     if age < 60:
         found = f"squeue forgets a finished job after {age} s"
-        yield Finding(
-            "note", "status", found, "set slurm-status-command: sacct in slurm/config.yaml"
-        )
+        mend = "set slurm-status-command: sacct in slurm/config.yaml"
+        if off:
+            mend = "ask the administrators for a MinJobAge of 60 s or more: without accounting "
+            mend += "nobody else knows how a job ended"
+        yield Finding("note", "status", found, mend)
 
 
 def of_partitions(chosen: Path, needs: list[Need]) -> Iterator[Finding]:
@@ -136,25 +134,26 @@ def of_partitions(chosen: Path, needs: list[Need]) -> Iterator[Finding]:
     listed = ", ".join(there) or "none"
     again = f"atlasmap doctor --write_partitions writes {chosen} anew; the cluster has: {listed}"
     try:
-        names = list(yaml.safe_load(chosen.read_text())["partitions"])
-    except (OSError, TypeError, KeyError, yaml.YAMLError):
-        yield Finding("error", "partitions", f"{chosen} does not list any", again)
+        allowed = read_partitions(chosen)
+    except AtlasmapError as error:
+        yield Finding("error", "partitions", error.found, again)
         return
-    unknown = [name for name in names if name not in there or not there[name].up]
-    if unknown:
-        yield Finding("error", "partitions", f"{', '.join(unknown)}: not there or not up", again)
-    usable = [there[name] for name in names if name in there and there[name].up]
+    unknown = [name for name in allowed if name not in there or not there[name].up]
+    if unknown or not allowed:
+        found = f"{', '.join(unknown) or 'none listed'}: not there or not up"
+        yield Finding("error", "partitions", found, again)
+    usable = [there[name].within(allowed[name]) for name in allowed if name not in unknown]
     for partition in usable:
         limits = f"{partition.minutes:.0f} min, {partition.mem_mb:.0f} MB, {partition.gpus} GPUs"
         yield Finding("ok", "partition", f"{partition.name}: up to {limits}")
-    for need in needs:
-        why = [partition.lacks(need) for partition in usable]
-        if all(why):
-            asked = f"{need.mem_mb} MB, {need.runtime} min, {need.gpu} GPUs"
-            mend = f"snakemake --set-resources {need.rule}:runtime=… (or mem_mb, gpu), or " + again
-            found = f"{need.rule} asks for {asked}; {'; '.join(map(str, why)) or 'no partition'}"
-            yield Finding("error", "limits", found, mend)
-    if needs and usable and not any(all(p.lacks(n) for p in usable) for n in needs):
+    misfits = {need: [partition.lacks(need) for partition in usable] for need in needs}
+    misfits = {need: why for need, why in misfits.items() if all(why)}
+    for need, why in misfits.items():
+        asked = f"{need.mem_mb} MB, {need.runtime} min, {need.gpu} GPUs"
+        mend = f"snakemake --set-resources {need.rule}:runtime=… (or mem_mb, gpu), or " + again
+        found = f"{need.rule} asks for {asked}; {'; '.join(map(str, why)) or 'no partition'}"
+        yield Finding("error", "limits", found, mend)
+    if needs and usable and not misfits:
         yield Finding("ok", "limits", f"the jobs of {len(needs)} rules fit")
 
 
@@ -203,7 +202,8 @@ def of_disk(folder: Path, what: str) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(folder).free / 2**30
     if free < LEAST_DISK_GB:
-        yield Finding("error", what, f"{folder}: {free:.1f} GiB free", f"free {LEAST_DISK_GB} GiB")
+        level = "error" if what == "results" else "note"
+        yield Finding(level, what, f"{folder}: {free:.1f} GiB free", f"free {LEAST_DISK_GB} GiB")
     else:
         yield Finding("ok", what, f"{folder}: writable, {free:.0f} GiB free")
     if abs(skew) > SECONDS_OF_SKEW:
@@ -211,28 +211,49 @@ def of_disk(folder: Path, what: str) -> Iterator[Finding]:
         yield Finding("error", "clock", found, "Snakemake compares times of files: ask the admins")
 
 
+def profile_flags(profile: Path, gpu: bool) -> list[str]:
+    """What the profile adds to each job: account, QoS, constraint, and a GPU job's GPU."""
+    given = yaml.safe_load(profile.read_text(encoding="utf-8")) if profile.is_file() else {}
+    listed = given.get("default-resources") or []
+    pairs = listed.items() if isinstance(listed, dict) else (str(x).split("=", 1) for x in listed)
+    known = {str(key): str(value).strip("'\"") for key, value in pairs}
+    names = {"slurm_account": "--account", "qos": "--qos", "constraint": "--constraint"}
+    flags = [f"{flag}={known[name]}" for name, flag in names.items() if name in known]
+    if gpu:
+        asked = (given.get("set-resources") or {}).get("train_scvi") or {}
+        model = asked.get("gpu_model") if isinstance(asked, dict) else None
+        flags.append(f"--gpus={model}:1" if model else "--gpus=1")
+    return flags
+
+
 def in_a_job(chosen: Path, results: Path, gpu: bool) -> list[str]:
     """Look around in a job of a minute; what it said, line by line."""
     usable = {partition.name: partition for partition in partitions()}
-    names = [name for name in yaml.safe_load(chosen.read_text())["partitions"] if name in usable]
-    fits = [name for name in names if not usable[name].lacks(Need("", gpu=int(gpu)))]
+    need = Need("", gpu=int(gpu))
+    allowed = read_partitions(chosen)
+    fits = [n for n in allowed if n in usable and not usable[n].within(allowed[n]).lacks(need)]
     if not fits:
         return [str(Finding("error", "job", f"no partition of {chosen} has what it needs"))]
     inside = [sys.executable, "-m", "atlasmap.commands.main", "doctor", "--inside"]
     inside += ["--results", str(results), *([] if gpu else ["--no-gpu"])]
     with tempfile.TemporaryDirectory(dir=results, prefix=".doctor-") as scratch:
         said = Path(scratch) / "said"
-        command = ["sbatch", "--wait", "--parsable", f"--time={JOB_MINUTES}", "--mem=1500"]
-        command += [f"--partition={fits[0]}", f"--output={said}", *(["--gpus=1"] if gpu else [])]
-        command += ["--wrap", shlex.join(inside)]
+        command = ["sbatch", "--wait", "--job-name=doctor", f"--time={JOB_MINUTES}", "--mem=1500"]
+        command += [f"--partition={fits[0]}", f"--output={said}"]
+        command += [*profile_flags(chosen.with_name("config.yaml"), gpu), "--wrap"]
         try:
-            subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_FOR_JOB)
+            done = subprocess.run(
+                [*command, shlex.join(inside)], capture_output=True, text=True,
+                timeout=SECONDS_FOR_JOB,
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
+            ask("scancel", "--name=doctor", "--me")
             found = f"no answer within {SECONDS_FOR_JOB // 60} min: is the queue full?"
             return [str(Finding("error", "job", found, f"squeue -p {fits[0]}"))]
         text = said.read_text() if said.exists() else ""
     lines = [line for line in text.splitlines() if line.startswith(("ok", "note", "error", " "))]
-    return lines or [str(Finding("error", "job", text.strip() or "said nothing", "sinfo -R"))]
+    found = (done.stderr + text).strip() or "said nothing"
+    return lines or [str(Finding("error", "job", found, "slurm/config.yaml; sinfo -R"))]
 
 
 def write_partitions(path: Path) -> Finding:

@@ -15,8 +15,10 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cyclopts import CycloptsError
+
 import atlasmap
-from atlasmap.cluster.stopping import Stopped
+from atlasmap.cluster.stopping import Stopped, near_end
 from atlasmap.errors import AtlasmapError
 
 EXIT_CODES = {
@@ -30,10 +32,30 @@ EXIT_CODES = {
     "missing_gpu": 8,
     "disk_full": 9,
     "not_writable": 10,
+    "io": 11,
 }
 # Another attempt may succeed: it is given more memory and time, or another node.
-TRANSIENT = {"host_memory", "preempted", "walltime", "missing_gpu"}
-KIND_OF_CODE = {"TRAINING_NAN": "nan", "GPU_UNUSABLE": "missing_gpu"}
+TRANSIENT = {"host_memory", "preempted", "walltime", "missing_gpu", "io"}
+KIND_OF_CODE = {"TRAINING_NAN": "nan", "GPU_UNUSABLE": "missing_gpu", "DOWNLOAD_FAILED": "io"}
+KIND_OF_ERRNO = {
+    errno.ENOSPC: "disk_full",
+    errno.EDQUOT: "disk_full",
+    errno.EACCES: "not_writable",
+    errno.EPERM: "not_writable",
+    errno.EROFS: "not_writable",
+    errno.ENOMEM: "host_memory",
+    errno.EIO: "io",
+    errno.ESTALE: "io",
+    errno.ETIMEDOUT: "io",
+}
+# What torch and HDF5 say in words alone.
+KIND_OF_WORDS = {
+    "can't allocate memory": "host_memory",
+    "No space left on device": "disk_full",
+    "Disk quota exceeded": "disk_full",
+    "CUBLAS_STATUS_ALLOC_FAILED": "gpu_memory",
+    "CUDA error": "missing_gpu",
+}
 MEND = {
     "bug": "this is a bug in atlasmap: please report it with the log",
     "host_memory": "the next attempt is given more; or --set-resources RULE:mem_mb=…",
@@ -44,6 +66,8 @@ MEND = {
     "--set-resources RULE:runtime=…",
     "disk_full": "free space where results/ and TMPDIR are (atlasmap doctor shows both)",
     "not_writable": "make results/ writable for the jobs",
+    "io": "nothing, if it happens once; else ask about the disk or the network",
+    "missing_gpu": "nothing, if it happens once; else leave out this node (sinfo -R)",
 }
 
 
@@ -66,22 +90,34 @@ class Failure:
 
 
 def kind_of(error: BaseException) -> str:
-    """Which of EXIT_CODES an error is."""
-    text = str(error)
+    """Which of EXIT_CODES an error is; what caused an AtlasmapError counts before its code."""
     if isinstance(error, Stopped):
+        return "walltime" if error.kind == "preempted" and near_end() else error.kind
+    if isinstance(error, BatchesFailed):
         return error.kind
     if isinstance(error, AtlasmapError):
-        return KIND_OF_CODE.get(error.code, "bad_input")
+        deeper = kind_of(error.__cause__) if error.__cause__ else "bug"
+        return KIND_OF_CODE.get(error.code, "bad_input" if deeper == "bug" else deeper)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return "gpu_memory"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if isinstance(error, MemoryError):
         return "host_memory"
+    if isinstance(error, CycloptsError):
+        return "bad_input"
     number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
-        return "disk_full"
-    if isinstance(error, PermissionError) or number == errno.EROFS:
-        return "not_writable"
-    return "bug"
+    if number in KIND_OF_ERRNO:
+        return KIND_OF_ERRNO[number]
+    words = (kind for said, kind in KIND_OF_WORDS.items() if said in str(error))
+    return next(words, "bug")
+
+
+class BatchesFailed(AtlasmapError):
+    """Some batches of a job could not be mapped; `kind` is the one that decides on a retry."""
+
+    def __init__(self, kinds: list[str], **said: str):
+        transient = [kind for kind in kinds if kind in TRANSIENT]
+        self.kind = (transient or kinds)[0]
+        super().__init__("BATCHES_FAILED", **said)
 
 
 def failure_of(error: BaseException, arguments: list[str], attempt: int) -> Failure:
@@ -94,7 +130,7 @@ def failure_of(error: BaseException, arguments: list[str], attempt: int) -> Fail
         kind=kind,
         code=error.code if atlasmaps else type(error).__name__,
         found=error.found if atlasmaps else f"{error}{where}",
-        mend=error.mend if atlasmaps else MEND[kind],
+        mend=error.mend if atlasmaps else MEND.get(kind, "correct the command: --help"),
         transient=kind in TRANSIENT,
         exit_code=EXIT_CODES[kind],
         command=shlex.join(["atlasmap", *arguments]),

@@ -11,6 +11,7 @@ from atlasmap.cluster.slurm import asked_times, job_times
 log = logging.getLogger("atlasmap")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SECONDS_BEFORE_END = 120.0
+SECONDS_OF_GRACE = 15.0
 SHARE_BEFORE_END = 0.2  # of a short job's whole time
 
 
@@ -28,6 +29,18 @@ class Stopped(BaseException):
 def leave(number: int, _frame) -> None:
     """Signal handler of work that has nothing to save."""
     raise Stopped(f"{signal.Signals(number).name} came")
+
+
+def near_end() -> bool:
+    """Whether this job's walltime is what ends it: Slurm's SIGTERM comes at the limit."""
+    times = job_times()
+    return times is not None and time.time() > times.end - SECONDS_OF_GRACE
+
+
+def ignore_signals() -> None:
+    """From now on nothing interrupts: a failure is being recorded."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def install() -> None:

@@ -1,12 +1,13 @@
 """Why a job failed: its log, its record, Slurm's log and what Slurm knows, in one paragraph."""
 
+import glob
 import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from atlasmap.cluster import slurm
-from atlasmap.cluster.failures import MEND, TRANSIENT, Failure, failure_path, read_failure
+from atlasmap.cluster.failures import MEND, Failure, failure_path, read_failure
 from atlasmap.errors import AtlasmapError
 
 SLURM_LOGS = Path(".snakemake/slurm_logs")
@@ -16,6 +17,7 @@ NEARLY_ALL = 0.9  # of the memory asked for
 
 # What Slurm writes into a job's log, or calls its state → the kind of failure.
 SIGNS = {
+    r"\bRUNNING|\bPENDING|COMPLETING": "running",
     r"out.of.memory|oom.?kill|memory limit": "host_memory",
     r"TIME LIMIT|TIMEOUT": "walltime",
     r"PREEMPT": "preempted",
@@ -49,35 +51,38 @@ class Traces:
     facts: dict[str, str]
 
 
-def logs_of(rule: str, results: Path) -> list[Path]:
-    """Logs of a rule's jobs, those that failed last first."""
+def unfinished(log: Path) -> bool:
+    """Whether a job's last attempt failed or is still running: success removes these traces."""
+    if failure_path(log).exists():
+        return True
+    return any(path.samefile(log) for path in attempts(log))
+
+
+def attempts(log: Path) -> list[Path]:
+    """Logs of a job's attempts that did not succeed."""
+    return sorted(log.parent.glob(f"{glob.escape(log.stem)}.attempt*{log.suffix}"))
+
+
+def find_log(asked: str | None, results: Path) -> Path:
+    """The log that is meant by a path, a rule's name, or nothing: of the unfinished jobs the one
+    that wrote last, else (of a rule) the last at all; raises WHY_NO_LOG."""
+    if asked and Path(asked).is_file():
+        return Path(asked)
     named = [
         log
         for log in results.glob("*/logs/**/*.log")
         if ".attempt" not in log.name
-        and any(part.startswith(rule) for part in log.parts[log.parts.index("logs") + 1 :])
+        and any(part.startswith(asked or "") for part in log.parts[log.parts.index("logs") + 1 :])
     ]
-    return sorted(
-        named, key=lambda log: (failure_path(log).exists(), log.stat().st_mtime), reverse=True
-    )
-
-
-def find_log(asked: str | None, results: Path) -> Path:
-    """The log that is meant by a path, a rule's name, or nothing (what failed last); raises
-    WHY_NO_LOG."""
-    if asked and Path(asked).is_file():
-        return Path(asked)
-    found = logs_of(asked or "", results)
-    if asked is None:
-        found = [log for log in found if failure_path(log).exists()]
+    found = [log for log in named if unfinished(log)] or (named if asked else [])
     if not found:
         raise AtlasmapError(
             "WHY_NO_LOG",
             expected=f"a log below {results}/*/logs, of {asked or 'a job that failed'}",
-            found="none: the job never began",
+            found="none: nothing has failed, or the job never began",
             mend="see what Snakemake printed, or .snakemake/log",
         )
-    return found[0]
+    return max(found, key=lambda log: log.stat().st_mtime)
 
 
 def traces(log: Path) -> Traces:
@@ -104,13 +109,17 @@ def megabytes(text: str) -> float:
 
 def kind(found: Traces) -> str:
     """The job's own word, else Slurm's, else what its memory suggests."""
-    if found.failure:
-        return found.failure.kind
+    said = found.failure.kind if found.failure else None
+    if said not in (None, "preempted"):  # a signal says nothing of who sent it
+        return said
     state = f"{found.facts.get('State', '')} {found.facts.get('JobState', '')}"
     for sign, name in SIGNS.items():
-        if re.search(sign, state, re.IGNORECASE) or re.search(
-            sign, found.slurm_text, re.IGNORECASE
-        ):
+        if re.search(sign, state, re.IGNORECASE):
+            return name
+    if said:
+        return said
+    for sign, name in SIGNS.items():
+        if re.search(sign, found.slurm_text, re.IGNORECASE):
             return name
     asked = megabytes(found.facts.get("ReqMem", ""))
     if asked and megabytes(found.facts.get("MaxRSS", "")) > NEARLY_ALL * asked:
@@ -130,29 +139,41 @@ def slurms_word(found: Traces) -> str:
     return f"Slurm says of job {found.slurm_job}: {', '.join(said)}."
 
 
+def name_of(log: Path) -> str:
+    """A job's name, from where its log is."""
+    parts = log.with_suffix("").parts
+    return "/".join(parts[parts.index("logs") + 1 :]) if "logs" in parts else log.stem
+
+
+def where_and_when(found: Traces) -> str:
+    """Attempt, node, time."""
+    if found.failure:
+        failure = found.failure
+        return f"attempt {failure.attempt}, on {failure.host}, {failure.time}"
+    started = STARTED.findall(found.text)
+    return f"attempt {started[-1][2]}, on {started[-1][1]}" if started else "not under Slurm"
+
+
 def paragraph(found: Traces) -> str:
     """What failed, why, what to change, and the command to run it by hand."""
     failure, what = found.failure, kind(found)
-    if failure:
-        why = f"{failure.code}: {failure.found}"
-        change, command = failure.mend, failure.command
-        when = f"attempt {failure.attempt}, on {failure.host}, {failure.time}"
+    commands = [failure.command] if failure else COMMAND.findall(found.text)
+    hand = f"Log: {found.log}\nBy hand: {commands[-1] if commands else 'see the log'}"
+    if not unfinished(found.log):
+        return f"{name_of(found.log)} did not fail: its last attempt ended well.\n{hand}"
+    if what == "running" and not failure:
+        return f"{name_of(found.log)} is waiting or running. {slurms_word(found)}\n{hand}"
+    if failure and what == failure.kind:
+        why, change = f"{failure.code}: {failure.found}", failure.mend
     else:
-        commands = COMMAND.findall(found.text)
-        why, change = SAID[what], CHANGE[what]
-        command = commands[-1] if commands else "see the log"
-        started = STARTED.findall(found.text)
-        when = f"attempt {started[-1][2]}, on {started[-1][1]}" if started else "not under Slurm"
-    again = (
-        "is tried again by itself" if what in TRANSIENT else "will fail again until it is mended"
-    )
-    name = "/".join(found.log.with_suffix("").parts[found.log.parts.index("logs") + 1 :]) if (
-        "logs" in found.log.parts) else found.log.stem  # fmt: skip
+        why, change = SAID.get(what, SAID["killed"]), CHANGE.get(what, CHANGE["killed"])
     sentences = [
-        f"{name} failed ({what}; {when}). {why.strip().rstrip('.')}.",
+        f"{name_of(found.log)} failed ({what}; {where_and_when(found)}).",
+        f"{why.strip().rstrip('.')}.",
         slurms_word(found),
-        f"What to do: {change.rstrip('.')}. With retries it {again}." if failure else
         f"What to do: {change.rstrip('.')}.",
-    ]  # fmt: skip
-    text = textwrap.fill(" ".join(s for s in sentences if s), 98)
-    return f"{text}\nLog: {found.log}\nBy hand: {command}"
+    ]
+    if failure and not failure.transient:
+        sentences.append("Until then retries leave at once.")
+    text = textwrap.fill(" ".join(sentence for sentence in sentences if sentence), 98)
+    return f"{text}\n{hand}"

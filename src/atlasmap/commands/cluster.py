@@ -109,7 +109,7 @@ def plan(folder: Path, *, configfile: list[Path] | None = None, device: Device =
     from atlasmap.commands.data import write_json
     from atlasmap.config import cost, load_config, merged
     from atlasmap.device import pick_device
-    from atlasmap.forecast import as_json, corrected, corrections, forecast
+    from atlasmap.forecast import as_json, corrections, forecast
     from atlasmap.probe import Sizes, probe
 
     contract = folder / "data" / "contract.json"
@@ -127,8 +127,7 @@ def plan(folder: Path, *, configfile: list[Path] | None = None, device: Device =
     config, sizes, chosen = load_config(given), Sizes.of(facts), pick_device(device)
     speeds = probe(sizes, config, chosen)
     raw = forecast(sizes, config, given, speeds)
-    rows = corrected(raw, corrections(folder.parent))
-    said = as_json(raw, rows, speeds, chosen)
+    said = as_json(raw, corrections(folder.parent), speeds, chosen)
     write_json(folder / "forecast.json", said)
     table = pd.DataFrame(said["forecast"])
     table["minutes"] = (table["seconds"] / 60).round(1)

@@ -15,13 +15,12 @@ from cyclopts import App, CycloptsError, Parameter
 import atlasmap
 from atlasmap.cluster import slurm
 from atlasmap.cluster.failures import (
-    EXIT_CODES,
     failure_of,
     failure_path,
     hopeless,
     write_failure,
 )
-from atlasmap.cluster.stopping import Stopped, install
+from atlasmap.cluster.stopping import Stopped, ignore_signals, install
 from atlasmap.errors import AtlasmapError
 
 log = logging.getLogger("atlasmap")
@@ -124,17 +123,36 @@ def say_where(arguments: list[str], attempt: int) -> None:
 
 def give_up(error: BaseException, arguments: list[str], path: Path | None, attempt: int) -> int:
     """Say what failed, record it beside the log; returns the exit code."""
+    ignore_signals()
     failure = failure_of(error, arguments, attempt)
     if isinstance(error, AtlasmapError):
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, Stopped):
         print(f"stopped: {error}", file=sys.stderr)
-    else:
+    elif not isinstance(error, CycloptsError):  # which has said what is wrong with the command
         traceback.print_exception(error)
         print(f"error: {failure.kind}\n  mend:     {failure.mend}", file=sys.stderr)
     if path:
-        write_failure(failure, path)
+        try:
+            write_failure(failure, path)
+        except OSError as unwritten:
+            print(f"no record could be written: {unwritten}", file=sys.stderr)
     return failure.exit_code
+
+
+def attempted(words: list[str], path: Path, attempt: int) -> int:
+    """Run a job's command, its output in `path`, unless it would only fail again."""
+    kept = write_to(path, attempt)
+    say_where(words, attempt)
+    before = hopeless(path, words, attempt)
+    if before:
+        log.info("not tried again: attempt %d failed with %s", before.attempt, before.code)
+        return before.exit_code
+    # If this attempt is killed outright, it must not be known by what another one said.
+    failure_path(path).unlink(missing_ok=True)
+    app(words, exit_on_error=False)
+    kept.unlink(missing_ok=True)
+    return 0
 
 
 @app.meta.default
@@ -152,24 +170,14 @@ def run(
     attempt
         Which attempt of a workflow's job this is: what failed for good is not tried again.
     """
-    words, kept = list(arguments), None
-    if log_file:
-        kept = write_to(log_file, attempt)
-        say_where(words, attempt)
-        before = hopeless(log_file, words, attempt)
-        if before:
-            log.info("not tried again: attempt %d failed with %s", before.attempt, before.code)
-            return before.exit_code
+    words = list(arguments)
     try:
+        if log_file:
+            return attempted(words, log_file, attempt)
         app(words, exit_on_error=False)
-    except CycloptsError:  # it has said what is wrong with the command
-        return EXIT_CODES["bad_input"]
+        return 0
     except (Exception, Stopped) as error:
         return give_up(error, words, log_file, attempt)
-    if log_file:
-        failure_path(log_file).unlink(missing_ok=True)
-        kept.unlink(missing_ok=True)
-    return 0
 
 
 def main() -> None:
@@ -179,7 +187,11 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     set_environment()
     install()
-    sys.exit(app.meta())
+    code = app.meta()
+    if code:  # HDF5 with an unwritten file may crash on the way out and hide the code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

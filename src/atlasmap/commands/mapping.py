@@ -8,9 +8,9 @@ from pathlib import Path
 import anndata
 from cyclopts import Parameter
 
-from atlasmap.cluster.failures import kind_of
+from atlasmap.cluster.failures import BatchesFailed, kind_of
 from atlasmap.commands.reference import checkpoints_in
-from atlasmap.errors import AtlasmapError, listed
+from atlasmap.errors import listed
 from atlasmap.files import written_aside
 from atlasmap.settings import (
     DataConfig,
@@ -125,10 +125,12 @@ def operate_batches(
         try:
             map_unless_done(reference, path, out / path.stem, surgery, seed, checkpoint_minutes)
         except Exception as error:
-            if kind_of(error) not in ("bad_input", "nan", "bug"):
+            kind = kind_of(error)
+            if kind in ("disk_full", "not_writable"):
                 raise  # the others would fail as well
             log.exception("%s could not be mapped", path.stem)
-            failed[path.stem] = error
+            code = getattr(error, "code", None) or f"{type(error).__name__} {error}"
+            failed[path.stem] = (kind, code)
     if failed:
         raise batches_failed(failed, len(queries))
     write_json(marker, sorted(path.stem for path in queries))
@@ -142,25 +144,23 @@ def map_unless_done(
 
     from atlasmap.mapping import is_mapped, map_query
 
-    query = anndata.read_h5ad(path)
+    query, checkpoints = anndata.read_h5ad(path), checkpoints_in(folder, minutes)
     if is_mapped(folder, reference, query, surgery, "per_batch", seed):
         log.info("%s: mapped already", path.stem)
+        checkpoints.remove()
         return
-    checkpoints = checkpoints_in(folder, minutes)
     own = deepcopy(reference)
     write_mapping(map_query(own, query, surgery, "per_batch", seed, checkpoints), folder)
     checkpoints.remove()
 
 
-def batches_failed(failed: dict[str, Exception], n: int) -> AtlasmapError:
-    """The error of a job some of whose batches could not be mapped."""
-    codes = [
-        f"{k}: {getattr(e, 'code', None) or f'{type(e).__name__} {e}'}" for k, e in failed.items()
-    ]
-    return AtlasmapError(
-        "BATCHES_FAILED",
+def batches_failed(failed: dict[str, tuple[str, str]], n: int) -> BatchesFailed:
+    """The error of a job some of whose batches (name → kind, code) could not be mapped."""
+    said = [f"{name}: {code}" for name, (_, code) in failed.items()]
+    return BatchesFailed(
+        [kind for kind, _ in failed.values()],
         expected=f"{n} batches mapped",
-        found=f"{n - len(failed)} mapped; {listed(codes)}",
+        found=f"{n - len(failed)} mapped; {listed(said)}",
         mend="see the log for each; mend or leave out these batches and run again: the others "
         "are kept",
     )

@@ -264,7 +264,9 @@ def fit(
         while training.stopped is None:
             training.train_epoch(look)
             progress.tell(training.epoch, training.history)
-    if store:  # if the job ends now, only what follows training has to be done again
-        store.write(training.state())
-    progress.bar.close()
+        if store:  # if the job ends now, only what follows training has to be done again
+            store.write(training.state())
+        progress.bar.close()
+        if watch.signal:  # it came after the last look
+            raise watch.reason()
     return Outcome(training.history, training.n_steps, training.stopped)

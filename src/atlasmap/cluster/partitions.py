@@ -1,0 +1,63 @@
+"""The partition file: what the profile lets a job ask for. Read by every parse of the Snakefile."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from atlasmap.errors import AtlasmapError
+
+NO_LIMIT = float("inf")
+
+
+def minutes_of(text: str | float) -> float:
+    """Slurm's [days-]hours:minutes:seconds in minutes; a number is minutes already."""
+    if isinstance(text, int | float):
+        return float(text)
+    if text in ("UNLIMITED", "infinite", "NONE", ""):
+        return NO_LIMIT
+    days, _, clock = text.rpartition("-")
+    parts = [float(part) for part in clock.split(":")]
+    if len(parts) == 1 and not days:
+        return parts[0]
+    while len(parts) < 3:
+        parts.insert(0, 0.0) if not days else parts.append(0.0)
+    return int(days or 0) * 1440 + parts[0] * 60 + parts[1] + parts[2] / 60
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most a job in a partition may ask for: minutes, MB, GPUs."""
+
+    minutes: float = NO_LIMIT
+    mem_mb: float = NO_LIMIT
+    gpus: float = 0
+
+
+def read_partitions(path: Path) -> dict[str, Limits]:
+    """Partition → limits, as the Slurm plugin reads them; raises PARTITIONS_INVALID."""
+    try:
+        listed = yaml.safe_load(path.read_text(encoding="utf-8"))["partitions"]
+        return {
+            str(name): Limits(
+                minutes_of(limits.get("max_runtime", NO_LIMIT)),
+                float(limits.get("max_mem_mb", NO_LIMIT)),
+                float(limits.get("max_gpu", 0)),
+            )
+            for name, limits in ((name, limits or {}) for name, limits in listed.items())
+        }
+    except (OSError, TypeError, KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise AtlasmapError(
+            "PARTITIONS_INVALID",
+            expected=f"partitions and their limits in {path}, as slurm/partitions.yaml has them",
+            found=f"{type(error).__name__}: {error}",
+            mend="atlasmap doctor --write_partitions",
+        ) from error
+
+
+def largest(partitions: dict[str, Limits], gpu: bool) -> Limits:
+    """The most that any partition grants, to jobs that need a GPU or to those that do not."""
+    fit = [limits for limits in partitions.values() if limits.gpus >= gpu]
+    if not fit:
+        return Limits()
+    return Limits(max(limits.minutes for limits in fit), max(limits.mem_mb for limits in fit))
