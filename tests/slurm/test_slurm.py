@@ -15,7 +15,6 @@ import yaml
 from conftest import BIN, CONFIG, ROOT, SCVI, Folder, new_folder, slurm, slurmctld, wait_for
 
 TARGET = SCVI + "settings.json"
-LATER = ("--set-resources", "train_scvi:runtime=60")
 
 
 def finished(folder: Folder, expected: dict[str, str], *, attempts: int) -> None:
@@ -106,6 +105,8 @@ def test_walltime(work):
     config = yaml.safe_load((folder.path / "config.yaml").read_text())
     config["scvi"]["train"]["max_epochs"] = 12_000
     (folder.path / "config.yaml").write_text(yaml.safe_dump(config))
+    undisturbed = Folder(folder.path.with_name("undisturbed"))
+    shutil.copytree(folder.path, undisturbed.path)
     run = folder.start(TARGET, "--set-resources", "train_scvi:runtime=1", "--retries", "9")
     assert run.wait(timeout=900) == 0, folder.output[-3000:]
     text = folder.logs("train_scvi")
@@ -113,6 +114,8 @@ def test_walltime(work):
     assert len(folder.submitted()) > 1 and folder.half_written() == []
     for job in folder.submitted():
         assert "TIMEOUT" not in slurm("scontrol", "show", "job", job)
+    undisturbed.run(TARGET)
+    assert len(undisturbed.submitted()) == 1 and folder.hashes(SCVI) == undisturbed.hashes(SCVI)
 
 
 def test_out_of_memory_grows_and_why_knows_it(work):

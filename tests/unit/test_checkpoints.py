@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, SCANVI, SCVI, states_equal
+from conftest import SCANVI, SCVI, states_equal
 from test_training import make_cells, small_model
 
 from atlasmap.bundle import Bundle, load, save
@@ -31,21 +31,41 @@ SURGERY = SurgerySettings(max_epochs=30)
 
 
 @pytest.fixture
-def trainings(reference, scvi, scanvi, queries, tmp_path):
+def device(request):
+    """The CPU, or where a test asks for it a GPU with deterministic kernels on."""
+    chosen = torch.device(getattr(request, "param", "cpu"))
+    torch.use_deterministic_algorithms(chosen.type == "cuda")
+    yield chosen
+    torch.use_deterministic_algorithms(False)
+
+
+ON_CPU_AND_GPU = pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="no GPU"))],
+    indirect=True,
+)  # fmt: skip
+
+
+@pytest.fixture
+def trainings(reference, scvi, scanvi, queries, tmp_path, device):
     """name → a training of that kind, given its checkpoints; each call starts from the same."""
     save(scvi, tmp_path / "scvi")
     save(scanvi, tmp_path / "scanvi")
     registry = Registry.of(reference, "Unknown", [], [])
+    settings, semi = replace(SCVI, train=LONG), replace(SCANVI, train=LONG)
+
+    def semi_supervised(checkpoints: Checkpoints | None) -> Bundle:
+        start = load(tmp_path / "scvi", device)
+        return fit_scanvi(reference, start, semi, "fixed", 0, device, checkpoints)[0]
 
     def surgery(checkpoints: Checkpoints | None) -> Bundle:
-        start = load(tmp_path / "scanvi", CPU)
+        start = load(tmp_path / "scanvi", device)
         return map_query(start, queries["query0"], SURGERY, "per_batch", 0, checkpoints).bundle
 
     return {
-        "scvi": lambda c: fit_scvi(reference, registry, replace(SCVI, train=LONG), 0, CPU, c)[0],
-        "scanvi": lambda c: fit_scanvi(
-            reference, load(tmp_path / "scvi", CPU), replace(SCANVI, train=LONG), "fixed", 0, CPU, c
-        )[0],
+        "scvi": lambda c: fit_scvi(reference, registry, settings, 0, device, c)[0],
+        "scanvi": semi_supervised,
         "surgery": surgery,
     }
 
@@ -142,6 +162,7 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
     assert again.history.table().equals(whole) and steps == []
 
 
+@ON_CPU_AND_GPU
 @pytest.mark.parametrize("kind", ["scvi", "scanvi", "surgery"])
 @pytest.mark.parametrize("step", [1, 2, 5, 6, 11])
 def test_taken_up_after_any_step(trainings, kind, step, tmp_path, monkeypatch):

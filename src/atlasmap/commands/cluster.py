@@ -64,7 +64,7 @@ def doctor(
             "DOCTOR_FOUND",
             expected="everything that a run on this cluster needs",
             found=f"{len(errors)} errors above: {listed(dict.fromkeys(errors))}",
-            mend="see the arrows above",
+            mend="see the arrows above; snakemake --no-hooks runs without this look",
         )
 
 

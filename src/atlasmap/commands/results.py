@@ -11,7 +11,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from atlasmap.errors import AtlasmapError
+from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import recorded, sha256, written_aside
 from atlasmap.settings import TransferSettings, UmapSettings
 
@@ -89,6 +89,14 @@ def assemble(
     from atlasmap.assembly import assemble
     from atlasmap.projection import FittedMap
 
+    missing = [str(path) for path in latents if not path.is_file()]
+    if missing:
+        raise AtlasmapError(
+            "MAPPING_MISSING",
+            expected="the latent of every query batch",
+            found=f"no {listed(missing, 4)}",
+            mend=f"snakemake … -- {' '.join(missing)}",
+        )
     atlas = assemble(
         anndata.read_h5ad(reference_latent),
         [anndata.read_h5ad(path) for path in latents],
