@@ -124,8 +124,10 @@ class Folder:
         """Snakemake in the background; its output in output.txt."""
         with (self.path / "output.txt").open("a") as file:
             return subprocess.Popen(
-                self.command(*args), cwd=self.path, env=self.env, stdout=file, stderr=file
-            )
+                self.command(*args), cwd=self.path, env=self.env, stdout=file, stderr=file,
+                # Ctrl-C must reach it even if these tests run in the background.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )  # fmt: skip
 
     def run(self, *args: str, ok: bool = True) -> str:
         """Snakemake to its end."""

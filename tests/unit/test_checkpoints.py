@@ -148,6 +148,8 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
     whole = fit(objective(), SETTINGS, "t").history.table()
     validate = Training.validate_if_due
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def signalled(self):
         if self.epoch == SETTINGS.max_epochs - 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -267,6 +269,7 @@ def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_leave_a_checkpoint(tmp_path, monkeypatch, number):
+    signal.signal(number, lambda *_: None)  # whoever runs the tests may have it ignored
     before = signal.getsignal(number)
     steps, take = [], Unsupervised.loss
 
@@ -281,6 +284,7 @@ def test_signals_leave_a_checkpoint(tmp_path, monkeypatch, number):
         fit(objective(), SETTINGS, "t", checkpoints=Checkpoints(tmp_path))
     assert number.name in str(why.value) and why.value.kind == "preempted"
     assert signal.getsignal(number) == before
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     state = Store(Checkpoints(tmp_path), next(tmp_path.iterdir()).name).read()
     assert state.facts["epoch"] * 3 + state.facts["step"] >= 3
 

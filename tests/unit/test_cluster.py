@@ -188,7 +188,7 @@ def job(tmp_path, monkeypatch):
 
 
 def said(asked: str | None = None) -> str:
-    return why.paragraph(why.traces(why.find_log(asked, Path("results"))))
+    return why.explain(asked, Path("results"))
 
 
 def test_a_job_killed_for_its_memory(job, answers):
@@ -253,6 +253,25 @@ def test_jobs_that_run_and_jobs_that_ended_well(job, answers):
     assert "did not fail" in said("train_scvi")
     with pytest.raises(AtlasmapError, match="WHY_NO_LOG"):
         said()
+
+
+def test_a_job_that_failed_before_it_began(job, answers):
+    log = why.SLURM_LOGS / "rule_train_scvi" / "lung_0" / "8.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        "WorkflowError:\nFailed to create output directory x.\n"
+        "PermissionError: [Errno 1] Operation not permitted: 'x'\nError in rule train_scvi:\n"
+        f"    log: {job} (check log file(s) for error details)\n    shell:\n"
+        f"        atlasmap --log {job} --attempt 1 train-scvi y\nWorkflowError:\n"
+    )
+    assert "(host_memory;" in said("train_scvi"), "it has a log of its own"
+    job.write_text("")
+    for text in (said(), said("train_scvi")):
+        assert text.startswith("rule_train_scvi/lung_0 failed before atlasmap began.")
+        assert (
+            "Operation not permitted" in " ".join(text.split())
+            and f"By hand: atlasmap --log {job}" in text
+        )
 
 
 def test_no_such_log(tmp_path):

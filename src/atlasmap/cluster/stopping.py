@@ -43,9 +43,14 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def heeded() -> list[signal.Signals]:
+    """Signals to listen to: not those that whoever started this process wants ignored."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def install() -> None:
     """From now on SIGTERM, SIGUSR1 and SIGINT raise Stopped."""
-    for number in SIGNALS:
+    for number in heeded():
         signal.signal(number, leave)
 
 
@@ -60,7 +65,7 @@ class Watch:
     def __enter__(self):
         # Handlers can be set in the main thread alone; a notebook may train in another.
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in heeded():
                 self._before[number] = signal.signal(number, self.note)
         return self
 

@@ -12,6 +12,9 @@ from atlasmap.errors import AtlasmapError
 
 SLURM_LOGS = Path(".snakemake/slurm_logs")
 STARTED = re.compile(r"slurm job (\d+) on (\S*), attempt (\d+)")
+LOG_OF_JOB = re.compile(r"^ +log: ([^\s,]+\.log)", re.MULTILINE)
+SHELL_OF_JOB = re.compile(r"^ +(atlasmap --log .+)$", re.MULTILINE)
+CAUSE = re.compile(r"^(?:\w+(?:Error|Exception): .+|slurmstepd.*: .+|.*not found)$", re.MULTILINE)
 COMMAND = re.compile(r"^\d\d:\d\d:\d\d (atlasmap .+)$", re.MULTILINE)
 NEARLY_ALL = 0.9  # of the memory asked for
 
@@ -177,3 +180,30 @@ def paragraph(found: Traces) -> str:
         sentences.append("Until then retries leave at once.")
     text = textwrap.fill(" ".join(sentence for sentence in sentences if sentence), 98)
     return f"{text}\n{hand}"
+
+
+def never_began(asked: str | None) -> Path | None:
+    """Slurm's log of the job that failed last, if it failed before atlasmap said anything.
+
+    Snakemake keeps Slurm's logs of failed jobs only.
+    """
+    logs = list(SLURM_LOGS.glob(f"rule_{asked or ''}*/**/*.log"))
+    if not logs:
+        return None
+    last = max(logs, key=lambda log: log.stat().st_mtime)
+    own = LOG_OF_JOB.findall(last.read_text(errors="replace"))
+    began = not own or (Path(own[-1]).is_file() and Path(own[-1]).stat().st_size)
+    return None if began else last
+
+
+def explain(asked: str | None, results: Path) -> str:
+    """Why the job that is meant failed; raises WHY_NO_LOG."""
+    slurms = None if asked and Path(asked).is_file() else never_began(asked)
+    if slurms is None:
+        return paragraph(traces(find_log(asked, results)))
+    text = slurms.read_text(errors="replace")
+    causes = list(dict.fromkeys(CAUSE.findall(text))) or ["it does not say why"]
+    commands = SHELL_OF_JOB.findall(text) or ["see the log"]
+    name = "/".join(slurms.parts[len(SLURM_LOGS.parts) : -1])
+    told = f"{name} failed before atlasmap began. {' '.join(causes[-4:])}"
+    return f"{textwrap.fill(told, 98)}\nLog: {slurms}\nBy hand: {commands[-1]}"

@@ -81,9 +81,9 @@ def why(job: str | None = None, *, results: Path = Path("results")) -> None:
     results
         Where results are.
     """
-    from atlasmap.cluster.why import find_log, paragraph, traces
+    from atlasmap.cluster.why import explain
 
-    print(paragraph(traces(find_log(job, results))))
+    print(explain(job, results))
 
 
 def plan(folder: Path, *, configfile: list[Path] | None = None, device: Device = "any") -> None:
