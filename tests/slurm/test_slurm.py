@@ -215,7 +215,7 @@ def test_one_bad_batch_of_a_packed_job(cluster, tmp_path):
     folder.run(marker, ok=False)
     assert not (folder.path / marker).exists()
     assert (folder.path / mapped / "query1/latent.h5ad").exists()
-    [log] = folder.path.glob("results/tiny/logs/seed0/map_per_batch_fixed/*.log")
+    log = folder.log("map_per_batch_fixed/+")
     assert "BATCHES_FAILED" in log.read_text() and "not tried again" in log.read_text()
     query.write_bytes(good)
     folder.run(marker)
