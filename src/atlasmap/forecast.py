@@ -193,6 +193,21 @@ def corrections(results: Path) -> dict[str, list[float]]:
     }
 
 
+def compared(folder: Path) -> pd.DataFrame:
+    """The last forecast of an atlas against what its jobs took since: a row a rule that ran."""
+    plan = folder / "forecast.json"
+    said = pd.DataFrame(json.loads(plan.read_text(encoding="utf-8"))["forecast"]).set_index("rule")
+    jobs = measured(folder, plan.stat().st_mtime).groupby("rule")
+    took = jobs.agg({"seconds": ["sum", "median"], "mem_mb": "max"})
+    took.columns = ["took_s", "a_job_took_s", "took_mb"]
+    took["jobs"] = jobs.size()
+    table = took.join(said[["seconds", "mem_mb"]], how="inner")
+    table["forecast_s"] = table["seconds"] * table["jobs"]
+    table["time"] = table["forecast_s"] / table["took_s"]
+    table["memory"] = table["mem_mb"] / table["took_mb"]
+    return table[["jobs", "forecast_s", "took_s", "time", "mem_mb", "took_mb", "memory"]]
+
+
 def corrected(raw: list[Forecast], by: dict[str, list[float]]) -> list[Forecast]:
     """Forecasts scaled by what earlier runs took; memory is never taken to be less than seen."""
     out = []

@@ -60,18 +60,21 @@ def prepare(folder: Path, n_batches: int) -> None:
     path = folder / "atlas.h5ad"
     prepared = prepare_reference([reference], [path], data)
     registry = Registry.of(prepared.adata, "Unknown", [], [])
-    device, few = pick_device("cpu"), TrainSettings(max_epochs=5)
-    scvi, _ = fit_scvi(prepared.adata, registry, ScviSettings(train=few), 0, device)
-    scanvi, _ = fit_scanvi(prepared.adata, scvi, ScanviSettings(train=few), "fixed", 0, device)
-    top = folder / TOP
+    device, few, top = pick_device("cpu"), TrainSettings(max_epochs=5), folder / TOP
     (top / "data/queries").mkdir(parents=True)
     (top / "data/batches").mkdir()
+    prepared.adata.write_h5ad(top / "data/reference.h5ad")
     whole = checked_dataset(query, path, data)
     names = sorted(whole.obs["batch"].unique())
     (top / "data/batches/query.json").write_text(json.dumps(names))
     for name in names:
         adata = prepare_query(whole, query, name, registry, data).adata
         adata.write_h5ad(top / f"data/queries/{name}.h5ad")
+    for name in ["reference", *(f"queries/{name}" for name in names), "contract"]:
+        (top / f"data/{name}.json").write_text("{}")
+    scvi, _ = fit_scvi(prepared.adata, registry, ScviSettings(train=few), 0, device)
+    save(scvi, top / "seed0/reference/scvi")
+    scanvi, _ = fit_scanvi(prepared.adata, scvi, ScanviSettings(train=few), "fixed", 0, device)
     save(scanvi, top / "seed0/reference/scanvi_fixed")
     rows = [["id", "path", "role", "batch_key", "label_key"],
             ["ref", "atlas.h5ad", "reference", "batch", "cell_type"],
@@ -89,7 +92,8 @@ def run(folder: Path, way: str) -> tuple[float, int]:
         str(Path(sys.executable).parent / "snakemake"), "-s", str(ROOT / "Snakefile"), "--profile",
         str(ROOT / "slurm"), "--directory", str(folder), "--configfile",
         str(folder / "config.yaml"), "--slurm-init-seconds-before-status-checks", "1",
-        "--rerun-triggers", "mtime", "--retries", "0", "--until", *args,
+        "--rerun-triggers", "mtime", "--retries", "0", "--until", *args, "--",
+        str(TOP / "seed0/mapping/fixed/per_batch/labels.csv"),
     ]  # fmt: skip
     began = time.monotonic()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)

@@ -121,6 +121,17 @@ def test_a_forecast_anew_keeps_what_was_learnt_and_forgets_what_does_not_count(t
     assert corrections(tmp_path)["train_scvi"][1] == 1
 
 
+def test_a_forecast_is_compared_with_what_jobs_took(tmp_path):
+    raw = list(rows().values())
+    seconds = rows()["map_per_batch"].seconds
+    logs = {f"seed0/map_per_batch_fixed/{k}.tsv": (k * seconds, 100 * k) for k in (1, 3)}
+    finished(tmp_path / "a", raw, logs)
+    table = forecast.compared(tmp_path / "a")
+    assert list(table.index) == ["map_per_batch"]
+    assert table.loc["map_per_batch", "time"] == pytest.approx(0.5)
+    assert table.loc["map_per_batch", "took_mb"] == 300
+
+
 def test_nothing_to_correct_with(tmp_path):
     assert corrections(tmp_path) == {}
 

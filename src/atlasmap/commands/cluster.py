@@ -86,7 +86,13 @@ def why(job: str | None = None, *, results: Path = Path("results")) -> None:
     print(explain(job, results))
 
 
-def plan(folder: Path, *, configfile: list[Path] | None = None, device: Device = "any") -> None:
+def plan(
+    folder: Path,
+    *,
+    configfile: list[Path] | None = None,
+    device: Device = "any",
+    compare: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
     """Forecast memory, time and GPU-hours of a run from its data's size and half a minute's probe.
 
     Writes forecast.json into the folder; the workflow's jobs then ask for what it says, and dry
@@ -100,14 +106,32 @@ def plan(folder: Path, *, configfile: list[Path] | None = None, device: Device =
         Config files; otherwise those the contract names, else config/config.yaml.
     device
         Where to probe: where jobs will run, or as like it as can be.
+    compare
+        Only show the last forecast against what the jobs took since (forecast / taken).
     """
+    from atlasmap.commands.data import write_json
+    from atlasmap.config import cost
+    from atlasmap.forecast import compared
+
+    if compare:
+        table = compared(folder)
+        whole = table[["forecast_s", "took_s"]].sum()
+        print(table.round(2).to_string())
+        print(f"in all: {whole['forecast_s']:.0f} s forecast, {whole['took_s']:.0f} s taken")
+        return
+    said = forecast_of(folder, configfile, device)
+    write_json(folder / "forecast.json", said)
+    print(forecast_table(said))
+    print(cost(said))
+
+
+def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> dict:
+    """forecast.json of an atlas; raises PLAN_NO_DATA."""
     import json
 
-    import pandas as pd
     import yaml
 
-    from atlasmap.commands.data import write_json
-    from atlasmap.config import cost, load_config, merged
+    from atlasmap.config import load_config, merged
     from atlasmap.device import pick_device
     from atlasmap.forecast import as_json, corrections, forecast
     from atlasmap.probe import Sizes, probe
@@ -127,13 +151,17 @@ def plan(folder: Path, *, configfile: list[Path] | None = None, device: Device =
     config, sizes, chosen = load_config(given), Sizes.of(facts), pick_device(device)
     speeds = probe(sizes, config, chosen)
     raw = forecast(sizes, config, given, speeds)
-    said = as_json(raw, corrections(folder.parent), speeds, chosen)
-    write_json(folder / "forecast.json", said)
+    return as_json(raw, corrections(folder.parent), speeds, chosen)
+
+
+def forecast_table(said: dict) -> str:
+    """A forecast as text."""
+    import pandas as pd
+
     table = pd.DataFrame(said["forecast"])
     table["minutes"] = (table["seconds"] / 60).round(1)
     table["hours in all"] = (table["all_seconds"] / 3600).round(2)
-    if chosen.type == "cpu":
+    if said["device"] == "cpu":
         table["gpu_mb"] = 0
     shown = table[["rule", "jobs", "minutes", "hours in all", "mem_mb", "gpu_mb"]]
-    print(shown.astype({"mem_mb": int, "gpu_mb": int}).to_string(index=False))
-    print(cost(said))
+    return shown.astype({"mem_mb": int, "gpu_mb": int}).to_string(index=False)
