@@ -22,6 +22,7 @@ from atlasmap.data.sheet import Dataset
 from atlasmap.data.simulate import simulate
 from atlasmap.device import pick_device
 from atlasmap.files import sha256
+from atlasmap.packing import jobs
 from atlasmap.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import (
     DataConfig,
@@ -35,12 +36,8 @@ from atlasmap.settings import (
 ROOT = Path(__file__).resolve().parents[2]
 CELLS, GENES, PER_JOB = 300, 1000, 25
 TOP = Path("results/many")
-WAYS = {
-    "alone": (1, ["map_per_batch"]),
-    "packed": (PER_JOB, ["map_per_batch"]),
-    "groups": (1, ["map_per_batch", "--groups", "map_per_batch=g", "--group-components",
-                   f"g={PER_JOB}"]),
-}  # fmt: skip
+GROUPS = ["--groups", "map_per_batch=g", "--group-components", f"g={PER_JOB}"]
+WAYS = {"alone": (1, []), "packed": (PER_JOB, []), "groups": (1, GROUPS)}
 
 
 def prepare(folder: Path, n_batches: int) -> None:
@@ -82,18 +79,21 @@ def prepare(folder: Path, n_batches: int) -> None:
     (folder / "sheet.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n")
 
 
-def run(folder: Path, way: str) -> tuple[float, int]:
+def run(folder: Path, way: str, epochs: int) -> tuple[float, int]:
     """Map all batches one way; seconds, and Slurm jobs."""
     per_job, args = WAYS[way]
     config = {"atlas": "many", "datasets": "sheet.tsv", "device": "any", "variants": ["fixed"],
-              "strategies": ["per_batch"], "mapping": {"batches_per_job": per_job}}  # fmt: skip
+              "strategies": ["per_batch"], "mapping": {"batches_per_job": per_job},
+              "surgery": {"max_epochs": epochs}}  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    names = json.loads((folder / TOP / "data/batches/query.json").read_text())
+    done = TOP / "seed0/mapping/fixed/per_batch/.mapped"
+    markers = [str(done / f"{job}.json") for job in jobs(names, per_job, lambda _job: 0)]
     command = [
         str(Path(sys.executable).parent / "snakemake"), "-s", str(ROOT / "Snakefile"), "--profile",
         str(ROOT / "slurm"), "--directory", str(folder), "--configfile",
         str(folder / "config.yaml"), "--slurm-init-seconds-before-status-checks", "1",
-        "--rerun-triggers", "mtime", "--retries", "0", "--until", *args, "--",
-        str(TOP / "seed0/mapping/fixed/per_batch/labels.csv"),
+        "--rerun-triggers", "mtime", "--retries", "0", *args, "--", *markers,
     ]  # fmt: skip
     began = time.monotonic()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -112,15 +112,19 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(top)): sha256(path) for path in files}
 
 
-def compare(folder: Path, batches: int = 200, ways: str = "packed,alone") -> None:
-    """Time each way on the same prepared data."""
-    prepare(folder, batches)
+def compare(
+    folder: Path, batches: int = 200, ways: str = "packed,alone", epochs: int = 100,
+    anew: bool = True,
+) -> None:  # fmt: skip
+    """Time each way on the same prepared data (made anew, or those there)."""
+    if anew:
+        prepare(folder, batches)
     results = {}
     for way in ways.split(","):
         shutil.rmtree(folder / TOP / "seed0/mapping", ignore_errors=True)
-        seconds, jobs = run(folder, way)
+        seconds, n_jobs = run(folder, way, epochs)
         results[way] = (seconds, hashes(folder))
-        print(f"{way}: {seconds:.0f} s, {jobs} jobs, {len(results[way][1])} files", flush=True)
+        print(f"{way}: {seconds:.0f} s, {n_jobs} jobs, {len(results[way][1])} files", flush=True)
     if "alone" in results:
         seconds, alone = results["alone"]
         for way, (took, files) in results.items():
