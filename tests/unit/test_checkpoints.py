@@ -203,10 +203,10 @@ SETTINGS = TrainSettings(max_epochs=3)
 
 def test_plateaus_and_learning_rates_are_taken_up(tmp_path, monkeypatch):
     settings = TrainSettings(
-        max_epochs=300, early_stopping=True, early_stopping_patience=4, learning_rate=0.05,
+        max_epochs=300, early_stopping=True, early_stopping_patience=9, learning_rate=0.05,
         reduce_lr_on_plateau=True, gradient_clip=5.0, check_val_every_n_epoch=2,
     )  # fmt: skip
-    monkeypatch.setattr("atlasmap.training.loop.LR_PATIENCE", 2)
+    monkeypatch.setattr("atlasmap.training.loop.LR_PATIENCE", 1)
     whole = fit(objective(), settings, "t")
     checkpoints, runs = Checkpoints(tmp_path), 0
     while True:
