@@ -224,6 +224,24 @@ def test_a_signal_anywhere_is_recorded(tmp_path, number):
     assert not list(tmp_path.glob("*s.h5ad*"))
 
 
+def test_a_second_signal_does_not_spoil_the_record(monkeypatch, tmp_path):
+    """It comes while the first is being written down."""
+    from atlasmap.commands import main
+
+    def again(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    try:
+        stopping.install()
+        monkeypatch.setattr(main, "write_failure", again)
+        code = main.give_up(Stopped("SIGTERM came"), ["a"], tmp_path / "a.log", 1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert code == EXIT_CODES["preempted"]
+
+
 def test_a_gpu_without_memory_is_given_smaller_chunks(reference, scanvi, monkeypatch):
     cells = scanvi.registry.encode(reference, torch.device("cpu"))
     whole, forward, sizes = embed(scanvi.model, cells), Linear.forward, []
