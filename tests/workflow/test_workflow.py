@@ -356,6 +356,8 @@ def test_without_labels_it_maps_and_says_what_is_left_out(tmp_path):
     snakemake(folder)
     markers = list((folder / TOP).glob("seed0/mapping/scvi/per_batch/.mapped/*.json"))
     assert [json.loads(path.read_text()) for path in markers] == [sorted(map(slug, NAMES.values()))]
+    # what was packed stays so, whatever the number is now
+    assert jobs(snakemake(folder, "-n", "--config", "mapping={batches_per_job: 1}")) == {}
     atlas = anndata.read_h5ad(folder / TOP / "atlas.h5ad")
     assert "X_umap" in atlas.obsm and "predicted_label" not in atlas.obs
     assert not (folder / TOP / "labels.csv").exists()

@@ -189,9 +189,8 @@ def mapped(seed, variant, strategy):
         for marker in Path(top).glob("*.json")
     }
     most = CONFIG.mapping.batches_per_job
-    return [
-        f"{top}/{job}.json" for job in jobs(query_batches(), most, done.__contains__)
-    ]
+    packed = jobs(query_batches(), most, lambda job: done.get(job, 0))
+    return [f"{top}/{job}.json" for job in packed]
 
 
 def this_attempt(wildcards, attempt):
