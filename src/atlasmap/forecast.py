@@ -18,12 +18,11 @@ import torch
 from atlasmap.config import variant_block
 from atlasmap.probe import Sizes, Speeds
 from atlasmap.reference import SCANVI_EPOCHS
-from atlasmap.settings import Config
+from atlasmap.settings import GPU_RULES, Config
 from atlasmap.training.loop import epochs_by_size
 
 START_SECONDS = 1.85  # of torch and anndata, where the constants below were measured
 SAFE_MEMORY, SAFE_TIME, MORE_MB, MORE_MINUTES = 1.25, 2.0, 300, 5
-GPU_RULES = ("train_scvi", "train_scanvi", "map_per_batch", "map_joint")
 
 
 @dataclass(frozen=True)

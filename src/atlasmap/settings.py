@@ -19,6 +19,9 @@ Variant = Literal["prefix", "fixed", "linear"]
 Strategy = Literal["per_batch", "joint"]
 Device = Literal["auto", "cpu", "cuda", "any"]
 
+# Rules that train, on a GPU unless `device` is cpu.
+GPU_RULES = ("train_scvi", "train_scanvi", "map_per_batch", "map_joint")
+
 # Raised by hand when a stage computes something else from the same settings: a rerun trigger.
 NUMERICS = {
     "data": 1,

@@ -17,6 +17,13 @@ from conftest import BIN, CONFIG, ROOT, SCVI, Folder, new_folder, slurm, slurmct
 TARGET = SCVI + "settings.json"
 
 
+def training(folder: Folder, *args: str) -> subprocess.Popen:
+    """A run whose scVI is being trained."""
+    run = folder.start(TARGET, *args)
+    wait_for(folder.training, 120, "training")
+    return run
+
+
 def finished(folder: Folder, expected: dict[str, str], *, attempts: int) -> None:
     """The bundle of an undisturbed run, nothing half-written, so many Slurm jobs."""
     assert folder.hashes(SCVI) == expected
@@ -77,8 +84,7 @@ def test_a_gpu_that_torch_cannot_use_fails_by_name_at_once(work):
 def test_killed_by_the_machine(work):
     """SIGKILL: the job can say nothing; its last checkpoint is taken up."""
     folder, expected = work
-    run = folder.start(TARGET)
-    wait_for(folder.training, 120, "training")
+    run = training(folder)
     time.sleep(5)
     [pid] = folder.processes("atlasmap --log")[-1:]
     os.kill(pid, signal.SIGKILL)
@@ -90,8 +96,7 @@ def test_killed_by_the_machine(work):
 
 def test_scancel(work):
     folder, expected = work
-    run = folder.start(TARGET)
-    wait_for(folder.training, 120, "training")
+    run = training(folder)
     slurm("scancel", folder.submitted()[0])
     assert run.wait(timeout=300) == 0, folder.output[-3000:]
     text = folder.logs("train_scvi")
@@ -134,8 +139,7 @@ def test_preempted(work, tmp_path):
     folder, expected = work
     partitions = tmp_path / "partitions.yaml"
     partitions.write_text(yaml.safe_dump({"partitions": {"low": {"max_gpu": 1}}}))
-    run = folder.start(TARGET, "--slurm-partition-config", str(partitions))
-    wait_for(folder.training, 120, "training")
+    run = training(folder, "--slurm-partition-config", str(partitions))
     time.sleep(5)
     slurm("sbatch", "-p", "high", "--exclusive", "--time=1", "-o", "/dev/null", "--wrap", "sleep 8")
     job = folder.submitted()[0]
@@ -150,8 +154,7 @@ def test_preempted(work, tmp_path):
 
 def test_slurmctld_restarted_in_mid_run(work):
     folder, expected = work
-    run = folder.start(TARGET)
-    wait_for(folder.training, 120, "training")
+    run = training(folder)
     slurmctld()
     assert run.wait(timeout=300) == 0, folder.output[-3000:]
     finished(folder, expected, attempts=1)
@@ -175,8 +178,7 @@ def test_results_read_only(work):
 
 def test_snakemake_itself_killed_and_started_again(work):
     folder, expected = work
-    run = folder.start(TARGET)
-    wait_for(folder.training, 120, "training")
+    run = training(folder)
     run.send_signal(signal.SIGKILL)
     run.wait()
     for job in folder.submitted():  # nobody looks after them any more
@@ -191,8 +193,7 @@ def test_snakemake_itself_killed_and_started_again(work):
 def test_interrupted_by_the_user(work):
     """Ctrl-C cancels the jobs; the next run goes on where they were."""
     folder, expected = work
-    run = folder.start(TARGET)
-    wait_for(folder.training, 120, "training")
+    run = training(folder)
     run.send_signal(signal.SIGINT)
     assert run.wait(timeout=120) != 0
     wait_for(lambda: not slurm("squeue", "-h"), 60, "the jobs to be cancelled")

@@ -21,7 +21,7 @@ from atlasmap.data.sheet import read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import slug, unslug
 from atlasmap.packing import jobs, members
-from atlasmap.settings import NUMERICS, DataConfig
+from atlasmap.settings import GPU_RULES, NUMERICS, DataConfig
 
 # So that .venv/bin/snakemake works without activating anything, in cluster jobs too.
 shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
@@ -53,13 +53,7 @@ CONFIGFILES = " ".join(
     f"--configfiles={shlex.quote(str(Path(f).absolute()))}"
     for f in workflow.overwrite_configfiles
 )
-GPU_RULES = (
-    ["train_scvi", "train_scanvi", "map_per_batch", "map_joint"]
-    if CONFIG.device != "cpu"
-    else []
-)
 PARTITIONS = read_partitions(PARTITION_FILE) if PARTITION_FILE.is_file() else {}
-LIMITS = {gpu: largest(PARTITIONS, gpu) for gpu in (False, True)}
 GPU = 0 if CONFIG.device == "cpu" else 1
 BUNDLE = [
     "settings.json",
@@ -193,6 +187,11 @@ def mapped(seed, variant, strategy):
     return [f"{top}/{job}.json" for job in packed]
 
 
+def limits(rule):
+    """The most that any partition grants a rule's jobs."""
+    return largest(PARTITIONS, gpu=bool(GPU) and rule in GPU_RULES)
+
+
 def this_attempt(wildcards, attempt):
     """Which attempt a job is."""
     return attempt
@@ -203,7 +202,7 @@ def memory(rule, base, per_input_mb=0, together=True):
 
     Grows with attempts, as far as a partition goes.
     """
-    told, most = FORECAST.get(rule), LIMITS[rule in GPU_RULES].mem_mb
+    told, most = FORECAST.get(rule), limits(rule).mem_mb
 
     def mem_mb(w, input, attempt):
         size = input.size_mb if together else max(input.size_files_mb)
@@ -221,7 +220,7 @@ def minutes(rule, first, an_input=0):
 
     Grows with attempts, as far as a partition goes: training is taken up where it was.
     """
-    told, most = FORECAST.get(rule), LIMITS[rule in GPU_RULES].minutes
+    told, most = FORECAST.get(rule), limits(rule).minutes
 
     def runtime(w, input, attempt):
         asked = told["runtime"] if told else first + an_input * len(input)
