@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.minified import LIBRARY, latent_of
 from atlasmap.projection import FittedMap, place
 from atlasmap.settings import TransferSettings
 from atlasmap.transfer import knn_soft_labels, label_table, soft_labels_of
@@ -83,6 +84,16 @@ def positions(fitted: FittedMap, latent: anndata.AnnData) -> np.ndarray:
     return out
 
 
+def in_latent_space(reference: anndata.AnnData) -> anndata.AnnData:
+    """A minified reference as queries are: no genes, obsm X_latent."""
+    kept = {key: reference.obsm[key] for key in ("soft_labels",) if key in reference.obsm}
+    return anndata.AnnData(
+        obs=reference.obs.drop(columns=LIBRARY, errors="ignore"),
+        obsm={"X_latent": latent_of(reference), **kept},
+        uns=dict(reference.uns),
+    )
+
+
 def assemble(
     reference: anndata.AnnData, queries: list[anndata.AnnData], truth: pd.Series | None,
     fitted: FittedMap, unlabeled: str, settings: TransferSettings,
@@ -92,7 +103,7 @@ def assemble(
     `truth` (by batch and cell name) is copied into obs for scoring and colouring, nothing else.
     """
     parts, labels, softs = [], [], []
-    reference = reference.copy()
+    reference = in_latent_space(reference)
     reference.obs["role"] = "reference"
     reference.obsm["X_umap"] = place(fitted, reference.obsm["X_latent"])
     classified = "soft_labels" in reference.obsm

@@ -10,9 +10,9 @@ import torch
 from atlasmap.bundle import Bundle, device_of, fingerprint, read_about, reference_hash
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256
-from atlasmap.inference import embed
+from atlasmap.inference import Embedding, embed
 from atlasmap.models.surgery import append_categories, encoder_sees, scvi_of
-from atlasmap.reference import embedding_table, library_moments, outcome_facts
+from atlasmap.reference import library_moments, outcome_facts
 from atlasmap.settings import NUMERICS, Strategy, SurgerySettings, TrainSettings
 from atlasmap.training.checkpoint import Checkpoints
 from atlasmap.training.loop import fit
@@ -27,6 +27,19 @@ class Mapping:
     bundle: Bundle
     new: dict[int, list[str]]
     latent: anndata.AnnData
+
+
+def query_latent(
+    adata: anndata.AnnData, said: Embedding, labels: list[str], keep: list[str]
+) -> anndata.AnnData:
+    """Latent and soft labels without counts: obs columns `keep`, obsm X_latent, latent_var,
+    soft_labels (columns in uns soft_label_names)."""
+    obs = adata.obs[[key for key in keep if key in adata.obs]].copy()
+    out = anndata.AnnData(obs=obs, obsm={"X_latent": said.mean, "latent_var": said.var})
+    if said.soft_labels is not None:
+        out.obsm["soft_labels"] = said.soft_labels
+        out.uns["soft_label_names"] = np.array(labels, dtype=object)
+    return out
 
 
 def as_train_settings(settings: SurgerySettings) -> TrainSettings:
@@ -125,7 +138,7 @@ def map_query(
     about["training"] = outcome_facts(outcome, split) | {"n_trainable": n_trainable}
     bundle = Bundle(reference.model, registry, about, outcome.history.table())
     keep = ["batch", "dataset", *registry.categorical, *registry.continuous]
-    latent = embedding_table(query, embed(bundle.model, cells), registry.labels, keep)
+    latent = query_latent(query, embed(bundle.model, cells), registry.labels, keep)
     return Mapping(bundle, new, latent)
 
 

@@ -12,6 +12,7 @@ from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError
 from atlasmap.mapping import Mapping, joined, map_query
+from atlasmap.minified import latent_of
 from atlasmap.projection import FittedMap, fit_map
 from atlasmap.settings import (
     DataConfig,
@@ -57,7 +58,7 @@ def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
     latent = anndata.read_h5ad(path)
     if (folder / "umap.npz").is_file():
         return latent, FittedMap.load(folder / "umap.npz")
-    return latent, fit_map(latent.obsm["X_latent"], request.umap, bundle.about["seed"])
+    return latent, fit_map(latent_of(latent), request.umap, bundle.about["seed"])
 
 
 def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapped:

@@ -10,7 +10,8 @@ import torch
 from atlasmap.bundle import Bundle, fingerprint
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
-from atlasmap.inference import Embedding, embed
+from atlasmap.inference import embed
+from atlasmap.minified import minified
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi, Shape
@@ -109,27 +110,15 @@ def fit_scanvi(
     return Bundle(model, scvi.registry, about, outcome.history.table()), split
 
 
-def embedding_table(
-    adata: anndata.AnnData, said: Embedding, labels: list[str], keep: list[str]
-) -> anndata.AnnData:
-    """Latent and soft labels without counts: obs columns `keep`, obsm X_latent, latent_var,
-    soft_labels (columns in uns soft_label_names)."""
-    obs = adata.obs[[key for key in keep if key in adata.obs]].copy()
-    out = anndata.AnnData(obs=obs, obsm={"X_latent": said.mean, "latent_var": said.var})
-    if said.soft_labels is not None:
-        out.obsm["soft_labels"] = said.soft_labels
-        out.uns["soft_label_names"] = np.array(labels, dtype=object)
-    return out
-
-
 def reference_latent(
     adata: anndata.AnnData, bundle: Bundle, split: Split, device: torch.device
 ) -> anndata.AnnData:
     """The reference in latent space: what sharing, transfer, maps and metrics need of it."""
     said = embed(bundle.model, bundle.registry.encode(adata, device))
     keep = ["batch", "label", "dataset", *bundle.registry.categorical, *bundle.registry.continuous]
-    out = embedding_table(adata, said, bundle.registry.labels, keep)
+    obs = adata.obs[[key for key in keep if key in adata.obs]].copy()
     part = np.full(adata.n_obs, "train", dtype=object)
     part[split.validation] = "validation"
-    out.obs["split"] = pd.Categorical(part)
-    return out
+    obs["split"] = pd.Categorical(part)
+    library = np.asarray(adata.X.sum(1)).ravel()
+    return minified(obs, said, library, bundle.about["kind"], bundle.registry)

@@ -15,6 +15,7 @@ from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError
 from atlasmap.inference import embed
 from atlasmap.mapping import as_train_settings, joined, map_query
+from atlasmap.minified import latent_of
 from atlasmap.models.surgery import append_categories, split_state
 from atlasmap.projection import fit_map
 from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
@@ -275,7 +276,7 @@ def test_a_query_batch_maps_the_same_whatever_else_is_in_the_file(
         query = prepare_query(whole, part, name, registry, CONFIG).adata
         latents.append(map_query(load(tmp_path / "b", CPU), query, SURGERY, "per_batch", 0).latent)
     latent = reference_latent(reference, scanvi, split, CPU)
-    fitted = fit_map(latent.obsm["X_latent"], UmapSettings(n_neighbors=5), 0)
+    fitted = fit_map(latent_of(latent), UmapSettings(n_neighbors=5), 0)
     together = assemble(latent, latents, None, fitted, "Unknown", TransferSettings())
     assert together.adata.obs_names.is_unique
     assert together.labels.equals(apart)
@@ -290,7 +291,7 @@ def test_joint_mapping_of_shared_barcodes_keeps_the_truth(scanvi, reference, que
     split = Split(np.arange(reference.n_obs), np.arange(0))
     latent = reference_latent(reference, scanvi, split, CPU)
     mapping = map_query(scanvi, joined(list(queries.values())), SURGERY, "joint", 0)
-    fitted = fit_map(latent.obsm["X_latent"], UmapSettings(n_neighbors=5), 0)
+    fitted = fit_map(latent_of(latent), UmapSettings(n_neighbors=5), 0)
     atlas = assemble(latent, [mapping.latent], truth, fitted, "Unknown", TransferSettings())
     query = atlas.adata.obs[atlas.adata.obs["role"] == "query"]
     assert query["truth"].astype(str).tolist() == values

@@ -24,7 +24,7 @@ class LabelRun:
 
 @dataclass(frozen=True)
 class EmbeddingRun:
-    """One embedding to score: `cells` reference or atlas, `path` an .h5ad with obsm X_latent, or
+    """One embedding to score: `cells` reference or atlas, `path` an .h5ad with a latent, or
     the prepared reference for pca."""
 
     embedding: str
@@ -175,6 +175,7 @@ class PcaByCells:
     def embedded(self, run: EmbeddingRun, unlabeled: str):
         """The cells of a run, and a mask of those whose label is known."""
         from atlasmap.evaluation.scib import Embedded
+        from atlasmap.minified import latent_of
 
         adata = anndata.read_h5ad(run.path)
         batch = adata.obs["batch"].astype(str).to_numpy()
@@ -186,7 +187,7 @@ class PcaByCells:
                 found=f"{len(batch)} cells against {len(of_batch)}, or another order",
                 mend="remake it: snakemake --forcerun assemble",
             )
-        x = pca if run.embedding == "pca" else adata.obsm["X_latent"]
+        x = pca if run.embedding == "pca" else latent_of(adata)
         key = "truth" if "truth" in adata.obs else "label"
         label = adata.obs[key].astype(str).to_numpy()
         labelled = label != unlabeled

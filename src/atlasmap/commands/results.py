@@ -34,9 +34,10 @@ def fit_umap(
     umap
         Settings.
     """
+    from atlasmap.minified import latent_of
     from atlasmap.projection import fit_map
 
-    latent = anndata.read_h5ad(reference_latent).obsm["X_latent"]
+    latent = latent_of(anndata.read_h5ad(reference_latent))
     fitted = fit_map(np.asarray(latent), umap, seed)
     with written_aside(out) as aside:
         fitted.save(aside)

@@ -1,0 +1,58 @@
+"""The reference in latent space: posterior, library sizes and metadata, no counts.
+
+It can be shared where counts cannot. Names are scvi-tools' for minified data, so that either reads
+it: obsm `scanvi_latent_qzm`, `scanvi_latent_qzv`, obs `observed_lib_size`.
+"""
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from atlasmap.data.registry import Registry
+from atlasmap.errors import AtlasmapError, listed
+from atlasmap.inference import Embedding
+
+TYPE_KEY = "_scvi_adata_minify_type"
+TYPE = "latent_posterior_parameters"
+LIBRARY = "observed_lib_size"
+MEAN, VARIANCE = "_latent_qzm", "_latent_qzv"
+
+
+def minified(
+    obs: pd.DataFrame, said: Embedding, library: np.ndarray, kind: str, registry: Registry
+) -> anndata.AnnData:
+    """`obs`, the posterior and library sizes (cells) of a reference that a `kind` model embeds.
+
+    X is empty (cells × genes); soft labels in obsm, their columns in uns soft_label_names.
+    """
+    var = pd.DataFrame(index=pd.Index(registry.genes))
+    if registry.symbols:
+        var["symbol"] = registry.symbols
+    out = anndata.AnnData(sparse.csr_matrix((len(obs), len(var)), dtype=np.float32), obs, var)
+    out.obs[LIBRARY] = np.asarray(library, np.float32)
+    out.obsm[kind + MEAN], out.obsm[kind + VARIANCE] = said.mean, said.var
+    out.uns[TYPE_KEY] = TYPE
+    if said.soft_labels is not None:
+        out.obsm["soft_labels"] = said.soft_labels
+        out.uns["soft_label_names"] = np.array(registry.labels, dtype=object)
+    return out
+
+
+def latent_of(adata: anndata.AnnData) -> np.ndarray:
+    """Latent (cells × latent) of a mapped query, an atlas or a minified reference.
+
+    Raises LATENT_MISSING.
+    """
+    if "X_latent" in adata.obsm:
+        return adata.obsm["X_latent"]
+    # scvi-tools before 1.2 began the names with an underscore, or with X
+    found = [key for key in adata.obsm if key.endswith(MEAN)]
+    if len(found) != 1:
+        raise AtlasmapError(
+            "LATENT_MISSING",
+            expected=f"one latent in obsm: X_latent, or a name that ends in {MEAN}",
+            found=f"obsm: {listed(adata.obsm)}",
+            mend="give reference_latent.h5ad of a bundle, or data that scvi-tools minified",
+        )
+    return adata.obsm[found[0]]
