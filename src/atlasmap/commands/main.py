@@ -29,6 +29,8 @@ COMMANDS = {
     "doctor": ("cluster:doctor", "Look whether everything that a cluster run needs is there."),
     "plan": ("cluster:plan", "Forecast memory, time and GPU-hours."),
     "why": ("cluster:why", "Say why a job failed, and what to do."),
+    "import-scvi": ("exchange:import_scvi", "Make a bundle of a model that scvi-tools saved."),
+    "export-scvi": ("exchange:export_scvi", "Write a bundle as scvi-tools loads it."),
     "simulate": ("data:simulate", "Make a labelled atlas with known truth."),
     "check-results": ("results:check_results", "List results that are missing or altered."),
     "fetch": ("data:fetch", "Download a data set, or make a builtin one."),

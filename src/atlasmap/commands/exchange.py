@@ -1,0 +1,84 @@
+"""Commands that bring models of scvi-tools in and hand ours back."""
+
+from pathlib import Path
+
+from atlasmap.files import written_aside
+from atlasmap.settings import Device
+
+
+def import_scvi(
+    path: Path,
+    *,
+    out: Path,
+    prefix: str = "",
+    adata: Path | None = None,
+    device: Device = "cpu",
+) -> None:
+    """Make a bundle of a model that scvi-tools saved; nothing in its file is run.
+
+    Parameters
+    ----------
+    path
+        Folder that model.save() wrote (SCVI or SCANVI, scvi-tools 0.20 to 1.x), or its model.pt.
+    out
+        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
+    prefix
+        What the files' names begin with, where the model was saved with one.
+    adata
+        The reference, counts or minified (.h5ad); none: adata.h5ad beside the model, if it is
+        there. Without it there is no latent, and so no kNN labels and no map.
+    device
+        Where to compute the latent of a reference with counts.
+    """
+    import anndata
+
+    from atlasmap.bundle import save
+    from atlasmap.device import pick_device
+    from atlasmap.exchange.importing import bundle_of, latent_in, symbols_in
+    from atlasmap.exchange.saves import model_file, read_save
+
+    read, file = read_save(path, prefix), model_file(path, prefix)
+    beside = file.with_name(f"{prefix}adata.h5ad")
+    source = adata or (beside if beside.is_file() else None)
+    cells = anndata.read_h5ad(source) if source else None
+    symbols = symbols_in(cells, read.genes) if source else None
+    bundle = bundle_of(read, file, symbols)
+    bundle.model.to(pick_device(device))
+    latent = latent_in(cells, bundle, read, str(source)) if source else None
+    save(bundle, out)
+    if latent is not None:
+        with written_aside(out / "reference_latent.h5ad") as aside:
+            latent.write_h5ad(aside)
+    variant = f", classifier {bundle.about['variant']}" if "variant" in bundle.about else ""
+    print(f"{read.model} of scvi-tools {read.version}{variant}: {out}")
+    if latent is None:
+        print("no reference cells (--adata): labels by the classifier alone, no kNN, no map")
+
+
+def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> None:
+    """Write a folder that scvi-tools 1.4.2 loads: SCVI.load(OUT, adata), SCANVI.load(OUT, adata).
+
+    Parameters
+    ----------
+    bundle
+        The bundle: a reference's, or a mapping's with --reference.
+    out
+        Folder to write: model.pt, and where reference_latent.h5ad is beside the bundle the
+        reference without counts as adata.h5ad.
+    reference
+        The reference's bundle, where `bundle` is a mapping.
+    """
+    import anndata
+
+    from atlasmap.bundle import load, load_delta
+    from atlasmap.device import pick_device
+    from atlasmap.exchange.exporting import write_save
+
+    whole = load(reference or bundle, pick_device("cpu"))
+    if reference:
+        whole = load_delta(bundle, whole)
+    latent = (reference or bundle) / "reference_latent.h5ad"
+    cells = anndata.read_h5ad(latent) if latent.is_file() else None
+    write_save(whole, out, cells)
+    name = "SCANVI" if whole.about["kind"] == "scanvi" else "SCVI"
+    print(f"scvi.model.{name}.load({str(out)!r}, adata)")

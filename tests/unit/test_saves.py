@@ -1,0 +1,409 @@
+"""Saves of scvi-tools come in and go out; whatever else a file holds is refused and never run."""
+
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CPU, SCANVI, SCVI
+from golden import SHARED, needs_shared
+
+from atlasmap.bundle import load, save
+from atlasmap.data.registry import Registry
+from atlasmap.errors import AtlasmapError
+from atlasmap.exchange.archive import read_archive
+from atlasmap.exchange.exporting import write_save
+from atlasmap.exchange.importing import bundle_of, latent_in
+from atlasmap.exchange.saves import read_save, variant_of
+from atlasmap.exchange.weights import weights_out
+from atlasmap.inference import embed
+from atlasmap.mapping import map_query
+from atlasmap.minified import latent_of
+from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
+from atlasmap.settings import ScviSettings, SurgerySettings, TrainSettings
+
+
+def archive(path: Path, pickled: bytes, compression=zipfile.ZIP_STORED, **parts: bytes) -> Path:
+    """A file in the form of torch.save."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr("model/data.pkl", pickled)
+        for name, data in parts.items():
+            file.writestr(f"model/data/{name}", data)
+    return path
+
+
+def refused(path: Path, code: str) -> str:
+    """What is said of a file that must be refused."""
+    with pytest.raises(AtlasmapError) as error:
+        read_archive(path)
+    assert error.value.code == code, error.value
+    assert error.value.expected and error.value.mend
+    return error.value.found
+
+
+class Call:
+    """Pickles as a call of anything."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_calls_are_refused_by_name_and_do_not_run(tmp_path):
+    mark = tmp_path / "ran"
+    calls = {
+        "posix.system": Call(os.system, f"touch {mark}"),
+        "eval": Call(eval, f"open({str(mark)!r}, 'w')"),
+        "exec": Call(exec, f"open({str(mark)!r}, 'w')"),
+        "open": Call(open, str(mark), "w"),
+        "__import__": Call(__import__, "this"),
+        "getattr": Call(getattr, "", "join"),
+        "functools.partial": partial(print, "ran"),
+        "loads": Call(pickle.loads, pickle.dumps(Call(os.system, f"touch {mark}"))),
+        "pandas.io.pickle.read_pickle": Call(pd.read_pickle, str(mark)),
+        "pandas.core.computation.eval.eval": Call(pd.eval, "1"),
+        "numpy.load": Call(np.load, str(mark)),
+        "torch.serialization.load": Call(torch.load, str(mark)),
+        "torch.serialization._get_layout": Call(torch.serialization._get_layout, "x"),
+        "collections.Counter": Call(__import__("collections").Counter, [1]),
+    }
+    for name, call in calls.items():
+        for protocol in range(2, 6):
+            content = {"model_state_dict": {}, "attr_dict": {"x": [call]}}
+            path = archive(tmp_path / "x.pt", pickle.dumps(content, protocol))
+            assert name in refused(path, "SAVE_UNTRUSTED"), name
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "pickled, code",
+    [
+        (b"\x80\x02(cos\nsystem\nX\x02\x00\x00\x00lso.", "SAVE_UNTRUSTED"),  # OBJ
+        (b"\x80\x02(X\x02\x00\x00\x00lsios\nsystem\n.", "SAVE_BROKEN"),  # INST
+        (b"\x80\x02\x82\x01.", "SAVE_BROKEN"),  # EXT1
+        (b"\x80\x02cnumpy\nndarray\n)R.", "SAVE_BROKEN"),  # a name that is an argument only
+        (b"\x80\x02cnumpy\nndarray\n}b.", "SAVE_BROKEN"),  # a state for it
+        (b"\x80\x02ccollections\nOrderedDict\n)R}b0]X\x01\x00\x00\x00xR.", "SAVE_BROKEN"),
+        (b"\x80\x02c__builtin__\nbytes\nJ\xff\xff\xff\x7f\x85R.", "SAVE_BROKEN"),  # 2 GB of bytes
+        (b"\x80\x02]q\x00h\x01.", "SAVE_BROKEN"),  # remembers what was not said
+        (b"\x80\x02.", "SAVE_BROKEN"),
+        (b"\x80\x02]", "SAVE_BROKEN"),
+        (b"", "SAVE_BROKEN"),
+    ],
+)
+def test_other_pickles_are_refused(tmp_path, pickled, code):
+    refused(archive(tmp_path / "x.pt", pickled), code)
+
+
+def test_shared_tuples_and_depth_cost_nothing(tmp_path):
+    doubling = b"\x80\x02)" + b"q\x00h\x00\x86" * 200 + b"."  # a tuple of 2^200 leaves
+    assert len(read_archive(archive(tmp_path / "x.pt", doubling))) == 2
+    deep = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
+    assert len(read_archive(archive(tmp_path / "y.pt", deep))) == 1
+
+
+def test_arrays_beyond_their_bytes_are_refused(tmp_path):
+    pickled = pickle.dumps(np.array([1.5]), 2)
+    path = tmp_path / "x.pt"
+    assert read_archive(archive(path, pickled)).tolist() == [1.5]
+    shape, code = b"K\x01K\x01\x85", b"X\x02\x00\x00\x00f8"
+    assert pickled.count(shape) == pickled.count(code) == 1
+    for old, new in [
+        (shape, b"K\x01K\x02\x85"), (shape, b"K\x01J\xff\xff\xff\x7f\x85"),
+        (shape, b"K\x01J\xff\xff\xff\xff\x85"), (code, code[:5] + b"V8"), (code, code[:5] + b"O8"),
+    ]:  # fmt: skip
+        refused(archive(path, pickled.replace(old, new)), "SAVE_BROKEN")
+
+
+def tensor_pickle(size: tuple, stride: tuple, offset: int = 0, n: int = 4, kind="Float") -> bytes:
+    """One tensor over a storage of `n` numbers."""
+
+    class Stored:
+        def __reduce_ex__(self, _):
+            return torch._utils._rebuild_tensor_v2, (storage, offset, size, stride, False, {})
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, thing):
+            if thing is storage:
+                return "storage", getattr(torch, f"{kind}Storage"), "0", "cuda:0", n
+            return None
+
+    storage, out = [], io.BytesIO()
+    Pickler(out, 2).dump(Stored())
+    return out.getvalue()
+
+
+def test_tensors_stay_inside_their_storage(tmp_path):
+    numbers = np.arange(4, dtype=np.float32).tobytes()
+    path = tmp_path / "x.pt"
+    seen = read_archive(archive(path, tensor_pickle((2, 2), (1, 2)), **{"0": numbers}))
+    assert seen.tolist() == [[0, 2], [1, 3]] and seen.device == CPU
+    for size, stride, offset in [
+        ((2, 2), (2, 1), 1), ((5,), (1,), 0), ((2,), (4,), 0), ((4,), (-1,), 3),
+        ((10**9,), (0,), 0), ((2, 2), (1,), 0), ((-1,), (1,), 0),
+    ]:  # fmt: skip
+        refused(archive(path, tensor_pickle(size, stride, offset), **{"0": numbers}), "SAVE_BROKEN")
+    refused(archive(path, tensor_pickle((2,), (1,), n=2), **{"0": numbers}), "SAVE_BROKEN")
+    refused(archive(path, tensor_pickle((2,), (1,))), "SAVE_BROKEN")
+
+
+def test_zip_bombs_and_broken_zips_are_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    zeros = b"\x80\x02" + b"]0" * 5_000_000 + b"N."
+    assert "compressed" in refused(archive(path, zeros, zipfile.ZIP_DEFLATED), "SAVE_BROKEN")
+    archive(path, b"\x80\x02N.")
+    whole = path.read_bytes()
+    # a directory that says a part is larger than the file
+    at = whole.index(b"PK\x01\x02") + 20
+    big = whole[:at] + struct.pack("<II", 2**30, 2**30) + whole[at + 8 :]
+    path.write_bytes(big)
+    refused(path, "SAVE_BROKEN")
+    for length in (0, 1, 20, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refused(path, "SAVE_BROKEN")
+    path.write_bytes(whole.replace(b"\x80\x02N.", b"\x80\x02\x88."))
+    assert "CRC" in refused(path, "SAVE_BROKEN")
+    refused(tmp_path / "none.pt", "SAVE_MISSING")
+
+
+@pytest.fixture
+def written(reference, scanvi, tmp_path):
+    """A save that we wrote, its bundle, and the reference in latent space."""
+    split = fit_scvi(reference, scanvi.registry, SCVI, 0, CPU)[1]
+    latent = reference_latent(reference, scanvi, split, CPU)
+    write_save(scanvi, tmp_path / "save", latent)
+    return tmp_path / "save", scanvi, latent
+
+
+def test_altered_pickles_never_do_anything_else(written, tmp_path):
+    with zipfile.ZipFile(written[0] / "model.pt") as file:
+        name = next(n for n in file.namelist() if n.endswith("data.pkl"))
+        pickled = file.read(name)
+        parts = {n.rsplit("/", 1)[1]: file.read(n) for n in file.namelist() if "/data/" in n}
+    rng, outcomes = random.Random(0), set()
+    for _ in range(300):
+        altered = bytearray(pickled)
+        for _ in range(rng.choice([1, 3, 20])):
+            altered[rng.randrange(len(altered))] = rng.randrange(256)
+        path = archive(tmp_path / "x.pt", bytes(altered), **parts)
+        try:
+            read_archive(path)
+            outcomes.add("read")
+        except AtlasmapError as error:
+            outcomes.add(error.code)
+    assert outcomes == {"read", "SAVE_BROKEN", "SAVE_UNTRUSTED"}
+
+
+MODELS = {
+    "arches": {},
+    "batch norm, ZINB, gene-batch": {
+        "use_batch_norm": "both", "use_layer_norm": "none", "gene_likelihood": "zinb",
+        "dispersion": "gene-batch", "encode_covariates": False,
+    },
+    "Poisson, learned library": {"gene_likelihood": "poisson", "use_observed_lib_size": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["none", "prefix", "fixed", "linear"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_out_and_in_again_is_the_same_model(reference, tmp_path, kind, variant):
+    reference.obs["donor"] = np.where(np.arange(reference.n_obs) % 3, "a", "b")
+    reference.obs["age"] = np.linspace(0, 1, reference.n_obs)
+    registry = Registry.of(reference, "Unknown", ["donor"], ["age"])
+    settings = ScviSettings(
+        n_hidden=16, n_latent=5, train=TrainSettings(max_epochs=2), **MODELS[kind]
+    )
+    bundle = fit_scvi(reference, registry, settings, 0, CPU)[0]
+    if variant != "none":
+        bundle = fit_scanvi(reference, bundle, SCANVI, variant, 0, CPU)[0]
+    before = embed(bundle.model, bundle.registry.encode(reference, CPU))
+    write_save(bundle, tmp_path / "save", None)
+    read = read_save(tmp_path / "save")
+    again = bundle_of(read, tmp_path / "save/model.pt", None)
+    after = embed(again.model, again.registry.encode(reference, CPU))
+    assert np.array_equal(before.mean, after.mean) and np.array_equal(before.var, after.var)
+    assert again.registry.as_dict() | {"symbols": None, "labels": bundle.registry.labels} == (
+        bundle.registry.as_dict() | {"symbols": None}
+    )
+    if variant != "none":
+        assert again.about["variant"] == variant and again.registry.labels == registry.labels
+        assert np.array_equal(before.soft_labels, after.soft_labels)
+    save(again, tmp_path / "bundle")
+    assert load(tmp_path / "bundle", CPU).about["origin"]["class"] == read.model
+
+
+def test_after_surgery_the_whole_goes_out(scanvi, queries, tmp_path):
+    settings = SurgerySettings(max_epochs=2)
+    mapping = map_query(scanvi, queries["query0"], settings, "per_batch", 0)
+    write_save(mapping.bundle, tmp_path / "save", None)
+    again = bundle_of(read_save(tmp_path / "save"), tmp_path / "save/model.pt", None)
+    said = embed(again.model, again.registry.encode(queries["query0"], CPU))
+    assert np.array_equal(said.mean, mapping.latent.obsm["X_latent"])
+    assert "query0" in again.registry.batches
+
+
+def test_a_minified_reference_goes_out_and_in(written):
+    folder, _, latent = written
+    beside = anndata.read_h5ad(folder / "adata.h5ad")
+    assert beside.X.nnz == 0 and "scanvi_latent_qzm" in beside.obsm
+    assert beside.uns["_scvi_adata_minify_type"] == "latent_posterior_parameters"
+    read = read_save(folder)
+    again = latent_in(beside, bundle_of(read, folder / "model.pt", None), read, "adata.h5ad")
+    assert np.array_equal(latent_of(again), latent_of(latent))
+    assert np.allclose(again.obsm["soft_labels"], latent.obsm["soft_labels"], atol=1e-6)
+    for key in ("batch", "label", "split"):
+        assert list(again.obs[key]) == list(latent.obs[key]), key
+    assert np.array_equal(again.obs["observed_lib_size"], latent.obs["observed_lib_size"])
+
+
+def altered(folder: Path, change, out: Path) -> Path:
+    """A save with something else in it."""
+    content = torch.load(folder / "model.pt", weights_only=False)  # our own file
+    change(content)
+    out.mkdir()
+    torch.save(content, out / "model.pt")
+    return out
+
+
+def set_version(version):
+    def change(content):
+        content["attr_dict"]["registry_"]["scvi_version"] = version
+
+    return change
+
+
+def set_init(**options):
+    def change(content):
+        content["attr_dict"]["init_params_"]["kwargs"]["model_kwargs"] |= options
+
+    return change
+
+
+@pytest.mark.parametrize("version", ["0.20.3", "1.0.4"])
+def test_before_1_1_the_classifier_is_prefix_whatever_the_settings_say(written, tmp_path, version):
+    old = altered(written[0], set_version(version), tmp_path / "old")
+    assert variant_of(read_save(old)) == "prefix"
+    assert bundle_of(read_save(old), old / "model.pt", None).about["variant"] == "prefix"
+    assert variant_of(read_save(written[0])) == "fixed"
+
+
+def drop_weight(content):
+    del content["model_state_dict"]["z_encoder.mean_encoder.bias"]
+
+
+def add_weight(content):
+    content["model_state_dict"]["z_encoder.attention.weight"] = torch.zeros(2)
+
+
+def cut_weight(content):
+    content["model_state_dict"]["decoder.px_scale_decoder.0.weight"] = torch.zeros(3, 3)
+
+
+def skew_prior(content):
+    content["model_state_dict"]["y_prior"][0, 0] = 0.9
+
+
+def set_class(content):
+    content["attr_dict"]["registry_"]["model_name"] = "MULTIVI"
+
+
+def no_registry(content):
+    del content["attr_dict"]["registry_"]
+
+
+@pytest.mark.parametrize(
+    "change, code, names",
+    [
+        (set_version("0.14.6"), "SAVE_VERSION", "0.14.6"),
+        (set_version("2.0.0"), "SAVE_VERSION", "2.0.0"),
+        (set_version("nightly"), "SAVE_VERSION", "nightly"),
+        (set_class, "SAVE_CLASS", "MULTIVI"),
+        (no_registry, "SAVE_BROKEN", "registry_"),
+        (set_init(latent_distribution="ln"), "SAVE_UNSUPPORTED", "latent_distribution: 'ln'"),
+        (set_init(dispersion="gene-cell"), "SAVE_UNSUPPORTED", "gene-cell"),
+        (set_init(batch_representation="embedding"), "SAVE_UNSUPPORTED", "embedding"),
+        (set_init(classifier_parameters={"n_layers": 3}), "SAVE_UNSUPPORTED", "n_layers"),
+        (set_init(brand_new=1), "SAVE_UNSUPPORTED", "brand_new"),
+        (drop_weight, "SAVE_WEIGHTS", "z_encoder.mean_encoder.bias is missing"),
+        (add_weight, "SAVE_WEIGHTS", "attention.weight is not known"),
+        (cut_weight, "SAVE_WEIGHTS", "px_scale_decoder"),
+        (skew_prior, "SAVE_WEIGHTS", "y_prior"),
+    ],
+)
+def test_what_cannot_be_brought_over_is_refused_by_name(written, tmp_path, change, code, names):
+    folder = altered(written[0], change, tmp_path / "other")
+    with pytest.raises(AtlasmapError) as error:
+        bundle_of(read_save(folder), folder / "model.pt", None)
+    assert error.value.code == code and names in error.value.found
+
+
+def test_three_files_of_old_are_refused_with_advice(tmp_path):
+    (tmp_path / "model_params.pt").write_bytes(b"")
+    with pytest.raises(AtlasmapError, match="convert_legacy_save") as error:
+        read_save(tmp_path)
+    assert error.value.code == "SAVE_VERSION"
+
+
+def test_a_prefix_and_the_file_itself(written, tmp_path):
+    (tmp_path / "p").mkdir()
+    file = tmp_path / "p/lung_model.pt"
+    file.write_bytes((written[0] / "model.pt").read_bytes())
+    assert read_save(tmp_path / "p", "lung_").genes == read_save(file).genes
+    with pytest.raises(AtlasmapError, match="SAVE_MISSING"):
+        read_save(tmp_path / "p")
+
+
+def test_the_command_imports_with_its_reference(written, reference, tmp_path, capsys):
+    from atlasmap.commands.exchange import export_scvi, import_scvi
+
+    folder, bundle, latent = written
+    import_scvi(folder, out=tmp_path / "b")
+    assert "classifier fixed" in capsys.readouterr().out
+    assert np.array_equal(
+        latent_of(anndata.read_h5ad(tmp_path / "b/reference_latent.h5ad")), latent_of(latent)
+    )
+    # from counts, in another order of genes and without the minified file
+    shuffled = reference[:, ::-1].copy()
+    shuffled.write_h5ad(tmp_path / "counts.h5ad")
+    import_scvi(folder, out=tmp_path / "c", adata=tmp_path / "counts.h5ad")
+    again = anndata.read_h5ad(tmp_path / "c/reference_latent.h5ad")
+    assert np.allclose(latent_of(again), latent_of(latent), atol=1e-6)
+    export_scvi(tmp_path / "c", out=tmp_path / "d")
+    ours, theirs = weights_out(bundle.model), read_save(tmp_path / "d").weights
+    assert all(torch.equal(theirs[name], value) for name, value in ours.items())
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["totalvi", "totalvi_missing", "totalvi_surgery"])
+def test_totalvi_saves_are_read_and_refused_by_name(name):
+    folder = SHARED / "golden" / name
+    read = read_save(folder)
+    assert read.model == "TOTALVI" and len(read.state("proteins")["column_names"]) == 14
+    assert set(read.categories("batch")) == {"pbmc_5k_protein_v3", "pbmc_10k_protein_v3"}
+    with np.load(folder / "weights.npz") as file:
+        assert all(np.array_equal(file[key], read.weights[key]) for key in file.files)
+    with pytest.raises(AtlasmapError, match="SAVE_CLASS"):
+        bundle_of(read, folder / "model.pt", None)
+
+
+@needs_shared
+def test_golden_registries_come_across():
+    folder = SHARED / "golden" / "scanvi_fix_surgery"
+    about = json.loads((folder / "settings.json").read_text())
+    bundle = bundle_of(read_save(folder), folder / "model.pt", None)
+    assert bundle.registry.batches == about["batches"]
+    assert [*bundle.registry.labels, bundle.registry.unlabeled_category] == about["labels"]
+    assert bundle.about["origin"]["setup"] == about["setup_args"]
+    assert bundle.about["scvi"]["n_latent"] == about["init_params"]["non_kwargs"]["n_latent"]
