@@ -22,7 +22,7 @@ LAYERS = [
     ["mapping", "exchange"],
     ["transfer", "projection", "evaluation"],
     ["assembly"],
-    ["onestep", "probe", "forecast", "figures"],
+    ["comparison", "onestep", "probe", "forecast", "figures"],
     ["commands"],
 ]
 

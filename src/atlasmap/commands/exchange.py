@@ -80,5 +80,31 @@ def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> No
     latent = (reference or bundle) / "reference_latent.h5ad"
     cells = anndata.read_h5ad(latent) if latent.is_file() else None
     write_save(whole, out, cells)
-    name = "SCANVI" if whole.about["kind"] == "scanvi" else "SCVI"
+    name = "SCANVI" if "variant" in whole.about else "SCVI"
     print(f"scvi.model.{name}.load({str(out)!r}, adata)")
+
+
+def compare_scvi(results: Path, *, out: Path) -> None:
+    """Train scvi-tools on the cells, splits, settings and seeds of a finished run, and compare.
+
+    Needs scvi-tools 1.4.2 beside atlasmap: the environment of `make parity`.
+
+    Parameters
+    ----------
+    results
+        Folder of a finished run: results/ATLAS.
+    out
+        Folder: pairs.csv (a row a seed, model and metric), summary.csv, report.md.
+    """
+    from atlasmap.comparison import compare
+    from atlasmap.evaluation.parity import as_markdown, summary
+
+    pairs = compare(results)
+    table = summary(pairs)
+    for name, frame in (("pairs", pairs), ("summary", table)):
+        with written_aside(out / f"{name}.csv") as aside:
+            frame.to_csv(aside, index=False)
+    with written_aside(out / "report.md") as aside:
+        aside.write_text(as_markdown(table) + "\n", encoding="utf-8")
+    print(as_markdown(table))
+    print(f"{int(table['within'].sum())} of {len(table)} within; {out}")

@@ -31,6 +31,7 @@ COMMANDS = {
     "why": ("cluster:why", "Say why a job failed, and what to do."),
     "import-scvi": ("exchange:import_scvi", "Make a bundle of a model that scvi-tools saved."),
     "export-scvi": ("exchange:export_scvi", "Write a bundle as scvi-tools loads it."),
+    "compare-scvi": ("exchange:compare_scvi", "Train scvi-tools on a run's cells and compare."),
     "simulate": ("data:simulate", "Make a labelled atlas with known truth."),
     "check-results": ("results:check_results", "List results that are missing or altered."),
     "fetch": ("data:fetch", "Download a data set, or make a builtin one."),

@@ -14,6 +14,7 @@ from atlasmap.data.registry import Registry
 from atlasmap.exchange.weights import unused, weights_out
 from atlasmap.files import folder_aside
 from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE
+from atlasmap.models.scanvi import Scanvi
 
 VERSION = "1.4.2"
 
@@ -32,7 +33,7 @@ def field(attribute: str, key: str, state: dict, stats: dict) -> dict:
 def setup_args(bundle: Bundle) -> dict[str, Any]:
     """Arguments of setup_anndata: an imported model's own, else the columns of prepared files."""
     own = bundle.about.get("origin", {}).get("setup")
-    registry, scanvi = bundle.registry, bundle.about["kind"] == "scanvi"
+    registry, scanvi = bundle.registry, isinstance(bundle.model, Scanvi)
     if own:  # scVI makes no use of labels
         return own if scanvi else own | {"labels_key": None}
     args = {
@@ -80,7 +81,7 @@ def covariate_fields(registry: Registry) -> dict[str, dict]:
 def registry_for(bundle: Bundle, n_cells: int, minified: bool) -> dict[str, Any]:
     """scvi-tools' registry of the data that the model was trained on."""
     registry, args = bundle.registry, setup_args(bundle)
-    scanvi, layer = bundle.about["kind"] == "scanvi", args.get("layer")
+    scanvi, layer = isinstance(bundle.model, Scanvi), args.get("layer")
     if scanvi:
         args = args | {"use_minified": minified}
     n_genes = len(registry.genes)
@@ -100,7 +101,7 @@ def registry_for(bundle: Bundle, n_cells: int, minified: bool) -> dict[str, Any]
         **covariate_fields(registry),
     }  # fmt: skip
     if minified:
-        kind = bundle.about["kind"]
+        kind = "scanvi" if scanvi else "scvi"
         n_latent = bundle.about["scvi"]["n_latent"]
         columns = {"column_names": np.arange(n_latent)}
         fields |= {
@@ -124,12 +125,12 @@ def init_params(bundle: Bundle) -> dict[str, dict]:
     settings.pop("train", None)
     inner = {key: settings.pop(key) for key in ("encode_covariates", "use_batch_norm")}
     inner["use_layer_norm"] = settings.pop("use_layer_norm")
-    if bundle.about["kind"] == "scvi":
+    if not isinstance(bundle.model, Scanvi):
         inner["use_observed_lib_size"] = settings.pop("use_observed_lib_size")
         settings["latent_distribution"] = "normal"
         return {"non_kwargs": settings, "kwargs": {"kwargs": inner}}
-    settings["linear_classifier"] = bundle.about["variant"] == "linear"
-    if bundle.about["variant"] == "prefix":
+    settings["linear_classifier"] = bundle.model.variant == "linear"
+    if bundle.model.variant == "prefix":
         inner["classifier_parameters"] = {"logits": False}
     return {"non_kwargs": settings, "kwargs": {"model_kwargs": inner}}
 
@@ -159,7 +160,7 @@ def save_for_scvi_tools(bundle: Bundle, latent: anndata.AnnData | None) -> dict[
     if latent is not None and "split" in latent.obs:
         for part in ("train", "validation"):
             attributes[f"{part}_indices_"] = np.flatnonzero(latent.obs["split"] == part)
-    if bundle.about["kind"] == "scanvi":
+    if isinstance(bundle.model, Scanvi):
         attributes["unlabeled_category_"] = bundle.registry.unlabeled_category
     return {
         "model_state_dict": {**unused(bundle.model), **used},

@@ -1,0 +1,180 @@
+"""A finished run against scvi-tools on the same cells, splits, settings and seeds."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+from pydantic import TypeAdapter
+
+from atlasmap.bundle import read_about, read_registry
+from atlasmap.data.registry import Registry
+from atlasmap.errors import AtlasmapError
+from atlasmap.evaluation.classification import score
+from atlasmap.evaluation.parity import PAIR_COLUMNS
+from atlasmap.exchange import peer
+from atlasmap.mapping import joined
+from atlasmap.settings import ScanviSettings, ScviSettings, SurgerySettings
+from atlasmap.training.split import split_cells
+
+log = logging.getLogger("atlasmap")
+METRICS = ("elbo", "reconstruction_loss")
+SCORES = ("accuracy", "macro_f1", "ece")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of a finished run: its folder, prepared cells, what the models were told."""
+
+    folder: Path
+    seed: int
+    reference: anndata.AnnData
+    queries: dict[str, anndata.AnnData]
+    registry: Registry
+
+    @property
+    def unlabeled(self) -> str:
+        """What cells without a label are called."""
+        return self.registry.unlabeled_category
+
+
+def runs_in(results: Path) -> Iterator[Run]:
+    """The seeds of results/{atlas}; raises RESULTS_MISSING."""
+    seeds = sorted(results.glob("seed*/reference/scvi/settings.json"))
+    if not seeds:
+        raise AtlasmapError(
+            "RESULTS_MISSING",
+            expected="results of a finished run: results/ATLAS with seed*/reference/scvi",
+            found=f"none in {results}",
+            mend="run the workflow first, then compare what it made",
+        )
+    reference = anndata.read_h5ad(results / "data/reference.h5ad")
+    paths = sorted((results / "data/queries").glob("*.h5ad"))
+    queries = {path.stem: anndata.read_h5ad(path) for path in paths}
+    for file in seeds:
+        folder = file.parents[2]
+        registry = read_registry(file.parent)
+        seed = read_about(file.parent)["seed"]
+        yield Run(folder, seed, reference, queries, registry)
+
+
+def last(folder: Path, metric: str) -> float:
+    """A validation metric's last value in a bundle's history."""
+    history = pd.read_csv(folder / "history.csv")
+    of = history[(history["split"] == "validation") & (history["metric"] == metric)]
+    return float(of.sort_values("epoch")["value"].iloc[-1])
+
+
+def settings_in(folder: Path, key: str, cls: type) -> Any:
+    """Settings of a bundle."""
+    return TypeAdapter(cls).validate_python(read_about(folder)[key])
+
+
+def check_split(ours: np.ndarray, theirs: peer.Trained, what: str) -> None:
+    """Both must have validated on the same cells: PARITY_SPLIT."""
+    if not np.array_equal(np.sort(ours), theirs.validation):
+        raise AtlasmapError(
+            "PARITY_SPLIT",
+            expected=f"{what}: the validation cells of our split in scvi-tools' save",
+            found=f"{len(ours)} against {len(theirs.validation)} cells, or other ones",
+            mend="compare with scvi-tools 1.4.2; if it is that, please report this",
+        )
+
+
+def scored(truth, soft: pd.DataFrame, run: Run) -> dict[str, float]:
+    """Accuracy, macro-F1 and calibration error of soft labels (cells × labels)."""
+    predicted, confidence = soft.columns.to_numpy()[soft.to_numpy().argmax(1)], soft.max(axis=1)
+    return of_labels(truth, predicted, confidence.to_numpy(), run)
+
+
+def of_labels(truth, predicted, confidence, run: Run) -> dict[str, float]:
+    """The same of labels and their confidence; empty where nothing can be scored."""
+    truth, known = np.asarray(truth, str), set(run.registry.labels)
+    found = score(truth, np.asarray(predicted, str), confidence, known, run.unlabeled)
+    return {} if found is None else found.summary.iloc[0][list(SCORES)].to_dict()
+
+
+def rows(run: Run, ours: dict, theirs: dict, **where: str) -> list[dict]:
+    """A row a metric that both sides have."""
+    start = dict.fromkeys(PAIR_COLUMNS, "") | {"seed": run.seed} | where
+    both = [metric for metric in ours if metric in theirs]
+    return [start | {"metric": m, "ours": ours[m], "theirs": theirs[m]} for m in both]
+
+
+def validation_cells(folder: Path) -> tuple[anndata.AnnData, np.ndarray]:
+    """The reference in latent space and its validation cells."""
+    latent = anndata.read_h5ad(folder / "reference_latent.h5ad")
+    return latent, np.flatnonzero(latent.obs["split"] == "validation")
+
+
+def compare_reference(run: Run) -> Iterator[tuple[str, peer.Trained, list[dict]]]:
+    """scVI and each variant: its name, scvi-tools' model, and the pairs."""
+    folder = run.folder / "reference/scvi"
+    settings = settings_in(folder, "scvi", ScviSettings)
+    registry = run.registry
+    theirs = peer.train_scvi(
+        run.reference, settings, run.seed, list(registry.categorical), registry.continuous
+    )
+    check_split(validation_cells(folder)[1], theirs, "scVI")
+    numbers = {m: last(folder, m) for m in METRICS}
+    yield "scvi", theirs, rows(run, numbers, {m: theirs.last(m) for m in METRICS}, model="scVI")
+    for folder in sorted(run.folder.glob("reference/scanvi_*")):
+        variant = read_about(folder)["variant"]
+        scanvi = settings_in(folder, "scanvi", ScanviSettings)
+        trained = peer.train_scanvi(theirs, scanvi, variant, run.seed, run.unlabeled)
+        latent, validation = validation_cells(folder)
+        check_split(validation, trained, f"scANVI {variant}")
+        truth = latent.obs["label"].astype(str).to_numpy()[validation]
+        names = [str(name) for name in latent.uns["soft_label_names"]]
+        soft = pd.DataFrame(latent.obsm["soft_labels"][validation], columns=names)
+        ours = {m: last(folder, m) for m in METRICS} | scored(truth, soft, run)
+        their_soft = trained.soft_labels().iloc[validation]
+        numbers = {m: trained.last(m) for m in METRICS} | scored(truth, their_soft, run)
+        yield variant, trained, rows(run, ours, numbers, model=f"scANVI {variant}")
+
+
+def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator[list[dict]]:
+    """Surgery of a variant by each strategy that the run has."""
+    for top in sorted(run.folder.glob(f"mapping/{variant}/*/atlas.h5ad")):
+        strategy = top.parent.name
+        groups = {name: [name] for name in run.queries}
+        if strategy == "joint":
+            groups = {"all": list(run.queries)}
+        softs, truths, where = [], [], {"model": f"scANVI {variant}", "strategy": strategy}
+        for group, members in groups.items():
+            folder = top.parent / group
+            query = joined([run.queries[name] for name in members])
+            settings = settings_in(folder, "surgery", SurgerySettings)
+            theirs = peer.map_query(reference, query, settings, run.seed, run.unlabeled)
+            split = split_cells(np.arange(query.n_obs), settings.train_size, run.seed)
+            check_split(split.validation, theirs, f"surgery {variant} {strategy} {group}")
+            numbers = {m: theirs.last(m) for m in METRICS}
+            yield rows(run, {m: last(folder, m) for m in METRICS}, numbers, batch=group, **where)
+            softs.append(theirs.soft_labels())
+            if "truth" in query.obs:
+                truths.append(query.obs["truth"].astype(str).to_numpy())
+        if truths:
+            cells = anndata.read_h5ad(top).obs
+            cells = cells[cells["role"] == "query"]
+            ours = of_labels(
+                cells["truth"], cells["predicted_label"], cells["confidence"].to_numpy(), run
+            )
+            their_scores = scored(np.concatenate(truths), pd.concat(softs), run)
+            yield rows(run, ours, their_scores, batch="all", **where)
+
+
+def compare(results: Path) -> pd.DataFrame:
+    """All pairs of results/{atlas} (columns PAIR_COLUMNS); trains scvi-tools for each seed."""
+    found = []
+    for run in runs_in(results):
+        for name, trained, pairs in compare_reference(run):
+            log.info("seed %d: %s", run.seed, name)
+            found += pairs
+            if name != "scvi":
+                for pairs_mapped in compare_mapping(run, name, trained):
+                    found += pairs_mapped
+    return pd.DataFrame(found, columns=PAIR_COLUMNS)

@@ -1,0 +1,156 @@
+"""scvi-tools itself, trained on the same cells with the same split and settings, to compare with.
+
+No part of atlasmap needs it: it is imported here alone, where `make parity` has installed it.
+"""
+
+import contextlib
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from atlasmap.errors import AtlasmapError
+from atlasmap.settings import ScanviSettings, ScviSettings, SurgerySettings, TrainSettings, Variant
+
+VERSION = "1.4.2"
+CLASSIFIER = {
+    "prefix": {"classifier_parameters": {"logits": False}},
+    "fixed": {},
+    "linear": {"linear_classifier": True},
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model of scvi-tools and the places of its validation cells among the cells it was given."""
+
+    model: Any
+    validation: np.ndarray
+
+    def last(self, metric: str) -> float:
+        """A validation metric's last value."""
+        return float(self.model.history[f"{metric}_validation"].iloc[-1, 0])
+
+    def soft_labels(self) -> pd.DataFrame:
+        """Label probabilities of all cells (cells × labels)."""
+        with quiet():
+            return self.model.predict(soft=True)
+
+
+def scvi_tools():
+    """The package; raises PEER_MISSING, PEER_VERSION."""
+    try:
+        import scvi
+    except ImportError as error:
+        raise AtlasmapError(
+            "PEER_MISSING",
+            expected=f"scvi-tools {VERSION} in this environment",
+            found=str(error),
+            mend="make parity sets one up beside this one: use .venv-parity/bin/atlasmap",
+        ) from error
+    if scvi.__version__ != VERSION:
+        raise AtlasmapError(
+            "PEER_VERSION",
+            expected=f"scvi-tools {VERSION}, whose semantics atlasmap follows",
+            found=scvi.__version__,
+            mend="pip install -r envs/lock-parity.txt",
+        )
+    return scvi
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without progress bars and what its packages warn of."""
+    for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
+        warnings.simplefilter("ignore")
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+
+
+def train_arguments(train: TrainSettings | SurgerySettings, decay: float) -> dict[str, Any]:
+    """Our settings as arguments of its train()."""
+    return {
+        "max_epochs": train.max_epochs,
+        "train_size": train.train_size,
+        "batch_size": train.batch_size,
+        "check_val_every_n_epoch": train.check_val_every_n_epoch,
+        "early_stopping": train.early_stopping,
+        "early_stopping_patience": train.early_stopping_patience,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "plan_kwargs": {
+            "lr": train.learning_rate,
+            "eps": train.adam_eps,
+            "weight_decay": decay,
+            "n_epochs_kl_warmup": train.n_epochs_kl_warmup,
+            "reduce_lr_on_plateau": train.reduce_lr_on_plateau,
+        },
+        **({"gradient_clip_val": train.gradient_clip} if train.gradient_clip else {}),
+    }
+
+
+def fitted(model, arguments: dict[str, Any]) -> Trained:
+    """Train; scvi-tools draws from torch's global generator, seeded when the model was made."""
+    with quiet():
+        model.train(**arguments)
+    return Trained(model, np.sort(np.asarray(model.validation_indices)))
+
+
+def train_scvi(
+    adata: anndata.AnnData, settings: ScviSettings, seed: int,
+    categorical: list[str], continuous: list[str],
+) -> Trained:  # fmt: skip
+    """SCVI on a prepared reference (X counts, obs batch and label)."""
+    scvi = scvi_tools()
+    with quiet():
+        scvi.settings.seed = seed
+        scvi.model.SCVI.setup_anndata(
+            adata, batch_key="batch", categorical_covariate_keys=categorical or None,
+            continuous_covariate_keys=continuous or None,
+        )  # fmt: skip
+        model = scvi.model.SCVI(
+            adata, n_hidden=settings.n_hidden, n_latent=settings.n_latent,
+            n_layers=settings.n_layers, dropout_rate=settings.dropout_rate,
+            gene_likelihood=settings.gene_likelihood, dispersion=settings.dispersion,
+            use_observed_lib_size=settings.use_observed_lib_size,
+            encode_covariates=settings.encode_covariates,
+            use_batch_norm=settings.use_batch_norm, use_layer_norm=settings.use_layer_norm,
+        )  # fmt: skip
+    return fitted(model, train_arguments(settings.train, settings.train.weight_decay))
+
+
+def train_scanvi(
+    scvi_model: Trained, settings: ScanviSettings, variant: Variant, seed: int, unlabeled: str
+) -> Trained:
+    """SCANVI from a trained SCVI on the same cells."""
+    scvi = scvi_tools()
+    with quiet():
+        scvi.settings.seed = seed
+        model = scvi.model.SCANVI.from_scvi_model(
+            scvi_model.model, unlabeled_category=unlabeled, labels_key="label",
+            **CLASSIFIER[variant],
+        )  # fmt: skip
+    arguments = train_arguments(settings.train, settings.train.weight_decay)
+    arguments["plan_kwargs"]["classification_ratio"] = settings.classification_ratio
+    arguments["n_samples_per_label"] = settings.n_samples_per_label
+    return fitted(model, arguments)
+
+
+def map_query(
+    reference: Trained, query: anndata.AnnData, settings: SurgerySettings, seed: int, unlabeled: str
+) -> Trained:
+    """Surgery of all batches in `query` at once."""
+    scvi = scvi_tools()
+    query = query.copy()
+    query.obs["label"] = unlabeled
+    with quiet():
+        scvi.settings.seed = seed
+        model = type(reference.model).load_query_data(query, reference.model, accelerator="cpu")
+    return fitted(model, train_arguments(settings, 0.0))
