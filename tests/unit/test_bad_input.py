@@ -41,7 +41,7 @@ def config(**data) -> DataConfig:
 def prepare(simulated, tmp_path):
     """Change the simulated file, then prepare its reference (or a query batch)."""
 
-    def run(change=None, settings=CONFIG, role="reference", **given):
+    def run(change=None, settings=CONFIG, role="reference", registry=None, **given):
         adata = simulated.copy()
         adata.obs = adata.obs.astype(str)
         adata = (change(adata) or adata) if change else adata
@@ -57,7 +57,7 @@ def prepare(simulated, tmp_path):
             return prepare_reference([dataset], [path], settings)
         plain = simulated[simulated.obs["role"] == "reference"].copy()
         plain.obs["label"] = plain.obs["cell_type"].astype(str)
-        registry = Registry.of(plain, "Unknown", [], [])
+        registry = registry or Registry.of(plain, "Unknown", [], [])
         whole = checked_dataset(dataset, path, settings)
         return prepare_query(whole, dataset, "query0", registry, settings)
 
@@ -257,14 +257,55 @@ def test_unlabeled_category_that_is_a_label(prepare):
     assert prepare(None, settings).facts["n_unlabelled"] > 0
 
 
+def ids_in_a_column(adata):
+    adata.var["feature_id"] = adata.var_names
+    adata.var_names = [f"ENSG{k:011d}" for k in range(adata.n_vars)]
+
+
 def test_low_gene_overlap_names_genes_and_the_best_column(prepare):
     def change(adata):
-        adata.var["feature_id"] = adata.var_names
-        adata.var_names = [f"ENSG{k:011d}" for k in range(adata.n_vars)]
+        ids_in_a_column(adata)
+        adata.var["feature_id"] = [*adata.var["feature_id"][:20], *adata.var_names[20:]]
 
     error = caught("GENES_LOW_OVERLAP", prepare, change, role="query")
-    assert "GENE0000" in error.found and "feature_id (100.0%)" in error.mend
-    assert prepare(change, role="query", gene_id="feature_id").facts["gene_overlap"] == 1
+    for said in ("25.0%", "(feature_id against", "GENE0020"):
+        assert said in error.found
+
+
+def test_the_column_that_holds_the_ids_is_found(prepare):
+    facts = prepare(ids_in_a_column, role="query").facts
+    assert facts["gene_overlap"] == 1
+    assert facts["genes_matched"] == {"query": "feature_id", "reference": "ids"}
+    facts = prepare(ids_in_a_column, role="query", gene_id="feature_id").facts
+    assert facts["genes_matched"] == {"query": "feature_id", "reference": "ids"}
+
+
+def with_symbols(adata):
+    """Ensembl ids in the index, symbols beside them; two genes share a symbol."""
+    names = list(adata.var_names)
+    adata.var_names = [f"ENSG{k:011d}.{k % 3}" for k in range(adata.n_vars)]
+    adata.var["feature_name"] = [*names[:-1], names[-2]]
+
+
+def test_a_query_in_the_other_namespace_maps_by_itself(prepare, simulated, tmp_path):
+    reference = prepare(with_symbols).adata
+    registry = Registry.of(reference, "Unknown", [], [])
+    assert registry.genes[0] == "ENSG00000000000" and registry.symbols[0] == "GENE0000"
+    adata = simulated[simulated.obs["role"] == "query"].copy()
+    adata = adata[:, ::-1].copy()  # indexed by symbol, in another order
+    adata.write_h5ad(tmp_path / "q.h5ad")
+    row = Dataset(id="q", path="x", role="query", batch_key="batch")
+    whole = checked_dataset(row, tmp_path / "q.h5ad", CONFIG)
+    prepared = prepare_query(whole, row, "query0", registry, CONFIG)
+    assert prepared.facts["genes_matched"] == {"query": "index", "reference": "symbols"}
+    # the symbol that two reference genes share says nothing about either
+    assert prepared.facts["genes_missing"] == ["ENSG00000000078", "ENSG00000000079"]
+    cells = adata[(adata.obs["batch"] == "query0").to_numpy()].X.toarray()[:, ::-1]
+    assert np.array_equal(prepared.adata.X.toarray()[:, :78], cells[:, :78])
+    # and the other way about: the reference by symbol, the query by id with symbols beside
+    plain = Registry.of(prepare().adata, "Unknown", [], [])
+    facts = prepare(with_symbols, role="query", registry=plain).facts
+    assert facts["genes_matched"] == {"query": "feature_name", "reference": "ids"}
 
 
 def test_some_missing_genes_are_filled_with_zeros_and_listed(prepare):
@@ -281,7 +322,7 @@ def test_ensembl_versions_are_stripped(simulated, prepare):
     names = ["ENSG00000000003.14", "ENSG00000000005.6", "ENSG00000000419"]
     adata = anndata.AnnData(counts, var=pd.DataFrame(index=names))
     genes = pd.Index(["ENSG00000000419.2", "ENSG00000000003"])
-    aligned = align(adata, counts, genes, "", 0.8, "q")
+    aligned = align(adata, list(genes), None, 0.8, "q")
     assert aligned.counts.toarray().tolist() == [[0, 1], [0, 0], [1, 0]]
 
 

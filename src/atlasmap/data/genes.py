@@ -89,52 +89,85 @@ def choose_genes(reference: anndata.AnnData, settings: DataSettings) -> tuple[np
 
 
 @dataclass(frozen=True)
+class Match:
+    """Which of a query's columns of var (empty: its gene ids) was read against which of the
+    reference's names (`ids` or `symbols`), and where each reference gene is in the query (−1:
+    nowhere)."""
+
+    column: str
+    names: str
+    at: np.ndarray
+
+    @property
+    def overlap(self) -> float:
+        """Share of the reference's genes that the query has."""
+        return float((self.at >= 0).mean())
+
+
+@dataclass(frozen=True)
 class Alignment:
-    """Counts in the reference's gene order (cells × genes; missing genes are zero) and how well."""
+    """Counts in the reference's gene order (cells × genes; missing genes are zero) and how the
+    genes were matched."""
 
     counts: sparse.csr_matrix
-    overlap: float
+    match: Match
     missing: list[str]
-    column: str
 
 
-def best_column(adata: anndata.AnnData, wanted: set[str]) -> tuple[str, float]:
-    """The var column (or 'index') whose values hold most of `wanted`, and their share."""
-    columns = {"index": adata.var_names} | {
+def places(names: pd.Index, wanted: pd.Index) -> np.ndarray:
+    """Where each of `wanted` is among `names`; −1 if absent, or if either side has it twice."""
+    names, wanted = without_versions(names), without_versions(wanted)
+    once = ~names.duplicated(keep=False)
+    at = pd.Series(np.flatnonzero(once), index=names[once]).reindex(wanted).to_numpy()
+    return np.where(np.isnan(at) | wanted.duplicated(keep=False), -1, at).astype(np.int64)
+
+
+def best_match(
+    adata: anndata.AnnData, genes: list[str], symbols: list[str] | None, least: float
+) -> Match:
+    """Ids against the reference's ids, or if that finds too few the pair that finds most."""
+    references = {"ids": pd.Index(genes)} | ({"symbols": pd.Index(symbols)} if symbols else {})
+    columns = {"": adata.var_names} | {
         column: pd.Index(adata.var[column].astype(str))
         for column in adata.var
         if adata.var[column].dtype.kind not in "fiub"
     }
-    shares = {c: len(wanted & set(without_versions(v))) / len(wanted) for c, v in columns.items()}
-    best = max(shares, key=shares.get)
-    return best, shares[best]
+    plain = Match("", "ids", places(columns[""], references["ids"]))
+    if plain.overlap >= least:
+        return plain
+    others = [
+        Match(column, names, places(values, wanted))
+        for column, values in columns.items()
+        for names, wanted in references.items()
+    ]
+    return max(others, key=lambda match: match.overlap)
 
 
 def align(
-    adata: anndata.AnnData, counts: sparse.csr_matrix, genes: pd.Index, column: str,
-    least: float, name: str,
-) -> Alignment:  # fmt: skip
-    """Bring `counts` into the order of the reference's `genes`; raises GENES_LOW_OVERLAP."""
-    ids = gene_ids(adata, column, name)
-    genes_plain = without_versions(genes)
-    at = ids.get_indexer(genes_plain)
-    found = at >= 0
-    missing = list(genes[~found])
-    overlap = float(found.mean())
-    if overlap < least:
-        best, share = best_column(adata, set(genes_plain))
+    adata: anndata.AnnData, genes: list[str], symbols: list[str] | None, least: float, name: str
+) -> Alignment:
+    """Bring the counts in X into the order of the reference's `genes`.
+
+    Genes are matched by id, or by symbol where that is what both have. Raises GENES_LOW_OVERLAP.
+    """
+    match = best_match(adata, genes, symbols, least)
+    found = match.at >= 0
+    missing = [gene for gene, there in zip(genes, found, strict=True) if not there]
+    if match.overlap < least:
         raise AtlasmapError(
             "GENES_LOW_OVERLAP",
             expected=f"at least {least:.0%} of the reference's {len(genes)} genes "
             "(data.min_gene_overlap)",
-            found=f"{overlap:.1%} in {name}; missing: {listed(missing)}",
-            mend=f"best-matching var column: {best} ({share:.1%}); name it as `gene_id` in the "
-            "sheet, or convert the ids",
+            found=f"{match.overlap:.1%} in {name} at best ({match.column or 'its ids'} against "
+            f"the reference's {match.names}); missing: {listed(missing)}",
+            mend="convert the gene ids"
+            + ("" if symbols else "; the reference has no symbols to try")
+            + ", or name a column of var as `gene_id` in the sheet",
         )
     place = sparse.csr_matrix(
-        (np.ones(found.sum(), np.float32), (at[found], np.flatnonzero(found))),
-        shape=(counts.shape[1], len(genes)),
+        (np.ones(found.sum(), np.float32), (match.at[found], np.flatnonzero(found))),
+        shape=(adata.n_vars, len(genes)),
     )
-    aligned = (counts @ place).tocsr()
+    aligned = (adata.X @ place).tocsr()
     aligned.sort_indices()
-    return Alignment(aligned, overlap, missing, column or "index")
+    return Alignment(aligned, match, missing)

@@ -165,19 +165,23 @@ def prepare_query(
         )
     cells = whole[whole.obs["batch"] == batch].copy()
     least = config.data.min_gene_overlap
-    genes = pd.Index(reference.genes)
-    aligned = align(cells, cells.X, genes, "", least, dataset.id)
+    aligned = align(cells, reference.genes, reference.symbols, least, dataset.id)
     check_cells_not_empty(aligned.counts, cells.obs_names, batch, " among the reference's genes")
     for key in ("batch", "dataset", "truth", *config.categorical_covariates):
         if key in cells.obs:
             cells.obs[key] = pd.Categorical(cells.obs[key].astype(str))
-    adata = anndata.AnnData(aligned.counts, obs=cells.obs, var=pd.DataFrame(index=genes))
+    var = pd.DataFrame(index=pd.Index(reference.genes))
+    adata = anndata.AnnData(aligned.counts, obs=cells.obs, var=var)
     new = reference.new_categories(adata.obs)
     facts = {
         "dataset": dataset.id,
         "new_categories": dict(zip(reference.categorical, list(new.values())[1:], strict=True)),
         "n_cells": adata.n_obs,
-        "gene_overlap": round(aligned.overlap, 4),
+        "genes_matched": {
+            "query": aligned.match.column or dataset.gene_id or "index",
+            "reference": aligned.match.names,
+        },
+        "gene_overlap": round(aligned.match.overlap, 4),
         "genes_missing": aligned.missing,
         "counts": count_facts(adata),
     }
