@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -90,7 +91,62 @@ def load_config(given: dict) -> Config:
             )
     final_of(config)
     check_covariates(config)
+    check_reference(config, given)
     return config
+
+
+def check_reference(config: Config, given: dict) -> None:
+    """A given reference leaves nothing to train: CONFIG_REFERENCE."""
+    reference, mend = config.reference, ""
+    if not reference.given:
+        return
+    idle = [key for key in given if key == "scvi" or key.startswith("scanvi")]
+    if reference.bundle and reference.scvi_tools:
+        found, mend = "reference.bundle and reference.scvi_tools", "leave one of them out"
+    elif idle:
+        found = f"settings of a training: {listed(idle)}"
+        mend = "leave them out: the reference is trained already"
+    elif reference.scvi_tools and config.labels == "given" and len(given.get("variants", [])) != 1:
+        found = f"variants: {config.variants}"
+        mend = "name its classifier, which atlasmap import-scvi says: variants: [prefix] if it was "
+        mend += "saved before scvi-tools 1.1, else mostly [fixed]; for SCVI labels: none"
+    if mend:
+        raise AtlasmapError(
+            "CONFIG_REFERENCE",
+            expected="one trained reference, and what it leaves open",
+            found=found,
+            mend=mend,
+        )
+
+
+def with_reference(config: Config, given: dict, folder: Path) -> Config:
+    """The config with the classifier that the bundle in `folder` has.
+
+    Raises CONFIG_REFERENCE if the config asks for another, BUNDLE_MISSING.
+    """
+    about = folder / "settings.json"
+    if not about.is_file():
+        raise AtlasmapError(
+            "BUNDLE_MISSING",
+            expected="reference.bundle: the folder of a bundle, with settings.json",
+            found=f"no {about}",
+            mend="correct the path; what scvi-tools saved goes under reference.scvi_tools",
+        )
+    said = json.loads(about.read_text(encoding="utf-8"))
+    variant = said.get("variant")
+    if (variant is None) != (config.labels == "none"):
+        found = "scVI, which has no labels" if variant is None else f"scANVI ({variant})"
+        mend = "set labels: none" if variant is None else "leave out labels: none"
+    elif variant and "variants" in given and given["variants"] != [variant]:
+        found, mend = f"a {variant} classifier", f"set variants: [{variant}], or leave it out"
+    else:
+        return replace(config, variants=[variant]) if variant else config
+    raise AtlasmapError(
+        "CONFIG_REFERENCE",
+        expected=f"a reference for labels: {config.labels}, variants: {config.variants}",
+        found=f"{found} in {folder}",
+        mend=mend,
+    )
 
 
 def check_mappable(config: Config) -> None:

@@ -3,14 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import anndata
 import torch
 
 from atlasmap.assembly import Atlas, assemble
 from atlasmap.bundle import Bundle, load
 from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.sheet import Dataset
-from atlasmap.errors import AtlasmapError
 from atlasmap.mapping import Mapping, joined, map_query
 from atlasmap.minified import latent_of
 from atlasmap.projection import FittedMap, fit_map
@@ -21,6 +19,7 @@ from atlasmap.settings import (
     TransferSettings,
     UmapSettings,
 )
+from atlasmap.taken import read_latent
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,8 @@ class Mapped:
 
 
 def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
-    """The reference's latent and its fitted map; raises BUNDLE_LATENT_MISSING."""
-    path = folder / "reference_latent.h5ad"
-    if not path.is_file():
-        raise AtlasmapError(
-            "BUNDLE_LATENT_MISSING",
-            expected=f"{path}, the reference in latent space",
-            found="no such file",
-            mend="copy it from the run that trained this bundle",
-        )
-    latent = anndata.read_h5ad(path)
+    """The reference's latent and its fitted map; raises BUNDLE_LATENT_*."""
+    latent = read_latent(folder)
     if (folder / "umap.npz").is_file():
         return latent, FittedMap.load(folder / "umap.npz")
     return latent, fit_map(latent_of(latent), request.umap, bundle.about["seed"])

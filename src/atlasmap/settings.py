@@ -210,6 +210,24 @@ class SimulateSettings:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class ReferenceSettings:
+    """A trained reference to map onto, instead of reference rows in the sheet."""
+
+    bundle: str | None = None
+    """Folder of a bundle: of another run, or imported."""
+    scvi_tools: str | None = None
+    """Folder or model.pt that scvi-tools saved (or the URL of model.pt): imported first."""
+    adata: str | None = None
+    """Cells of the scvi-tools reference, counts or minified (.h5ad or URL); null: adata.h5ad
+    beside it."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is one."""
+        return bool(self.bundle or self.scvi_tools)
+
+
+@dataclass(frozen=True, config=CLOSED)
 class FinalSettings:
     """Which mapping is *the* atlas."""
 
@@ -237,6 +255,8 @@ class DataConfig:
     """Columns of obs the model conditions on besides the batch."""
     continuous_covariates: list[str] = field(default_factory=list)
     """Numeric columns of obs the model conditions on."""
+    label_levels: list[str] = field(default_factory=list)
+    """Further label columns of the reference (coarser or finer levels): kNN transfers each."""
     data: DataSettings = field(default_factory=DataSettings)
     """Checks and gene choice."""
 
@@ -253,6 +273,8 @@ class Config(DataConfig):
     """Folder that relative paths in the sheet start from; null: the sheet's own folder."""
     modality: Literal["rna"] = "rna"
     """What was measured."""
+    reference: ReferenceSettings = field(default_factory=ReferenceSettings)
+    """A trained reference to map onto."""
     device: Device = "auto"
     """auto: CUDA if there, in a cluster job with a GPU CUDA or an error; cpu; cuda; any."""
     variants: list[Variant] = field(default_factory=lambda: ["prefix", "fixed", "linear"])

@@ -17,7 +17,7 @@ LAYERS = [
     ["config", "models"],
     ["training"],
     ["data", "inference"],
-    ["bundle", "minified"],
+    ["bundle", "minified", "taken"],
     ["reference"],
     ["mapping", "exchange"],
     ["transfer", "projection", "evaluation"],

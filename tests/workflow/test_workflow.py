@@ -287,6 +287,60 @@ def test_next_months_batch_runs_its_own_jobs_alone(tmp_path):
     assert "Nothing to be done" in snakemake(folder, "--", *targets)
 
 
+def test_a_trained_reference_is_mapped_onto(done, tmp_path):
+    bundle = done / TOP / "seed0/reference/scanvi_fixed"
+    idle = ("scvi", "scanvi", "variants")
+    config = {key: value for key, value in CONFIG.items() if key not in idle}
+    config |= {"reference": {"bundle": str(bundle)}}
+    folder = new_folder(tmp_path, config, [SHEET[0], *SHEET[2:]])
+    text = snakemake(folder)
+    run = set(re.findall(r"^(?:rule|checkpoint|localrule) (\w+):", text, re.MULTILINE))
+    assert {"take_reference", "map_per_batch", "map_joint", "publish"} <= run
+    assert not {"train_scvi", "train_scanvi", "prepare_reference", "score_embeddings"} & run
+    for strategy in ("per_batch", "joint"):
+        for name in ("labels.csv", "soft_labels.parquet"):
+            part = TOP / f"seed0/mapping/fixed/{strategy}/{name}"
+            assert sha256(folder / part) == sha256(done / part), part
+    contract = json.loads((folder / TOP / "data/contract.json").read_text())["reference"]
+    assert "scib-metrics" in contract["left_out"] and contract["classifier"] == "fixed"
+    assert jobs(snakemake(folder, "-n")) == {}
+    # what scvi-tools saved, and seeds that vary the mapping alone
+    tool = str(Path(sys.executable).parent / "atlasmap")
+    out = folder / "saved"
+    subprocess.run([tool, "export-scvi", str(bundle), "--out", str(out)], check=True)
+    more = {"atlas": "other", "reference": {"scvi_tools": "saved"}, "variants": ["fixed"]}
+    write(folder, config | more | {"seeds": [0, 1], "strategies": ["joint"]}, [SHEET[0], SHEET[2]])
+    snakemake(folder)
+    other = folder / "results/other"
+    weights = [sha256(p) for p in other.glob("seed*/reference/*/weights.safetensors")]
+    assert len(weights) == 2 and len(set(weights)) == 1
+    assert len({sha256(p) for p in other.glob("seed*/mapping/fixed/joint/labels.csv")}) == 2
+
+
+@pytest.mark.parametrize(
+    "change, code",
+    [
+        ({"variants": ["linear"]}, "CONFIG_REFERENCE"),
+        ({"labels": "none"}, "CONFIG_REFERENCE"),
+        ({"scvi": {"n_latent": 7}}, "CONFIG_REFERENCE"),
+        ({"reference": {"bundle": "no"}}, "BUNDLE_MISSING"),
+        ({"reference": {"bundle": "a", "scvi_tools": "b"}}, "CONFIG_REFERENCE"),
+        ({"reference": {"scvi_tools": "b"}}, "CONFIG_REFERENCE"),
+        ({"unlabeled_category": "none"}, "REFERENCE_DIFFERS"),
+        ({"categorical_covariates": ["cell_type"]}, "REFERENCE_DIFFERS"),
+        ({"label_levels": ["fine"]}, "REFERENCE_DIFFERS"),
+    ],
+)
+def test_a_trained_reference_that_does_not_fit_is_refused(done, tmp_path, change, code):
+    idle = ("scvi", "scanvi", "variants")
+    config = {key: value for key, value in CONFIG.items() if key not in idle}
+    config |= {"reference": {"bundle": str(done / TOP / "seed0/reference/scanvi_fixed")}} | change
+    folder = new_folder(tmp_path, config, [SHEET[0], *SHEET[2:]])
+    text = snakemake(folder, ok=False)
+    said = text + "".join(p.read_text() for p in folder.rglob("take_reference*.log"))
+    assert code in said and "map_per_batch:" not in text
+
+
 def test_two_runs_are_bit_identical(done, tmp_path):
     again = new_folder(tmp_path / "again")
     snakemake(again)

@@ -96,7 +96,7 @@ rule gather_history:
         reference=expand(
             "results/{{atlas}}/seed{seed}/reference/{folder}/history.csv",
             seed=CONFIG.seeds,
-            folder=dict.fromkeys(["scvi", *map(model_folder, MODELS)]),
+            folder=REFERENCE_FOLDERS,
         ),
         mapped=lambda w: [
             path

@@ -16,8 +16,9 @@ from atlasmap.config import (
     found_beside,
     load_config,
     variant_block,
+    with_reference,
 )
-from atlasmap.data.sheet import read_sheet
+from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import slug, unslug
 from atlasmap.packing import jobs, members
@@ -36,8 +37,12 @@ PARTITION_FILE = Path(
 CONDA = str(ROOT / "envs" / "atlasmap.yaml")
 
 CONFIG = load_config(config)
+# A trained reference is mapped onto: nothing is trained here.
+TAKEN = CONFIG.reference.given
+if CONFIG.reference.bundle:
+    CONFIG = with_reference(CONFIG, config, found_beside(CONFIG.reference.bundle, ROOT))
 SHEET = found_beside(CONFIG.datasets, ROOT)
-DATASETS = {dataset.id: dataset for dataset in read_sheet(SHEET)}
+DATASETS = {dataset.id: dataset for dataset in read_sheet(SHEET, trained=TAKEN)}
 if any(dataset.role == "query" for dataset in DATASETS.values()):
     check_mappable(CONFIG)
 REFERENCES = [d for d in DATASETS.values() if d.role == "reference"]
@@ -62,6 +67,20 @@ BUNDLE = [
     "history.csv",
     "golden.npz",
 ]
+# The reference's models: scVI and a scANVI for each variant, or the one that was taken over.
+REFERENCE_FOLDERS = list(
+    dict.fromkeys(
+        [
+            *([] if TAKEN else ["scvi"]),
+            *("scvi" if model == "scvi" else f"scanvi_{model}" for model in MODELS),
+        ]
+    )
+)
+# Without training nothing else makes sure that every query is checked before the first is mapped.
+CONTRACT = ancient(f"results/{CONFIG.atlas}/data/contract.json") if TAKEN else []
+FIRST_REFERENCE = (
+    f"results/{CONFIG.atlas}/seed{CONFIG.seeds[0]}/reference/{REFERENCE_FOLDERS[-1]}"
+)
 # What `atlasmap plan` wrote, if it was asked.
 PLAN = Path(f"results/{CONFIG.atlas}/forecast.json")
 FORECAST = json.loads(PLAN.read_text())["resources"] if PLAN.is_file() else {}
@@ -71,6 +90,13 @@ for dataset in DATASETS.values():
     if dataset.remote and dataset.path not in {d.path for d in SOURCES.values()}:
         suffix = Path(dataset.path).suffix if "://" in dataset.path else ".h5ad"
         SOURCES[dataset.id + suffix] = dataset
+# so are the files of a reference at a URL
+for name, path in {
+    "reference_model.pt": CONFIG.reference.scvi_tools,
+    "reference_cells.h5ad": CONFIG.reference.adata,
+}.items():
+    if path and "://" in path:
+        SOURCES[name] = Dataset(id=Path(name).stem, path=path, role="reference")
 
 GIVEN = [
     workflow.resource_settings.default_resources or {},
@@ -85,9 +111,7 @@ wildcard_constraints:
     seed=r"\d+",
     variant="|".join(MODELS),
     strategy="|".join(CONFIG.strategies),
-    folder="|".join(
-        "scvi" if model == "scvi" else f"scanvi_{model}" for model in MODELS
-    ),
+    folder="|".join(REFERENCE_FOLDERS),
     batch=r"[^/]+",
     job=r"[^/]+",
     dataset="|".join([dataset.id for dataset in QUERIES] or ["none"]),
@@ -108,6 +132,43 @@ def dataset_path(dataset):
             mend="correct `path` in the sheet, or `data_dir` in the config",
         )
     return str(path)
+
+
+def prepared_reference():
+    """What a query is aligned to: the prepared reference, or the registry of a trained one."""
+    if TAKEN:
+        return f"{FIRST_REFERENCE}/registry.json"
+    return f"results/{CONFIG.atlas}/data/reference.h5ad"
+
+
+def taken_file(path, name):
+    """A file of a trained reference: where it is, or will be once it is fetched."""
+    if "://" in path:
+        return f"results/{CONFIG.atlas}/data/sources/{name}"
+    return str(found_beside(path, ROOT))
+
+
+def taken_folder():
+    """Where a trained reference is, as its command is told."""
+    if CONFIG.reference.bundle:
+        return taken_file(CONFIG.reference.bundle, "")
+    return taken_file(CONFIG.reference.scvi_tools, "reference_model.pt")
+
+
+def taken_source():
+    """The files that a trained reference consists of."""
+    path = Path(taken_folder())
+    if CONFIG.reference.bundle:
+        return [str(path / file) for file in [*BUNDLE, "reference_latent.h5ad"]]
+    return str(path / "model.pt" if path.is_dir() else path)
+
+
+def taken_adata():
+    """Cells of a reference that scvi-tools saved, where they are not in a bundle."""
+    given, beside = CONFIG.reference.adata, Path(taken_folder()) / "adata.h5ad"
+    if given:
+        return taken_file(given, "reference_cells.h5ad")
+    return str(beside) if CONFIG.reference.scvi_tools and beside.is_file() else []
 
 
 def row(dataset, *keys):
@@ -272,7 +333,7 @@ def embeddings(seed):
     """name → (cells, file) of every embedding of a seed."""
     top = f"results/{CONFIG.atlas}"
     named = {"pca": ("reference", f"{top}/data/reference.h5ad")}
-    for folder in dict.fromkeys(["scvi", *map(model_folder, MODELS)]):
+    for folder in REFERENCE_FOLDERS:
         path = f"{top}/seed{seed}/reference/{folder}/reference_latent.h5ad"
         named[folder] = ("reference", path)
     for _, variant, strategy, path in mappings([seed]):
@@ -324,15 +385,22 @@ def final_targets(wildcards):
     targets += [
         f"results/{CONFIG.atlas}/data/contract.json",
         f"results/{CONFIG.atlas}/benchmark/history.csv",
-        f"results/{CONFIG.atlas}/benchmark/scib.csv",
-        f"results/{CONFIG.atlas}/figures/scib_table.svg",
     ]
+    # What a reference that was taken over cannot give is named in contract.json.
+    if not TAKEN:
+        targets += [
+            f"results/{CONFIG.atlas}/benchmark/scib.csv",
+            f"results/{CONFIG.atlas}/figures/scib_table.svg",
+        ]
     if LABELLED:
         targets += [
             f"results/{CONFIG.atlas}/benchmark/classification.csv",
+            f"results/{CONFIG.atlas}/figures/reliability.svg",
+        ]
+    if LABELLED and not TAKEN:
+        targets += [
             f"results/{CONFIG.atlas}/figures/loss_curves.svg",
             f"results/{CONFIG.atlas}/figures/confusion_validation.svg",
-            f"results/{CONFIG.atlas}/figures/reliability.svg",
         ]
     if QUERIES:
         targets += [

@@ -7,6 +7,7 @@ rule map_per_batch:
             folder=model_folder(w.variant),
             file=BUNDLE,
         ),
+        contract=CONTRACT,
         queries=lambda w: expand(
             "results/{atlas}/data/queries/{batch}.h5ad",
             atlas=w.atlas,
@@ -93,6 +94,7 @@ rule map_joint:
             folder=model_folder(w.variant),
             file=BUNDLE,
         ),
+        contract=CONTRACT,
         queries=lambda w: expand(
             "results/{atlas}/data/queries/{batch}.h5ad",
             atlas=w.atlas,

@@ -1,3 +1,30 @@
+rule prepare_reference:
+    input:
+        lambda w: [dataset_path(dataset) for dataset in REFERENCES],
+    output:
+        reference="results/{atlas}/data/reference.h5ad",
+        facts="results/{atlas}/data/reference.json",
+    log:
+        "results/{atlas}/logs/prepare_reference.log",
+    benchmark:
+        "results/{atlas}/logs/prepare_reference.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("prepare_reference", 2000, 12),
+        runtime=minutes("prepare_reference", 60),
+    params:
+        datasets=shlex.quote(json.dumps([row(d, "label_key") for d in REFERENCES])),
+        config=data_flag("n_top_genes", "min_cells_per_label", "min_cells_per_batch"),
+        numerics=NUMERICS["data"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " prepare-reference {input:q} --datasets {params.datasets} {params.config}"
+        " --out {output.reference:q} --facts {output.facts:q}"
+
+
 # ancient(contract.json): every file is checked before anything trains, and next month's query
 # batch, which rewrites the contract, retrains nothing.
 

@@ -26,7 +26,7 @@ def rows(block: dict, prefix: str = "") -> list[str]:
     required = block.get("required", [])
     for key, value in sorted(block["properties"].items(), key=lambda item: item[0] not in required):
         name = f"{prefix}{key}"
-        said = value["description"].replace("|", "\\|")
+        said = " ".join(value["description"].split()).replace("|", "\\|")
         if "properties" in value:
             out += [f"| **`{name}`** | | {said} |", *rows(value, f"{name}.")]
         else:

@@ -133,7 +133,7 @@ def prepare_query(
     batch
         Name of the batch.
     reference
-        Prepared reference (.h5ad).
+        Prepared reference (.h5ad), or the registry of a trained one (registry.json).
     out
         Prepared batch (.h5ad).
     facts
@@ -144,12 +144,15 @@ def prepare_query(
     from atlasmap.data.prepare import checked_dataset, prepare_query
     from atlasmap.data.registry import Registry
 
-    registry = Registry.of(
-        anndata.read_h5ad(reference),
-        config.unlabeled_category,
-        config.categorical_covariates,
-        config.continuous_covariates,
-    )
+    if reference.suffix == ".json":
+        registry = Registry(**json.loads(reference.read_text(encoding="utf-8")))
+    else:
+        registry = Registry.of(
+            anndata.read_h5ad(reference),
+            config.unlabeled_category,
+            config.categorical_covariates,
+            config.continuous_covariates,
+        )
     whole = checked_dataset(dataset, path, config)
     prepared = prepare_query(whole, dataset, batch, registry, config)
     with written_aside(out) as aside:

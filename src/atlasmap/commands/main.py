@@ -39,6 +39,8 @@ COMMANDS = {
     "find-batches": ("data:find_batches", "List the batches of a query data set."),
     "prepare-query": ("data:prepare_query", "Check a query batch and align its genes."),
     "write-contract": ("data:write_contract", "Gather what was checked and decided."),
+    "take-reference": ("reference:take_reference", "Take over a trained reference."),
+    "describe-reference": ("reference:describe_reference", "Facts of a reference taken over."),
     "train-scvi": ("reference:train_scvi", "Train scVI."),
     "train-scanvi": ("reference:train_scanvi", "Train scANVI from a trained scVI."),
     "operate": ("mapping:operate", "Surgery: map prepared query batches."),

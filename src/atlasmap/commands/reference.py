@@ -1,5 +1,6 @@
 """Commands that train the reference."""
 
+import shutil
 from pathlib import Path
 
 import anndata
@@ -116,3 +117,65 @@ def write_reference(out: Path, adata, bundle, split, device) -> None:
     latent = reference_latent(adata, bundle, split, device)
     with written_aside(out / "reference_latent.h5ad") as aside:
         latent.write_h5ad(aside)
+
+
+def take_reference(
+    source: Path,
+    *,
+    out: Path,
+    adata: Path | None = None,
+    variant: Variant | None = None,
+    unlabeled: str = "Unknown",
+    categorical: list[str] | None = None,
+    continuous: list[str] | None = None,
+    levels: list[str] | None = None,
+) -> None:
+    """Take over a trained reference: a bundle, verified and copied, or a save of scvi-tools.
+
+    Parameters
+    ----------
+    source
+        Folder of a bundle, or of what scvi-tools saved.
+    out
+        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
+    adata
+        Cells of a reference that scvi-tools saved (.h5ad).
+    variant
+        Classifier that the config counts on; none for scVI.
+    unlabeled
+        Label of cells without one, as the config has it.
+    categorical, continuous
+        Covariates that the config counts on.
+    levels
+        Further label columns that the reference must have.
+    """
+    from atlasmap.bundle import FILES
+    from atlasmap.commands.exchange import import_scvi
+    from atlasmap.files import folder_aside
+    from atlasmap.taken import check_taken
+
+    if not (source / "settings.json").is_file():
+        import_scvi(source, out=out, adata=adata)
+        source = out
+    check_taken(source, variant, unlabeled, categorical or [], continuous or [], levels or [])
+    if source == out:
+        return
+    with folder_aside(out, last="settings.json") as scratch:
+        for name in (*FILES, "settings.json", "reference_latent.h5ad"):
+            shutil.copyfile(source / name, scratch / name)
+
+
+def describe_reference(folder: Path, *, out: Path) -> None:
+    """Facts of a reference that was taken over, for contract.json.
+
+    Parameters
+    ----------
+    folder
+        Its bundle, with reference_latent.h5ad.
+    out
+        Facts (.json).
+    """
+    from atlasmap.commands.data import write_json
+    from atlasmap.taken import facts_of
+
+    write_json(out, facts_of(folder))

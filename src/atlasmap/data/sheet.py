@@ -45,8 +45,11 @@ class Dataset:
         return "://" in self.path or self.path.startswith("builtin:")
 
 
-def read_sheet(path: Path) -> list[Dataset]:
-    """Rows of the sheet; raises SHEET_* errors that name line and column."""
+def read_sheet(path: Path, *, trained: bool = False) -> list[Dataset]:
+    """Rows of the sheet; raises SHEET_* errors that name line and column.
+
+    `trained`: the config names a trained reference, so there are only queries.
+    """
     if not path.is_file():
         raise AtlasmapError(
             "SHEET_MISSING",
@@ -68,11 +71,11 @@ def read_sheet(path: Path) -> list[Dataset]:
             )
         given = {key.strip(): value.strip() for key, value in row.items() if value.strip()}
         datasets.append(checked(Dataset, given, f"{path}, row {n}", "SHEET"))
-    check_sheet(datasets, path)
+    check_sheet(datasets, path, trained)
     return datasets
 
 
-def check_sheet(datasets: list[Dataset], path: Path) -> None:
+def check_sheet(datasets: list[Dataset], path: Path, trained: bool) -> None:
     """What rows must be together."""
     ids = [dataset.id for dataset in datasets]
     twice = sorted({i for i in ids if ids.count(i) > 1})
@@ -83,7 +86,15 @@ def check_sheet(datasets: list[Dataset], path: Path) -> None:
             found=f"more than once in {path}: {listed(twice)}",
             mend="give each row an id of its own",
         )
-    if not any(dataset.role == "reference" for dataset in datasets):
+    references = [dataset.id for dataset in datasets if dataset.role == "reference"]
+    if trained and references:
+        raise AtlasmapError(
+            "SHEET_REFERENCE_TWICE",
+            expected="query rows only, since the config names a trained reference",
+            found=f"reference rows in {path}: {listed(references)}",
+            mend="leave these rows out, or `reference` in the config",
+        )
+    if not references and not trained:
         raise AtlasmapError(
             "SHEET_NO_REFERENCE",
             expected="at least one row with role reference",

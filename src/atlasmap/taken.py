@@ -1,0 +1,94 @@
+"""A trained reference that was taken over: is it what the config counts on, and what is in it."""
+
+from pathlib import Path
+
+import anndata
+import torch
+
+from atlasmap.bundle import load, read_about, read_registry
+from atlasmap.errors import AtlasmapError, listed
+from atlasmap.minified import latent_of
+
+LEFT_OUT = {
+    "scib-metrics": "they compare with the counts of the reference, which is not trained here",
+    "loss curves": "the reference is trained already",
+}
+
+
+def check_taken(
+    folder: Path, variant: str | None, unlabeled: str, categorical: list[str],
+    continuous: list[str], levels: list[str],
+) -> None:  # fmt: skip
+    """Load and verify a bundle, and hold it against the config.
+
+    Raises BUNDLE_* errors, REFERENCE_DIFFERS with every key to correct.
+    """
+    bundle = load(folder, torch.device("cpu"))
+    latent = read_latent(folder)
+    registry, about = bundle.registry, bundle.about
+    wrong = [
+        f"{key} is {has!r}, the config says {said!r}"
+        for key, has, said in (
+            ("the classifier (variants)", about.get("variant"), variant),
+            ("unlabeled_category", registry.unlabeled_category, unlabeled),
+            ("categorical_covariates", list(registry.categorical), categorical),
+            ("continuous_covariates", registry.continuous, continuous),
+        )
+        if has != said and not (key == "unlabeled_category" and variant is None)
+    ]
+    lacking = [level for level in levels if level not in latent.obs]
+    if lacking:
+        wrong.append(f"label_levels {listed(lacking)} are not among its columns")
+    if wrong:
+        raise AtlasmapError(
+            "REFERENCE_DIFFERS",
+            expected="the reference that the config describes",
+            found=f"{folder}: " + "; ".join(wrong),
+            mend="correct these keys of the config",
+        )
+
+
+def read_latent(folder: Path) -> anndata.AnnData:
+    """reference_latent.h5ad of a bundle; raises BUNDLE_LATENT_MISSING, BUNDLE_LATENT_DIFFERS."""
+    path, about = folder / "reference_latent.h5ad", read_about(folder)
+    if not path.is_file():
+        raise AtlasmapError(
+            "BUNDLE_LATENT_MISSING",
+            expected=f"{path}, the reference in latent space",
+            found="no such file",
+            mend="copy it from the run that trained this bundle; of a scvi-tools reference give "
+            "the cells too (reference.adata, or --adata)",
+        )
+    latent = anndata.read_h5ad(path)
+    n_latent = about["scvi"]["n_latent"]
+    if latent_of(latent).shape[1] != n_latent:
+        raise AtlasmapError(
+            "BUNDLE_LATENT_DIFFERS",
+            expected=f"{n_latent} latent dimensions, as this model has",
+            found=f"{latent_of(latent).shape[1]} in {path}",
+            mend="copy the file again from where this bundle came",
+        )
+    return latent
+
+
+def facts_of(folder: Path) -> dict:
+    """What is in a reference, for contract.json."""
+    about, registry, latent = read_about(folder), read_registry(folder), read_latent(folder)
+
+    def counted(key: str) -> dict[str, int]:
+        sizes = latent.obs[key].astype(str).value_counts().sort_index()
+        return {name: int(n) for name, n in sizes.items()}
+
+    labels = counted("label")
+    return {
+        "taken_over": about.get("origin") or {"tool": "atlasmap", "versions": about["versions"]},
+        "classifier": about.get("variant"),
+        "weights": about["files"]["weights.safetensors"],
+        "n_cells": latent.n_obs,
+        "n_genes": len(registry.genes),
+        "has_symbols": registry.symbols is not None,
+        "batches": counted("batch"),
+        "labels": {k: n for k, n in labels.items() if k != registry.unlabeled_category},
+        "n_unlabelled": labels.get(registry.unlabeled_category, 0),
+        "left_out": LEFT_OUT,
+    }

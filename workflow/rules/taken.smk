@@ -1,0 +1,69 @@
+# A trained reference (config key `reference`) instead of reference rows: nothing is trained.
+
+
+rule take_reference:
+    input:
+        source=taken_source(),
+        adata=taken_adata(),
+    output:
+        expand(
+            "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
+            file=BUNDLE,
+        ),
+        latent="results/{atlas}/seed{seed}/reference/{folder}/reference_latent.h5ad",
+    log:
+        "results/{atlas}/logs/seed{seed}/take_reference_{folder}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/take_reference_{folder}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("take_reference", 3000, 6),
+        runtime=minutes("take_reference", 60),
+    params:
+        source=shlex.quote(taken_folder()),
+        adata=lambda w, input: (
+            f"--adata={shlex.quote(input.adata)}" if input.adata else ""
+        ),
+        variant=f"--variant {CONFIG.variants[0]}" if LABELLED else "",
+        unlabeled=CONFIG.unlabeled_category,
+        columns=" ".join(
+            f"--{flag}={shlex.quote(name)}"
+            for flag, names in (
+                ("categorical", CONFIG.categorical_covariates),
+                ("continuous", CONFIG.continuous_covariates),
+                ("levels", CONFIG.label_levels),
+            )
+            for name in names
+        ),
+        out=subpath(output.latent, parent=True),
+        numerics=NUMERICS["data"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " take-reference {params.source} --out {params.out:q} {params.adata} {params.variant}"
+        " --unlabeled={params.unlabeled:q} {params.columns}"
+
+
+rule describe_reference:
+    input:
+        [f"{FIRST_REFERENCE}/{file}" for file in [*BUNDLE, "reference_latent.h5ad"]],
+    output:
+        "results/{atlas}/data/reference.json",
+    log:
+        "results/{atlas}/logs/describe_reference.log",
+    benchmark:
+        "results/{atlas}/logs/describe_reference.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("describe_reference", 1500, 6),
+        runtime=minutes("describe_reference", 10),
+    params:
+        folder=subpath(input[0], parent=True),
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " describe-reference {params.folder:q} --out {output:q}"
