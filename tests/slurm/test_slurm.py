@@ -59,7 +59,7 @@ def test_bad_input_is_not_tried_again_and_nothing_trains(cluster, tmp_path):
     query = (adata.obs["batch"] == "query1").to_numpy()
     adata.X[query] = adata.X[query] * 0.37
     adata.write_h5ad(folder.path / "atlas.h5ad")
-    folder.run("--until", "write_contract", ok=False)
+    folder.run("check", ok=False)
     logs = folder.path / "results/tiny/logs"
     record = json.loads((logs / "prepare_query/query1.failure.json").read_text())
     assert record["kind"] == "bad_input" and record["code"] == "COUNTS_NOT_INTEGER"
@@ -69,7 +69,7 @@ def test_bad_input_is_not_tried_again_and_nothing_trains(cluster, tmp_path):
     assert "COUNTS_NOT_INTEGER" in why and "By hand: atlasmap prepare-query" in why
     # mended, the same command goes on
     new_folder(folder.path)
-    folder.run("--until", "write_contract")
+    folder.run("check")
     assert not list(logs.rglob("*.failure.json"))
 
 
@@ -206,8 +206,9 @@ def test_one_bad_batch_of_a_packed_job(cluster, tmp_path):
     """The others are mapped, kept, and not mapped again."""
     folder = new_folder(tmp_path / "work", mapping={"batches_per_job": 10})
     mapped = "results/tiny/seed0/mapping/fixed/per_batch"
-    folder.run("--until", "train_scanvi", "prepare_query")
-    query = folder.path / "results/tiny/data/queries/query0.h5ad"
+    queries = [f"results/tiny/data/queries/query{k}.h5ad" for k in range(2)]
+    folder.run("results/tiny/seed0/reference/scanvi_fixed/settings.json", *queries)
+    query = folder.path / queries[0]
     good = query.read_bytes()
     adata = anndata.read_h5ad(query)
     adata.obs["batch"] = "batch0"

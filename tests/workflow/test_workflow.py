@@ -215,7 +215,7 @@ def test_where_logs_are_triggers_nothing(changed, tmp_path):
 
 
 def test_a_forecast_is_what_jobs_ask_for_and_triggers_nothing(changed):
-    assert "forecast: none; snakemake --until write_contract" in snakemake(changed, "-n")
+    assert "forecast: none; snakemake check" in snakemake(changed, "-n")
     told = {"train_scvi": {"mem_mb": 1234, "runtime": 56}}
     said = {"resources": told, "hours": 2.5, "gpu_hours": 1.25, "device": "cpu"}
     plan = changed / TOP / "forecast.json"

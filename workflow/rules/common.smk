@@ -370,7 +370,7 @@ def say_forecast():
     if FORECAST:
         print(cost(json.loads(PLAN.read_text())), file=sys.stderr)
     else:
-        first = "snakemake --until write_contract"
+        first = "snakemake check"
         print(
             f"forecast: none; {first}, then atlasmap plan {PLAN.parent}",
             file=sys.stderr,

@@ -101,7 +101,7 @@ def plan(
     Parameters
     ----------
     folder
-        results/{atlas}, once its data are prepared: snakemake --until write_contract.
+        results/{atlas}, once its data are prepared: snakemake check.
     configfile
         Config files; otherwise those the contract names, else config/config.yaml.
     device
@@ -142,7 +142,7 @@ def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> 
             "PLAN_NO_DATA",
             expected=f"{contract}, which tells the data's size",
             found="no such file",
-            mend="prepare the data first, which needs no GPU: snakemake --until write_contract",
+            mend="prepare the data first, which needs no GPU: snakemake check",
         )
     facts = json.loads(contract.read_text(encoding="utf-8"))
     given: dict = {}
