@@ -98,7 +98,7 @@ def of_labels(truth, predicted, confidence, run: Run) -> dict[str, float]:
     return {} if found is None else found.summary.iloc[0][list(SCORES)].to_dict()
 
 
-def rows(run: Run, ours: dict, theirs: dict, **where: str) -> list[dict]:
+def rows(run: Run, ours: dict, theirs: dict, **where: str | int) -> list[dict]:
     """A row a metric that both sides have."""
     start = dict.fromkeys(PAIR_COLUMNS, "") | {"seed": run.seed} | where
     both = [metric for metric in ours if metric in theirs]
@@ -121,7 +121,9 @@ def compare_reference(run: Run) -> Iterator[tuple[str, peer.Trained, list[dict]]
     )
     check_split(validation_cells(folder)[1], theirs, "scVI")
     numbers = {m: last(folder, m) for m in METRICS}
-    yield "scvi", theirs, rows(run, numbers, {m: theirs.last(m) for m in METRICS}, model="scVI")
+    their_numbers = {m: theirs.last(m) for m in METRICS}
+    where = {"n": len(theirs.validation)}
+    yield "scvi", theirs, rows(run, numbers, their_numbers, model="scVI", **where)
     for folder in sorted(run.folder.glob("reference/scanvi_*")):
         variant = read_about(folder)["variant"]
         scanvi = settings_in(folder, "scanvi", ScanviSettings)
@@ -134,7 +136,7 @@ def compare_reference(run: Run) -> Iterator[tuple[str, peer.Trained, list[dict]]
         ours = {m: last(folder, m) for m in METRICS} | scored(truth, soft, run)
         their_soft = trained.soft_labels().iloc[validation]
         numbers = {m: trained.last(m) for m in METRICS} | scored(truth, their_soft, run)
-        yield variant, trained, rows(run, ours, numbers, model=f"scANVI {variant}")
+        yield variant, trained, rows(run, ours, numbers, model=f"scANVI {variant}", **where)
 
 
 def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator[list[dict]]:
@@ -153,7 +155,9 @@ def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator
             split = split_cells(np.arange(query.n_obs), settings.train_size, run.seed)
             check_split(split.validation, theirs, f"surgery {variant} {strategy} {group}")
             numbers = {m: theirs.last(m) for m in METRICS}
-            yield rows(run, {m: last(folder, m) for m in METRICS}, numbers, batch=group, **where)
+            ours = {m: last(folder, m) for m in METRICS}
+            n = len(theirs.validation)
+            yield rows(run, ours, numbers, batch=group, n=n, **where)
             softs.append(theirs.soft_labels())
             if "truth" in query.obs:
                 truths.append(query.obs["truth"].astype(str).to_numpy())
@@ -164,7 +168,7 @@ def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator
                 cells["truth"], cells["predicted_label"], cells["confidence"].to_numpy(), run
             )
             their_scores = scored(np.concatenate(truths), pd.concat(softs), run)
-            yield rows(run, ours, their_scores, batch="all", **where)
+            yield rows(run, ours, their_scores, batch="all", n=len(cells), **where)
 
 
 def compare(results: Path) -> pd.DataFrame:

@@ -32,6 +32,7 @@ NUMERICS = {
     "transfer": 1,
     "classification": 1,
     "scib": 1,
+    "card": 1,
     "figures": 1,
 }
 
@@ -190,6 +191,22 @@ class BenchmarkSettings:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class CardSettings:
+    """What a model card says that the data do not."""
+
+    description: str = ""
+    """What the reference is, in a sentence or two."""
+    license: str = "unknown"
+    """Licence under which the model is shared, as Hugging Face spells it (cc-by-4.0)."""
+    tissue: tuple[str, ...] = ()
+    """Tissues."""
+    n_samples: Count = 5
+    """Posterior predictive samples that the coefficients of variation are averaged over."""
+    max_cells: Count = 50_000
+    """Most cells that the posterior predictive checks look at."""
+
+
+@dataclass(frozen=True, config=CLOSED)
 class SimulateSettings:
     """An atlas of our own making: a cell-type tree, Zipf abundances, batch and chemistry shifts."""
 
@@ -307,5 +324,7 @@ class Config(DataConfig):
     """The map."""
     benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
     """scib-metrics."""
+    card: CardSettings = field(default_factory=CardSettings)
+    """Model cards."""
     simulate: SimulateSettings = field(default_factory=SimulateSettings)
     """The simulated atlas, for sheets that name `builtin:simulated`."""

@@ -61,7 +61,7 @@ def test_shipped_configs_and_their_sheets_are_valid(path):
 
 def test_an_atlas_file_for_each_promised_config():
     names = {path.stem for path in SHIPPED}
-    assert {"config", "cell_lines", "simulated", "lung_atlas", "simulated_atlas"} <= names
+    assert {"config", "cell_lines", "simulated", "lung_atlas"} <= names
 
 
 def test_lung_atlas_has_the_tutorials_settings():

@@ -22,7 +22,7 @@ LAYERS = [
     ["mapping", "exchange"],
     ["transfer", "projection", "evaluation"],
     ["assembly"],
-    ["comparison", "onestep", "probe", "forecast", "figures"],
+    ["card", "comparison", "onestep", "probe", "forecast", "figures"],
     ["commands"],
 ]
 

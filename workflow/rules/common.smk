@@ -397,6 +397,11 @@ def final_targets(wildcards):
             f"results/{CONFIG.atlas}/benchmark/classification.csv",
             f"results/{CONFIG.atlas}/figures/reliability.svg",
         ]
+    targets += [
+        f"results/{CONFIG.atlas}/seed{seed}/reference/{folder}/card.md"
+        for seed in CONFIG.seeds
+        for folder in REFERENCE_FOLDERS
+    ]
     if LABELLED and not TAKEN:
         targets += [
             f"results/{CONFIG.atlas}/figures/loss_curves.svg",

@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": ("cluster:doctor", "Look whether everything that a cluster run needs is there."),
     "plan": ("cluster:plan", "Forecast memory, time and GPU-hours."),
     "why": ("cluster:why", "Say why a job failed, and what to do."),
+    "card": ("reference:card", "Write a bundle's model card."),
     "import-scvi": ("exchange:import_scvi", "Make a bundle of a model that scvi-tools saved."),
     "export-scvi": ("exchange:export_scvi", "Write a bundle as scvi-tools loads it."),
     "compare-scvi": ("exchange:compare_scvi", "Train scvi-tools on a run's cells and compare."),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import anndata
 
-from atlasmap.settings import Device, ScanviSettings, ScviSettings, Variant
+from atlasmap.files import written_aside
+from atlasmap.settings import CardSettings, Device, ScanviSettings, ScviSettings, Variant
 
 
 def train_scvi(
@@ -110,7 +111,6 @@ def checkpoints_in(out: Path, minutes: float):
 def write_reference(out: Path, adata, bundle, split, device) -> None:
     """The bundle, and beside it the reference's latent."""
     from atlasmap.bundle import save
-    from atlasmap.files import written_aside
     from atlasmap.reference import reference_latent
 
     save(bundle, out)
@@ -179,3 +179,42 @@ def describe_reference(folder: Path, *, out: Path) -> None:
     from atlasmap.taken import facts_of
 
     write_json(out, facts_of(folder))
+
+
+def card(
+    bundle: Path,
+    *,
+    out: Path | None = None,
+    counts: Path | None = None,
+    layer: str = "X",
+    card: CardSettings = CardSettings(),
+) -> None:
+    """Write a bundle's model card: card.md (with front matter), card.json, card.html.
+
+    Parameters
+    ----------
+    bundle
+        Folder of a reference's bundle, with reference_latent.h5ad.
+    out
+        Folder of the card; none: the bundle's own.
+    counts
+        The reference with its counts (.h5ad); without it the posterior predictive checks are left
+        out.
+    layer
+        Where the counts are: X, or a layer.
+    card
+        What the data do not say.
+    """
+    from atlasmap.card.checks import tables_of
+    from atlasmap.card.facts import facts_of
+    from atlasmap.card.page import as_html, as_json, as_markdown
+    from atlasmap.commands.data import write_json
+
+    cells = anndata.read_h5ad(counts) if counts else None
+    facts, tables = facts_of(bundle, card), tables_of(bundle, cells, layer, card)
+    out, text = out or bundle, as_markdown(facts, tables, bundle)
+    write_json(out / "card.json", as_json(facts, tables))
+    for name, content in (("card.md", text), ("card.html", as_html(text))):
+        with written_aside(out / name) as aside:
+            aside.write_text(content, encoding="utf-8")
+    print(out / "card.md")

@@ -1,0 +1,69 @@
+"""What a bundle says of itself, for its card."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import atlasmap
+from atlasmap.bundle import load
+from atlasmap.errors import listed
+from atlasmap.settings import CardSettings
+from atlasmap.taken import read_latent
+
+
+def facts_of(folder: Path, settings: CardSettings) -> dict[str, Any]:
+    """What the bundle says of itself."""
+    bundle, latent = load(folder, torch.device("cpu")), read_latent(folder)
+    about, registry = bundle.about, bundle.registry
+    origin = about.get("origin", {})
+    return {
+        "model": "SCANVI" if "variant" in about else "SCVI",
+        "classifier": about.get("variant"),
+        "tool": origin.get("tool", "atlasmap"),
+        "version": origin.get("version", about["versions"]["atlasmap"]),
+        "description": settings.description,
+        "license": settings.license,
+        "tissue": list(settings.tissue),
+        "modality": "rna",
+        "annotated": bool((latent.obs["label"].astype(str) != registry.unlabeled_category).any()),
+        "architecture": {key: value for key, value in about["scvi"].items() if key != "train"},
+        "setup": origin.get("setup")
+        or {
+            "batch_key": "batch",
+            "labels_key": "label",
+            "unlabeled_category": registry.unlabeled_category,
+            "categorical_covariate_keys": list(registry.categorical),
+            "continuous_covariate_keys": registry.continuous,
+        },
+        "training": training_of(about),
+        "summary": {
+            "n_cells": latent.n_obs,
+            "n_genes": len(registry.genes),
+            "n_batches": len(registry.batches),
+            "n_labels": len(registry.labels),
+            "n_latent": about["scvi"]["n_latent"],
+            "n_extra_categorical_covariates": len(registry.categorical),
+            "n_extra_continuous_covariates": len(registry.continuous),
+        },
+        "registry": {
+            "genes": listed(registry.genes, 5),
+            "gene symbols": "yes" if registry.symbols else "no",
+            "batches": listed(registry.batches, 20),
+            "labels": listed(registry.labels, 60),
+            "unlabelled cells are called": registry.unlabeled_category,
+        },
+        "fingerprint": {
+            "weights (SHA-256)": about["files"]["weights.safetensors"],
+            "data (SHA-256)": about.get("data", {}).get("sha256") or "not known (imported)",
+        },
+        "versions": about["versions"] | {"atlasmap of this card": atlasmap.__version__},
+    }
+
+
+def training_of(about: dict) -> dict[str, Any]:
+    """Settings and outcome of the training, where atlasmap trained it."""
+    if "origin" in about:
+        return {"trained by": f"scvi-tools {about['origin']['version']}; its history is not kept"}
+    kind = "scanvi" if "variant" in about else "scvi"
+    return about[kind]["train"] | {"seed": about["seed"]} | about.get("training", {})

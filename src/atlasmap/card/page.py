@@ -1,0 +1,138 @@
+"""The card as JSON, as Markdown with front matter, and as a page for the report."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from atlasmap.card.checks import Tables
+
+COLUMNS = {
+    "gene_f1": "Gene F1",
+    "lfc_mae": "LFC MAE",
+    "lfc_pearson": "LFC Pearson",
+    "lfc_spearman": "LFC Spearman",
+    "roc_auc": "ROC AUC",
+    "pr_auc": "PR AUC",
+    "n_cells": "N cells",
+    "mae": "MAE",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "r2": "R²",
+    "macro_f1": "macro-F1",
+    "ece": "calibration error",
+}
+
+
+STYLE = """<style>
+body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 }
+th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
+pre { background: #f6f6f6; padding: .8em; overflow-x: auto }
+</style>"""
+
+
+def as_json(facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
+    """The card for programs."""
+
+    def records(frame: pd.DataFrame | None) -> list[dict] | None:
+        return None if frame is None else frame.to_dict("records")
+
+    metrics = {
+        "variation": records(tables.variation),
+        "differential_expression": {k: records(v) for k, v in tables.expression.items()},
+        "classification": records(tables.classification),
+    }
+    return facts | {"metrics": metrics}
+
+
+def front_matter(facts: dict[str, Any]) -> str:
+    """YAML that Hugging Face reads."""
+    tags = [
+        "biology", "genomics", "single-cell",
+        f"model_cls_name:{facts['model']}",
+        f"{facts['tool'].replace('-tools', '')}_version:{facts['version']}",
+        f"modality:{facts['modality']}",
+        *(f"tissue:{name}" for name in facts["tissue"]),
+        f"annotated:{facts['annotated']}",
+    ]  # fmt: skip
+    head = {"library_name": "atlasmap", "license": facts["license"], "tags": tags}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def table(frame: pd.DataFrame) -> str:
+    """A table for people: two decimals, whole numbers whole."""
+    shown = frame.rename(columns=COLUMNS).copy()
+    for key in shown:
+        if shown[key].dtype.kind == "f":
+            whole = (shown[key] % 1 == 0).all() and key in ("n", "N cells")
+            shown[key] = shown[key].map(("{:.0f}" if whole else "{:.2f}").format)
+    return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def pairs(values: dict[str, Any]) -> str:
+    """Keys and values as a table."""
+    said = {key: "–" if value is None else str(value) for key, value in values.items()}
+    return pd.DataFrame(said.items(), columns=["", "value"]).to_markdown(
+        index=False, disable_numparse=True
+    )
+
+
+def sections(facts: dict[str, Any], tables: Tables, folder: Path) -> list[tuple[str, str]]:
+    """Title and text of each section."""
+    none = "Left out: the counts of the reference were not given."
+    variation = none if tables.variation is None else table(tables.variation)
+    expression = "\n\n".join(
+        f"By {method} (cells of each label against the rest):\n\n{table(frame)}"
+        for method, frame in tables.expression.items()
+    )
+    out = [
+        (
+            "Description",
+            facts["description"] or "No description was given (config: card.description).",
+        ),
+        ("Posterior predictive checks: coefficient of variation", variation),
+        ("Differential expression in drawn counts", expression or none),
+        ("Architecture", pairs(facts["architecture"])),
+        ("Setup", pairs(facts["setup"])),
+        ("Training", pairs(facts["training"])),
+        ("Summary statistics", pairs(facts["summary"])),
+        ("Data registry", pairs(facts["registry"])),
+        ("Fingerprint", pairs(facts["fingerprint"])),
+        ("Versions", pairs(facts["versions"])),
+        ("Map a query onto it", how_to_map(folder)),
+    ]
+    if tables.classification is not None:
+        out.insert(3, ("Labels: accuracy and calibration", table(tables.classification)))
+    return out
+
+
+def how_to_map(folder: Path) -> str:
+    """Three lines."""
+    return f"""```
+make env    # in the repository of atlasmap, once
+.venv/bin/atlasmap map --reference {folder.name} --query query.h5ad --batch_key donor --out mapped
+head mapped/labels.csv
+```"""
+
+
+def title(facts: dict[str, Any]) -> str:
+    """What the model is, in a line."""
+    classifier = f", classifier: {facts['classifier']}" if facts["classifier"] else ""
+    return f"{facts['model']} reference ({facts['tool']} {facts['version']}{classifier})"
+
+
+def as_markdown(facts: dict[str, Any], tables: Tables, folder: Path) -> str:
+    """The card for people."""
+    body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections(facts, tables, folder))
+    return f"{front_matter(facts)}\n# {title(facts)}\n\n{body}\n"
+
+
+def as_html(markdown: str) -> str:
+    """The card as a page of its own, for the report."""
+    from markdown_it import MarkdownIt
+
+    text = markdown.split("---\n", 2)[2]
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    return f'<!doctype html><html><head><meta charset="utf-8">{STYLE}</head><body>{body}</body>\n'
