@@ -1,16 +1,25 @@
 """The atlas: reference and query in one space, with labels and a map, without counts."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.data.obs import as_text
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.minified import LIBRARY, latent_of
+from atlasmap.minified import latent_of
 from atlasmap.projection import FittedMap, place
 from atlasmap.settings import TransferSettings
-from atlasmap.transfer import knn_soft_labels, label_table, soft_labels_of
+from atlasmap.transfer import (
+    Neighbors,
+    SoftLabels,
+    label_table,
+    soft_labels_of,
+    votes,
+    weighted_neighbors,
+)
 
 
 @dataclass(frozen=True)
@@ -23,22 +32,43 @@ class Atlas:
     soft_labels: pd.DataFrame | None
 
 
+def knn_labels(
+    reference: anndata.AnnData, query: anndata.AnnData, levels: list[str], unlabeled: str,
+    n_neighbors: int,
+) -> Iterator[tuple[str, SoftLabels]]:  # fmt: skip
+    """Soft labels of the query at each label column of the reference, by its nearest cells that
+    have one; raises LEVEL_MISSING."""
+    found: dict[bytes, Neighbors] = {}  # levels mostly have the same labelled cells
+    for level in levels:
+        if level not in reference.obs:
+            raise AtlasmapError(
+                "LEVEL_MISSING",
+                expected=f"the reference's labels in obs column {level!r} (label_levels)",
+                found=f"columns: {listed(reference.obs.columns, 40)}",
+                mend="correct label_levels",
+            )
+        labels = as_text(reference.obs[level]).to_numpy()
+        known = (labels != unlabeled) & (labels != "")
+        if known.tobytes() not in found:
+            latents = reference.obsm["X_latent"][known], query.obsm["X_latent"]
+            found[known.tobytes()] = weighted_neighbors(*latents, n_neighbors)
+        yield level, votes(found[known.tobytes()], labels[known])
+
+
 def query_labels(
-    reference: anndata.AnnData, query: anndata.AnnData, unlabeled: str, settings: TransferSettings
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    reference: anndata.AnnData, query: anndata.AnnData, levels: list[str], unlabeled: str,
+    settings: TransferSettings,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Label table and soft labels of query cells; kNN asks the labelled reference cells."""
     soft = soft_labels_of(query)
     table = label_table(soft, query.obs_names)
     table.insert(0, "batch", query.obs["batch"].astype(str).to_numpy())
-    labelled = (reference.obs["label"].astype(str) != unlabeled).to_numpy()
-    knn = knn_soft_labels(
-        reference.obsm["X_latent"][labelled],
-        reference.obs["label"].astype(str).to_numpy()[labelled],
-        query.obsm["X_latent"],
-        settings.n_neighbors,
-    )
-    table["knn_label"] = knn.predicted()
-    table["knn_uncertainty"] = 1 - knn.confidence()
+    columns = ["label", *levels]
+    for level, knn in knn_labels(reference, query, columns, unlabeled, settings.n_neighbors):
+        table[f"knn_{level}"] = knn.predicted()
+        table["knn_uncertainty" if level == "label" else f"knn_{level}_uncertainty"] = (
+            1 - knn.confidence()
+        )
     table.index.name = "cell_id"
     frame = soft.frame(query.obs_names)
     frame.insert(0, "batch", table["batch"].to_numpy())
@@ -84,11 +114,11 @@ def positions(fitted: FittedMap, latent: anndata.AnnData) -> np.ndarray:
     return out
 
 
-def in_latent_space(reference: anndata.AnnData) -> anndata.AnnData:
-    """A minified reference as queries are: no genes, obsm X_latent."""
+def in_latent_space(reference: anndata.AnnData, columns: list[str]) -> anndata.AnnData:
+    """A minified reference as queries are: no genes, obsm X_latent, those of obs's `columns`."""
     kept = {key: reference.obsm[key] for key in ("soft_labels",) if key in reference.obsm}
     return anndata.AnnData(
-        obs=reference.obs.drop(columns=LIBRARY, errors="ignore"),
+        obs=reference.obs[[key for key in reference.obs if key in columns]].copy(),
         obsm={"X_latent": latent_of(reference), **kept},
         uns=dict(reference.uns),
     )
@@ -96,14 +126,16 @@ def in_latent_space(reference: anndata.AnnData) -> anndata.AnnData:
 
 def assemble(
     reference: anndata.AnnData, queries: list[anndata.AnnData], truth: pd.Series | None,
-    fitted: FittedMap, unlabeled: str, settings: TransferSettings,
+    fitted: FittedMap, unlabeled: str, settings: TransferSettings, levels: list[str],
 ) -> Atlas:  # fmt: skip
     """Put the reference's latent and the queries' together.
 
     `truth` (by batch and cell name) is copied into obs for scoring and colouring, nothing else.
+    `levels` are further label columns of the reference, which kNN transfers.
     """
     parts, labels, softs = [], [], []
-    reference = in_latent_space(reference)
+    shared = [key for query in queries for key in query.obs]
+    reference = in_latent_space(reference, ["label", "split", *levels, *shared])
     reference.obs["role"] = "reference"
     reference.obsm["X_umap"] = place(fitted, reference.obsm["X_latent"])
     classified = "soft_labels" in reference.obsm
@@ -117,7 +149,7 @@ def assemble(
         query.obs["role"], query.obs["label"], query.obs["split"] = "query", unlabeled, "query"
         query.obsm["X_umap"] = positions(fitted, query)
         if classified:
-            table, frame = query_labels(reference, query, unlabeled, settings)
+            table, frame = query_labels(reference, query, levels, unlabeled, settings)
             with_columns(query, table.drop(columns="batch"))
             labels.append(table)
             softs.append(frame)

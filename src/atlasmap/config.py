@@ -162,12 +162,13 @@ def check_mappable(config: Config) -> None:
 
 def check_covariates(config: Config) -> None:
     """Covariates must not be columns that results have of their own: COVARIATE_RESERVED."""
-    asked = [*config.categorical_covariates, *config.continuous_covariates]
+    asked = [*config.categorical_covariates, *config.continuous_covariates, *config.label_levels]
     clash = [key for key in asked if key in RESERVED or asked.count(key) > 1]
     if clash:
         raise AtlasmapError(
             "COVARIATE_RESERVED",
-            expected=f"covariates named once, and not {listed(sorted(RESERVED), 40)}",
+            expected="covariates and label_levels named once, and not "
+            f"{listed(sorted(RESERVED), 40)}",
             found=listed(clash),
             mend="rename these columns in obs; the batch is always conditioned on",
         )

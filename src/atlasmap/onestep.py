@@ -79,6 +79,6 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
         )
     atlas = assemble(
         latent, [mapping.latent for mapping in mappings.values()], None, fitted,
-        registry.unlabeled_category, request.transfer,
+        registry.unlabeled_category, request.transfer, request.config.label_levels,
     )  # fmt: skip
     return Mapped(atlas, mappings, {name: part.facts for name, part in prepared.items()})

@@ -115,8 +115,7 @@ def reference_latent(
 ) -> anndata.AnnData:
     """The reference in latent space: what sharing, transfer, maps and metrics need of it."""
     said = embed(bundle.model, bundle.registry.encode(adata, device))
-    keep = ["batch", "label", "dataset", *bundle.registry.categorical, *bundle.registry.continuous]
-    obs = adata.obs[[key for key in keep if key in adata.obs]].copy()
+    obs = adata.obs.copy()
     part = np.full(adata.n_obs, "train", dtype=object)
     part[split.validation] = "validation"
     obs["split"] = pd.Categorical(part)

@@ -101,6 +101,8 @@ class ScviSettings:
     """Library size is the sum of the cell's counts; false: it is inferred."""
     encode_covariates: bool = True
     """The encoder sees batch and covariates; without it surgery cannot move the query's latent."""
+    deeply_inject_covariates: bool = True
+    """Covariates enter every layer; false: the first layer of each network alone."""
     use_batch_norm: Where = "none"
     """Networks with batch norm."""
     use_layer_norm: Where = "both"

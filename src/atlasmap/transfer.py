@@ -36,25 +36,36 @@ def soft_labels_of(latent: anndata.AnnData) -> SoftLabels:
     return SoftLabels(np.asarray(latent.obsm["soft_labels"], np.float64), names)
 
 
-def knn_soft_labels(
-    reference: np.ndarray, labels: np.ndarray, query: np.ndarray, n_neighbors: int
-) -> SoftLabels:
-    """Weighted kNN transfer as in the Human Lung Cell Atlas (Sikkema et al. 2023, methods).
+@dataclass(frozen=True)
+class Neighbors:
+    """Reference cells that each query cell asks: their places and weights (cells × neighbours)."""
+
+    at: np.ndarray
+    weights: np.ndarray
+
+
+def weighted_neighbors(reference: np.ndarray, query: np.ndarray, n_neighbors: int) -> Neighbors:
+    """Nearest `reference` cells (cells × latent) of each `query` cell, as the Human Lung Cell Atlas
+    weighs them (Sikkema et al. 2023, methods).
 
     Gaussian weights exp(−d / (2 / sd)²) with sd the standard deviation of a cell's distances, as
-    scArches' `weighted_knn_transfer` has them; uncertainty is 1 − the winner's weight.
-    `reference` (labelled cells × latent), `labels` (cells), `query` (cells × latent).
+    scArches' `weighted_knn_transfer` has them; they sum to one.
     """
     n_neighbors = min(n_neighbors, len(reference))
     distances, at = NearestNeighbors(n_neighbors=n_neighbors).fit(reference).kneighbors(query)
     bandwidth = np.square(2 / np.maximum(distances.std(1, keepdims=True), EPS))
     scaled = distances / bandwidth
     weights = np.exp(-(scaled - scaled.min(1, keepdims=True)))
-    weights /= weights.sum(1, keepdims=True)
+    return Neighbors(at, weights / weights.sum(1, keepdims=True))
+
+
+def votes(neighbors: Neighbors, labels: np.ndarray) -> SoftLabels:
+    """Labels of reference cells (cells) carried over; uncertainty is 1 − the winner's weight."""
     names, codes = np.unique(labels.astype(str), return_inverse=True)
-    probabilities = np.zeros((len(query), len(names)))
-    rows = np.repeat(np.arange(len(query)), n_neighbors)
-    np.add.at(probabilities, (rows, codes[at].ravel()), weights.ravel())
+    n_cells, n_neighbors = neighbors.at.shape
+    probabilities = np.zeros((n_cells, len(names)))
+    rows = np.repeat(np.arange(n_cells), n_neighbors)
+    np.add.at(probabilities, (rows, codes[neighbors.at].ravel()), neighbors.weights.ravel())
     return SoftLabels(probabilities, list(names))
 
 

@@ -43,6 +43,7 @@ KINDS = {
     "default": {},
     "gene-batch, learned library": ARCHES
     | {"dispersion": "gene-batch", "use_observed_lib_size": False},
+    "shallow": ARCHES | {"deeply_inject_covariates": False, "n_layers": 2},
     "poisson": {"gene_likelihood": "poisson", "n_layers": 2, "dropout_rate": 0.2},
 }
 CLASSIFIERS = {

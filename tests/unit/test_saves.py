@@ -212,6 +212,7 @@ MODELS = {
         "use_batch_norm": "both", "use_layer_norm": "none", "gene_likelihood": "zinb",
         "dispersion": "gene-batch", "encode_covariates": False,
     },
+    "shallow": {"deeply_inject_covariates": False, "dispersion": "gene-batch"},
     "Poisson, learned library": {"gene_likelihood": "poisson", "use_observed_lib_size": False},
 }  # fmt: skip
 

@@ -277,7 +277,7 @@ def test_a_query_batch_maps_the_same_whatever_else_is_in_the_file(
         latents.append(map_query(load(tmp_path / "b", CPU), query, SURGERY, "per_batch", 0).latent)
     latent = reference_latent(reference, scanvi, split, CPU)
     fitted = fit_map(latent_of(latent), UmapSettings(n_neighbors=5), 0)
-    together = assemble(latent, latents, None, fitted, "Unknown", TransferSettings())
+    together = assemble(latent, latents, None, fitted, "Unknown", TransferSettings(), [])
     assert together.adata.obs_names.is_unique
     assert together.labels.equals(apart)
 
@@ -292,7 +292,7 @@ def test_joint_mapping_of_shared_barcodes_keeps_the_truth(scanvi, reference, que
     latent = reference_latent(reference, scanvi, split, CPU)
     mapping = map_query(scanvi, joined(list(queries.values())), SURGERY, "joint", 0)
     fitted = fit_map(latent_of(latent), UmapSettings(n_neighbors=5), 0)
-    atlas = assemble(latent, [mapping.latent], truth, fitted, "Unknown", TransferSettings())
+    atlas = assemble(latent, [mapping.latent], truth, fitted, "Unknown", TransferSettings(), [])
     query = atlas.adata.obs[atlas.adata.obs["role"] == "query"]
     assert query["truth"].astype(str).tolist() == values
     assert query.index.is_unique and atlas.labels.index.tolist() == [c for _, c in keys]

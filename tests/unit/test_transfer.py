@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from atlasmap.assembly import assemble
+from atlasmap.errors import AtlasmapError
 from atlasmap.projection import FittedMap, fit_map, place
 from atlasmap.settings import TransferSettings, UmapSettings
-from atlasmap.transfer import SoftLabels, knn_soft_labels, label_table
+from atlasmap.transfer import SoftLabels, label_table, votes, weighted_neighbors
 
 
 def test_label_table_by_hand():
@@ -19,6 +20,10 @@ def test_label_table_by_hand():
     assert table["confidence"].tolist() == [0.7, 0.5]
     p = np.array([0.7, 0.2, 0.1])
     assert table["entropy"].tolist() == pytest.approx([-(p * np.log(p)).sum(), np.log(2)])
+
+
+def knn_soft_labels(reference, labels, query, k):
+    return votes(weighted_neighbors(reference, query, k), labels)
 
 
 def slow_knn(reference, labels, query, k):
@@ -105,10 +110,31 @@ def test_assembly_keeps_names_apart_and_truth_out_of_labels(fitted):
     query = latent_file(latent[:10] + 1e-3, "q", names[:10], half[:10])
     keys = pd.MultiIndex.from_product([["q"], names[:10]])
     truth = pd.Series("b", index=keys)
-    atlas = assemble(reference, [query], truth, fit, "Unknown", TransferSettings(n_neighbors=5))
+    atlas = assemble(reference, [query], truth, fit, "Unknown", TransferSettings(n_neighbors=5), [])
     obs = atlas.adata.obs
     assert obs.index.is_unique and "q:c0" in obs.index
     assert (obs.loc[obs["role"] == "query", "truth"] == "b").all()
     assert (obs.loc[obs["role"] == "query", "label"] == "Unknown").all()
     assert "truth" not in atlas.labels and list(atlas.soft_labels) == ["batch", "a", "b"]
     assert not obs.isna().drop(columns=["knn_uncertainty"]).any().any()
+
+
+def test_each_level_is_transferred_from_the_cells_that_have_it(fitted):
+    latent, fit = fitted
+    half = np.full((120, 2), 0.5)
+    names = [f"c{k}" for k in range(120)]
+    reference = latent_file(latent, "r", names, half, ["a", "b"] * 60)
+    reference.obs["coarse"] = "all"
+    fine = pd.Series([f"fine_{k % 2}" for k in range(120)], index=names)
+    fine.iloc[:60] = None  # no such level for half of the cells
+    reference.obs["fine"] = fine
+    query = latent_file(latent[60:70] + 1e-3, "q", names[60:70], half[:10])
+    levels = ["coarse", "fine"]
+    atlas = assemble(reference, [query], None, fit, "Unknown", TransferSettings(1), levels)
+    assert (atlas.labels["knn_coarse"] == "all").all()
+    assert list(atlas.labels["knn_fine"]) == list(fine.iloc[60:70])
+    assert (atlas.labels["knn_fine_uncertainty"] == 0).all()
+    known = knn_soft_labels(latent[60:], fine.iloc[60:].to_numpy(), query.obsm["X_latent"], 1)
+    assert list(known.predicted()) == list(atlas.labels["knn_fine"])
+    with pytest.raises(AtlasmapError, match="LEVEL_MISSING"):
+        assemble(reference, [query], None, fit, "Unknown", TransferSettings(), ["none"])

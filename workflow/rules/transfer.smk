@@ -60,13 +60,14 @@ rule assemble:
         queries=lambda w, input: " ".join(
             f"--queries={shlex.quote(q)}" for q in input.queries
         ),
+        levels=" ".join(f"--levels={shlex.quote(c)}" for c in CONFIG.label_levels),
         out=subpath(output.atlas, parent=True),
         numerics=NUMERICS["transfer"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " assemble {params.latents:q} --reference_latent {input.reference:q}"
         " --umap {input.umap:q} {params.queries} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q} {params.settings}"
+        " --unlabeled={params.unlabeled:q} {params.settings} {params.levels}"
 
 
 rule publish:

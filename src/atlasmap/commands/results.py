@@ -67,6 +67,7 @@ def assemble(
     out: Path,
     unlabeled: str = "Unknown",
     transfer: TransferSettings = TransferSettings(),
+    levels: list[str] | None = None,
 ) -> None:
     """Put reference and mapped query batches together and name the query's cells.
 
@@ -86,6 +87,8 @@ def assemble(
         What cells without a label are called.
     transfer
         Settings of the second opinion.
+    levels
+        Further label columns of the reference.
     """
     from atlasmap.assembly import assemble
     from atlasmap.projection import FittedMap
@@ -105,6 +108,7 @@ def assemble(
         FittedMap.load(umap),
         unlabeled,
         transfer,
+        levels or [],
     )
     write_atlas(atlas, out)
 

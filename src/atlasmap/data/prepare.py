@@ -42,6 +42,9 @@ def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata
         obs[what] = labels(column(raw, key, f"the {what}", dataset.id), config, dataset.id)
     elif dataset.role == "reference":
         obs["label"] = config.unlabeled_category
+    for level in config.label_levels if dataset.role == "reference" else []:
+        values = column(raw, level, "a level of the label", dataset.id)
+        obs[level] = labels(values, config, dataset.id)
     var = raw.var.copy()  # other columns are looked at where too few genes match
     if dataset.gene_id:
         var["index"] = raw.var_names
@@ -116,7 +119,8 @@ def prepare_reference(datasets: list[Dataset], paths: list[Path], config: DataCo
     chosen = joined[:, keep].copy()
     chosen.var = chosen.var[[key for key in ("symbol",) if key in chosen.var]]
     check_cells_not_empty(chosen.X, chosen.obs_names, "the reference", " among the chosen genes")
-    for key in ("batch", "label", "dataset", *config.categorical_covariates):
+    columns = (*config.categorical_covariates, *config.label_levels)
+    for key in ("batch", "label", "dataset", *columns):
         chosen.obs[key] = pd.Categorical(chosen.obs[key].astype(str))
     facts = {
         "datasets": [dataset.id for dataset in datasets],

@@ -123,8 +123,15 @@ def init_params(bundle: Bundle) -> dict[str, dict]:
     """Arguments of the model's class; where the classifier is not the default one, its own too."""
     settings = dict(bundle.about["scvi"])
     settings.pop("train", None)
-    inner = {key: settings.pop(key) for key in ("encode_covariates", "use_batch_norm")}
-    inner["use_layer_norm"] = settings.pop("use_layer_norm")
+    inner = {
+        key: settings.pop(key)
+        for key in (
+            "encode_covariates",
+            "deeply_inject_covariates",
+            "use_batch_norm",
+            "use_layer_norm",
+        )
+    }
     if not isinstance(bundle.model, Scanvi):
         inner["use_observed_lib_size"] = settings.pop("use_observed_lib_size")
         settings["latent_distribution"] = "normal"

@@ -121,6 +121,7 @@ def train_scvi(
             gene_likelihood=settings.gene_likelihood, dispersion=settings.dispersion,
             use_observed_lib_size=settings.use_observed_lib_size,
             encode_covariates=settings.encode_covariates,
+            deeply_inject_covariates=settings.deeply_inject_covariates,
             use_batch_norm=settings.use_batch_norm, use_layer_norm=settings.use_layer_norm,
         )  # fmt: skip
     return fitted(model, train_arguments(settings.train, settings.train.weight_decay))

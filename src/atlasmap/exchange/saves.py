@@ -25,6 +25,7 @@ DEFAULTS = {
     "gene_likelihood": "zinb",
     "use_observed_lib_size": True,
     "encode_covariates": False,
+    "deeply_inject_covariates": True,
     "use_batch_norm": "both",
     "use_layer_norm": "none",
 }
@@ -32,7 +33,6 @@ DEFAULTS = {
 HARMLESS = {
     "latent_distribution": ("normal",),
     "log_variational": (True,),
-    "deeply_inject_covariates": (True,),
     "batch_representation": ("one-hot",),
     "use_size_factor_key": (False,),
     "var_activation": (None,),

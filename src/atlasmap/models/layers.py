@@ -126,9 +126,10 @@ class BatchNorm(nn.Module):
 
 
 class Stack(nn.Module):
-    """n_layers of linear → batch norm → layer norm → ReLU → dropout, covariates in every layer.
+    """n_layers of linear → batch norm → layer norm → ReLU → dropout.
 
-    Batch and layer norm are optional; layer norm has no weights (eps 1e-5).
+    Covariates enter every layer (`deep`) or the first alone. Batch and layer norm are optional;
+    layer norm has no weights (eps 1e-5).
     """
 
     def __init__(
@@ -142,20 +143,21 @@ class Stack(nn.Module):
         layer_norm: bool,
         dropout_rate: float = 0.0,
         labels: bool = False,
+        deep: bool = True,
     ):
         super().__init__()
-        self.layer_norm, self.dropout_rate = layer_norm, dropout_rate
+        self.layer_norm, self.dropout_rate, self.deep = layer_norm, dropout_rate, deep
         inputs = [n_in, *widths][:-1]
         self.layers = nn.ModuleList(
-            CovariateLinear(n, width, n_categories, labels, rng)
-            for n, width in zip(inputs, widths, strict=True)
+            CovariateLinear(n, width, n_categories if k == 0 or deep else (), labels, rng)
+            for k, (n, width) in enumerate(zip(inputs, widths, strict=True))
         )
         self.norms = nn.ModuleList(BatchNorm(width) for width in widths if batch_norm)
 
     def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
         """`x` (…, n_in) → (…, last width)."""
         for k, layer in enumerate(self.layers):
-            x = layer(x, codes)
+            x = layer(x, codes if k == 0 or self.deep else ())
             if len(self.norms):
                 x = self.norms[k](x, noise)
             if self.layer_norm:

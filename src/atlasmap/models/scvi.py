@@ -89,6 +89,7 @@ class Scvi(nn.Module):
             "batch_norm": settings.use_batch_norm in ("encoder", "both"),
             "layer_norm": settings.use_layer_norm in ("encoder", "both"),
             "dropout_rate": settings.dropout_rate,
+            "deep": settings.deeply_inject_covariates,
         }
         self.encoder = GaussianHead(
             Stack(n_in, widths, encoded, rng, **in_encoder),
@@ -105,6 +106,7 @@ class Scvi(nn.Module):
             settings.n_latent + shape.n_continuous, widths, shape.n_categories, rng,
             batch_norm=settings.use_batch_norm in ("decoder", "both"),
             layer_norm=settings.use_layer_norm in ("decoder", "both"),
+            deep=settings.deeply_inject_covariates,
         )  # fmt: skip
         self.scale = Linear(settings.n_hidden, shape.n_genes, rng)
         if settings.gene_likelihood == "zinb":
