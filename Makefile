@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test test-slurm env lint schemas lock clean
+.PHONY: run test test-slurm parity env lint schemas lock clean
 
 run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
@@ -14,6 +14,25 @@ test: env .venv/dev.stamp
 # On a Slurm of its own on this machine (root, Debian); some twenty minutes.
 test-slurm: env .venv/dev.stamp
 	@$(BIN)/python -m pytest tests/slurm -k "$(ONLY)"
+
+# Against scvi-tools 1.4.2 itself, in an environment of its own: models out and in again, then both
+# trained on two atlases with three seeds (hours on a CPU). Writes tests/parity/REPORT.md.
+PARITY_ATLASES = cell_lines simulated
+parity: env .venv-parity/stamp
+	@.venv-parity/bin/python -m pytest tests/parity
+	@for atlas in $(PARITY_ATLASES); do \
+	  $(BIN)/snakemake --cores $(CORES) --quiet rules --configfile tests/parity/$$atlas.yaml && \
+	  .venv-parity/bin/atlasmap compare-scvi results/parity_$$atlas --out results/parity_$$atlas/parity \
+	    || exit 1; \
+	done
+	@.venv-parity/bin/python tests/parity/write_report.py $(PARITY_ATLASES:%=results/parity_%)
+
+.venv-parity/stamp: envs/lock.txt envs/lock-dev.txt envs/lock-parity.txt pyproject.toml
+	@test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity
+	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r envs/lock.txt -r envs/lock-dev.txt -r envs/lock-parity.txt
+	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
 
 lint: env .venv/dev.stamp
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow
@@ -50,7 +69,12 @@ lock:
 	@{ echo "# What \`make test\` installs besides lock.txt."; \
 	   .venv.partial/bin/python -m pip freeze --exclude atlasmap | sed 's/+cpu//' \
 	     | grep -viE '^(nvidia|cuda|triton)' | grep -vxFf envs/lock.txt; } > envs/lock-dev.txt
+	@.venv.partial/bin/python -m pip install --quiet '.[parity]'
+	@{ echo "# What \`make parity\` installs besides lock.txt and lock-dev.txt: scvi-tools, to compare with."; \
+	   .venv.partial/bin/python -m pip freeze --exclude atlasmap | sed 's/+cpu//' \
+	     | grep -viE '^(nvidia|cuda|triton)' | grep -vxFf envs/lock.txt | grep -vxFf envs/lock-dev.txt; \
+	   } > envs/lock-parity.txt
 	@rm -rf .venv.partial
 
 clean:
-	rm -rf .venv .venv.partial .snakemake
+	rm -rf .venv .venv-parity .venv.partial .snakemake

@@ -56,12 +56,12 @@ def test_shipped_configs_and_their_sheets_are_valid(path):
     given = yaml.safe_load(path.read_text())
     config = load_config(given)
     jsonschema.validate(given, yaml.safe_load(make_schemas().text(Config)))
-    assert read_sheet(ROOT / config.datasets)
+    assert read_sheet(ROOT / config.datasets, trained=config.reference.given)
 
 
 def test_an_atlas_file_for_each_promised_config():
     names = {path.stem for path in SHIPPED}
-    assert {"config", "cell_lines", "simulated", "lung_atlas"} <= names
+    assert {"config", "cell_lines", "simulated", "lung_atlas", "hlca"} <= names
 
 
 def test_lung_atlas_has_the_tutorials_settings():

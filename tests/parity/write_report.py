@@ -1,0 +1,44 @@
+"""Gather comparisons with scvi-tools into tests/parity/REPORT.md (`make parity`).
+
+python tests/parity/write_report.py results/parity_cell_lines results/parity_simulated
+"""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from atlasmap.evaluation.parity import as_markdown, summary
+
+REPORT = Path(__file__).with_name("REPORT.md")
+HEAD = """# atlasmap and scvi-tools, pair by pair
+
+Made by `make parity`. Both are trained on the same cells with the same split (scvi-tools' own
+permutation, checked against the indices that it keeps), settings and seeds, and score the same
+cells. scvi-tools {scvi}, torch {torch}, on a CPU.
+
+- **elbo**, **reconstruction_loss**: of validation cells at the end of training: eval mode, one
+  sample of z, KL not weighted. Of surgery: of the query's validation cells.
+- **accuracy**, **macro_f1**, **ece** (15 bins, l1): of the classifier on the reference's validation
+  cells, or after surgery on all query cells whose true label the reference has.
+- A pair is a seed. ELBO: every pair within 1 %. The rest: means within two standard errors of their
+  difference (unpaired, over {n_seeds} seeds: so few that one in nine would miss by chance alone).
+"""
+
+
+def main(folders: list[Path]) -> None:
+    """Write the report of results/{atlas}/parity/pairs.csv of each folder."""
+    tables = {f.name: pd.read_csv(f / "parity/pairs.csv", keep_default_na=False) for f in folders}
+    n_seeds = max(table["seed"].nunique() for table in tables.values())
+    said = [HEAD.format(scvi=version("scvi-tools"), torch=version("torch"), n_seeds=n_seeds)]
+    for name, pairs in tables.items():
+        table = summary(pairs)
+        inside = f"{int(table['within'].sum())} of {len(table)} rows within"
+        said.append(f"## {name.removeprefix('parity_')}\n\n{inside}.\n\n{as_markdown(table)}\n")
+    REPORT.write_text("\n".join(said), encoding="utf-8")
+    print(REPORT)
+
+
+if __name__ == "__main__":
+    main([Path(name) for name in sys.argv[1:]])
