@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import TypeAdapter
+from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from scipy import sparse
 
 import atlasmap
 from atlasmap.data.registry import Registry
-from atlasmap.errors import AtlasmapError
+from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import folder_aside, sha256
 from atlasmap.inference import embed
 from atlasmap.models.random import keyed_generator
@@ -33,7 +34,7 @@ from atlasmap.settings import ScviSettings
 from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.checkpoint import weights_hash
 
-FORMAT = 1
+FORMAT = 2  # raised when older versions of atlasmap could not read a bundle, with a migration
 FILES = ("registry.json", "weights.safetensors", "history.csv", "golden.npz")
 N_GOLDEN = 8
 GOLDEN_TOLERANCE = 1e-4  # other machines sum in another order
@@ -47,6 +48,14 @@ class Bundle:
     registry: Registry
     about: dict
     history: pd.DataFrame
+
+
+def from_format_1(about: dict) -> dict:
+    """Covariates entered every layer before it could be chosen."""
+    return about | {"scvi": {"deeply_inject_covariates": True} | about["scvi"]}
+
+
+MIGRATIONS = {1: from_format_1}  # format → settings.json of the next one
 
 
 def versions() -> dict[str, str]:
@@ -65,6 +74,11 @@ def fingerprint(adata: anndata.AnnData) -> str:
     seen = adata.obs.drop(columns=["truth"], errors="ignore")
     digest.update(seen.to_csv().encode())
     return digest.hexdigest()
+
+
+def genes_hash(registry: Registry) -> str:
+    """Hash of the genes in their order; weights carry it."""
+    return hashlib.sha256("\n".join(registry.genes).encode()).hexdigest()
 
 
 def reference_hash(model: torch.nn.Module) -> str:
@@ -116,11 +130,12 @@ def write(bundle: Bundle, folder: Path, weights: dict, new_batches: list[str] | 
         registry = json.dumps(bundle.registry.as_dict(), indent=1, ensure_ascii=False)
         (scratch / "registry.json").write_text(registry + "\n", encoding="utf-8")
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        (scratch / "weights.safetensors").write_bytes(save_tensors(tensors))
+        data = save_tensors(tensors, {"genes": genes_hash(bundle.registry)})
+        (scratch / "weights.safetensors").write_bytes(data)
         bundle.history.to_csv(scratch / "history.csv", index=False)
         np.savez(scratch / "golden.npz", **outputs)
         files = {name: sha256(scratch / name) for name in FILES}
-        about = {"format": FORMAT, **bundle.about, "versions": versions(), "files": files}
+        about = bundle.about | {"format": FORMAT, "versions": versions(), "files": files}
         (scratch / "settings.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
@@ -157,8 +172,7 @@ def read_about(folder: Path) -> dict:
     if not (folder / "settings.json").is_file():
         raise refuse("BUNDLE_MISSING", folder, "a bundle: a folder with settings.json", "none")
     about = json.loads((folder / "settings.json").read_text())
-    if about.get("format") != FORMAT:
-        raise refuse("BUNDLE_FORMAT", folder, f"format {FORMAT}", f"format {about.get('format')}")
+    about = migrated(about, folder)
     for name, expected in about["files"].items():
         if not (folder / name).is_file():
             raise refuse("BUNDLE_INCOMPLETE", folder, f"the file {name}", "it is not there")
@@ -167,9 +181,51 @@ def read_about(folder: Path) -> dict:
     return about
 
 
+def migrated(about: dict, folder: Path) -> dict:
+    """settings.json in today's format; raises BUNDLE_FORMAT, BUNDLE_NEWER."""
+    found = about.get("format")
+    if not isinstance(found, int) or found < 1:
+        raise refuse("BUNDLE_FORMAT", folder, f"a format up to {FORMAT}", f"format {found}")
+    if found > FORMAT:
+        raise AtlasmapError(
+            "BUNDLE_NEWER",
+            expected=f"a bundle of format {FORMAT} or older",
+            found=f"{folder}: format {found}, written by atlasmap "
+            f"{about.get('versions', {}).get('atlasmap', 'of a later version')}",
+            mend="install that version of atlasmap, or a later one",
+        )
+    while about["format"] < FORMAT:
+        about = MIGRATIONS[about["format"]](about) | {"format": about["format"] + 1}
+    return about
+
+
 def read_registry(folder: Path) -> Registry:
     """registry.json."""
     return Registry(**json.loads((folder / "registry.json").read_text(encoding="utf-8")))
+
+
+def read_weights(folder: Path, registry: Registry) -> dict[str, torch.Tensor]:
+    """weights.safetensors; raises BUNDLE_GENES if they were trained on other genes."""
+    path = folder / "weights.safetensors"
+    with safe_open(path, "pt") as file:
+        genes = (file.metadata() or {}).get("genes")
+    if genes not in (None, genes_hash(registry)):  # bundles of format 1 say nothing of them
+        raise refuse("BUNDLE_GENES", folder, "the genes that the weights belong to", "other genes")
+    return load_tensors(path.read_bytes())
+
+
+def fill(model: torch.nn.Module, weights: dict, folder: Path) -> None:
+    """Load weights into a model of the same shape; raises BUNDLE_WEIGHTS."""
+    state = model.state_dict()
+    wrong = [
+        name
+        for name in weights.keys() | {k for k in state if not k.endswith(".appended")}
+        if name not in state or name not in weights or state[name].shape != weights[name].shape
+    ]
+    if wrong:
+        found = f"missing, unknown or of another shape: {listed(sorted(wrong))}"
+        raise refuse("BUNDLE_WEIGHTS", folder, "the weights of this architecture", found)
+    model.load_state_dict(state | weights)
 
 
 def verify_golden(bundle: Bundle, folder: Path, batches: list[str]) -> None:
@@ -203,9 +259,7 @@ def load(folder: Path, device: torch.device) -> Bundle:
     if about["kind"] == "delta":
         raise refuse("BUNDLE_IS_DELTA", folder, "a reference bundle", "a mapping's delta")
     model = build(about, registry)
-    weights = load_tensors((folder / "weights.safetensors").read_bytes())
-    state = {k: v for k, v in model.state_dict().items() if k.endswith(".appended")}
-    model.load_state_dict(state | weights)
+    fill(model, read_weights(folder, registry), folder)
     bundle = Bundle(model.to(device), registry, about, pd.read_csv(folder / "history.csv"))
     verify_golden(bundle, folder, registry.batches)
     return bundle
@@ -218,7 +272,7 @@ def load_delta(folder: Path, parent: Bundle) -> Bundle:
     if about.get("parent") != reference_hash(parent.model):
         raise refuse("BUNDLE_PARENT", folder, "the reference this mapping was made on", "another")
     new = {int(k): names for k, names in about["new_categories"].items()}
-    weights = load_tensors((folder / "weights.safetensors").read_bytes())
+    weights = read_weights(folder, registry)
     library = weights.get("library_prior.appended", weights.get("scvi.library_prior.appended"))
     append_categories(parent.model, new, 0, library)
     parent.model.load_state_dict(weights, strict=False)
