@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import CPU, SCANVI, SCVI
 from golden import SHARED, needs_shared
+from saves.make import cells
 
 from atlasmap.bundle import load, save
 from atlasmap.data.registry import Registry
@@ -408,3 +409,25 @@ def test_golden_registries_come_across():
     assert [*bundle.registry.labels, bundle.registry.unlabeled_category] == about["labels"]
     assert bundle.about["origin"]["setup"] == about["setup_args"]
     assert bundle.about["scvi"]["n_latent"] == about["init_params"]["non_kwargs"]["n_latent"]
+
+
+@pytest.mark.parametrize("version", ["0.20.3", "1.0.4", "1.1.6"])
+def test_saves_of_older_versions_compute_what_they_did_there(version, tmp_path):
+    folder, adata = Path(__file__).parent / "saves" / version, cells()
+    with np.load(folder / "expected.npz") as file:
+        expected = dict(file)
+    for name in ("scvi", "scanvi"):
+        read = read_save(folder / name)
+        bundle = bundle_of(read, folder / name / "model.pt", None)
+        latent = latent_in(adata, bundle, read, "cells")
+        assert np.abs(latent_of(latent) - expected[f"{name}_latent"]).max() < 1e-5
+        assert read.version == version and bundle.registry.batches == ["p1", "p2"]
+        assert bundle.registry.categorical == {"sex": ["f", "m"]}
+        assert bundle.registry.continuous == ["age"]
+        assert (latent.obs["split"] == "validation").sum() == (6 if name == "scvi" else 5)
+        save(bundle, tmp_path / name)
+        load(tmp_path / name, CPU)
+    assert bundle.registry.labels == ["a", "b", "c"]
+    assert bundle.about["variant"] == ("fixed" if version == "1.1.6" else "prefix")
+    assert np.abs(latent.obsm["soft_labels"] - expected["scanvi_soft_labels"]).max() < 1e-5
+    assert list(latent.obs["label"].cat.categories) == ["Unknown", "a", "b", "c"]
