@@ -68,6 +68,7 @@ SEEN = {
     "fit_umap": Seen(9.5, 4.6, 680, 20),
     "assemble": Seen(8.0, 0.3, 670, 20),
     "score_labels": Seen(3.1, 0.08, 480, 10),
+    "model_card": Seen(4.2, 1.2, 640, 20),
 }
 TRAINING_START, TRAINING_MB = 2.9, 500  # seconds and MB before the first step
 BATCH_SECONDS = 0.4  # to open one more batch
@@ -113,6 +114,7 @@ def of_other_stages(sizes: Sizes, config: Config, speeds: Speeds) -> list[Foreca
     atlases = models * len(config.strategies) if sizes.queries else 0
     scored = 1 + models + bool(sizes.n_labels) + atlases  # PCA, scVI, scANVI's latents, atlases
     jobs, each = (1, scored) if every <= config.benchmark.split_above else (scored, 1)
+    carded, looked_at = models + bool(sizes.n_labels), min(n, config.card.max_cells)
     counts = sizes.counts_mb(every)
     seconds = slow * (
         SCORING.seconds + each * (EMBEDDING.seconds + EMBEDDING.per_1000 * every / 1000)
@@ -131,6 +133,7 @@ def of_other_stages(sizes: Sizes, config: Config, speeds: Speeds) -> list[Foreca
             ("fit_umap", models * seeds, min(n, config.umap.max_cells), 0),
             ("assemble", atlases * seeds, every, 0),
             ("score_labels", int(sizes.n_labels > 0), max(1, atlases * seeds) * every, 0),
+            ("model_card", carded * seeds, looked_at, 3 * sizes.counts_mb(looked_at)),
         ]
     ]
     rows.append(Forecast("score_embeddings", jobs * seeds, seconds, jobs * seeds * seconds, mb))
