@@ -149,8 +149,7 @@ def rule_of(benchmark: Path) -> str | None:
     """The rule a benchmark file in a result tree belongs to."""
     parts = benchmark.parts[benchmark.parts.index("logs") + 1 :]
     name = parts[1] if parts[0].startswith("seed") else parts[0]
-    known = ("train_scvi", "train_scanvi", "map_per_batch", "map_joint", "fit_umap", "assemble",
-             "score_embeddings", "score_labels", "prepare_reference", "prepare_query")  # fmt: skip
+    known = (*GPU_RULES, *SEEN, "score_embeddings")
     return next((rule for rule in known if name.startswith(rule)), None)
 
 
