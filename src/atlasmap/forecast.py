@@ -70,6 +70,8 @@ SEEN = {
     "score_labels": Seen(3.1, 0.08, 480, 10),
     "model_card": Seen(4.2, 1.2, 640, 20),
 }
+# What a reference that was taken over does without.
+TRAINED = ("train_scvi", "train_scanvi", "prepare_reference", "score_embeddings")
 TRAINING_START, TRAINING_MB = 2.9, 500  # seconds and MB before the first step
 BATCH_SECONDS = 0.4  # to open one more batch
 SCORING = Seen(30, 0, 1800, 200)  # compiling, whatever is scored
@@ -142,7 +144,9 @@ def of_other_stages(sizes: Sizes, config: Config, speeds: Speeds) -> list[Foreca
 
 def forecast(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> list[Forecast]:
     """Every rule, from sizes, settings (`given`: the config as written) and speeds."""
-    return of_training(sizes, config, given, speeds) + of_other_stages(sizes, config, speeds)
+    rows = of_training(sizes, config, given, speeds) + of_other_stages(sizes, config, speeds)
+    idle = TRAINED if config.reference.given else ()
+    return [row for row in rows if row.rule not in idle]
 
 
 def rule_of(benchmark: Path) -> str | None:

@@ -36,15 +36,19 @@ class Sizes:
     @classmethod
     def of(cls, contract: dict) -> "Sizes":
         """From contract.json."""
-        reference = contract["reference"]
+        reference, queries = contract["reference"], contract["queries"].values()
         labels = reference["labels"]
+        # a reference that was taken over has no counts here
+        counted = [
+            part["counts"]["share_nonzero"] for part in (reference, *queries) if "counts" in part
+        ]
         return cls(
             reference["n_cells"],
             reference["n_genes"],
-            reference["counts"]["share_nonzero"],
+            counted[0],
             len(reference["batches"]),
             len(labels) if isinstance(labels, dict) else 0,
-            [query["n_cells"] for query in contract["queries"].values()],
+            [query["n_cells"] for query in queries],
         )
 
     @property
