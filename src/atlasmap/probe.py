@@ -39,13 +39,11 @@ class Sizes:
         reference, queries = contract["reference"], contract["queries"].values()
         labels = reference["labels"]
         # a reference that was taken over has no counts here
-        counted = [
-            part["counts"]["share_nonzero"] for part in (reference, *queries) if "counts" in part
-        ]
+        counts = [part["counts"] for part in (reference, *queries) if "counts" in part]
         return cls(
             reference["n_cells"],
             reference["n_genes"],
-            counted[0],
+            counts[0]["share_nonzero"],
             len(reference["batches"]),
             len(labels) if isinstance(labels, dict) else 0,
             [query["n_cells"] for query in queries],

@@ -160,6 +160,73 @@ def test_tensors_stay_inside_their_storage(tmp_path):
     refused(archive(path, tensor_pickle((2,), (1,))), "SAVE_BROKEN")
 
 
+def array_as_storage(dtype: str, shape: tuple) -> bytes:
+    """A tensor that names a pickled array, and no storage, as its memory."""
+
+    class Stored:
+        def __reduce_ex__(self, _):
+            array = np.empty(shape, dtype)
+            return torch._utils._rebuild_tensor_v2, (array, 0, (4,), (1,), False, {})
+
+    return pickle.dumps(Stored(), 2)
+
+
+@pytest.mark.parametrize("dtype, shape", [("f8", (4, 0)), ("O", (4, 0)), ("f4", (4,))])
+def test_only_storages_are_memory(tmp_path, dtype, shape):
+    """(4, 0) has no bytes and four rows: read as a storage it would be somebody else's memory."""
+    refused(archive(tmp_path / "x.pt", array_as_storage(dtype, shape)), "SAVE_BROKEN")
+
+
+def test_what_small_files_can_make_large_is_refused(tmp_path, monkeypatch):
+    from atlasmap.exchange import archive as module
+
+    monkeypatch.setattr(module, "SPARE", 100_000)
+    path, numbers = tmp_path / "x.pt", np.zeros(1000, np.float32).tobytes()
+    big = tensor_pickle((100, 100, 100), (1, 1, 1), n=1000)  # one storage over and over
+    refused(archive(path, big, **{"0": numbers}), "SAVE_BROKEN")
+    text = b"X" + struct.pack("<I", 10_000) + b"a" * 10_000
+    latin = b"X\x06\x00\x00\x00latin1q\x01"
+    encoded = b"\x80\x02]" + text + b"q\x00a" + latin + b"a"
+    encoded += b"c_codecs\nencode\nh\x00h\x01\x86Ra" * 500 + b"."
+    assert "can hold" in refused(archive(path, encoded), "SAVE_BROKEN")
+    containers = b"\x80\x02]" + b"}a" * 50_000 + b"."
+    assert "can hold" in refused(archive(path, containers), "SAVE_BROKEN")
+
+
+def test_values_that_double_are_never_written_out(tmp_path):
+    doubled = b")" + b"q\x00h\x00\x86" * 60  # a tuple of 2^60 leaves
+    text = b"X\x01\x00\x00\x00a"
+    for pickled in (
+        b"\x80\x02}" + doubled + text + b"s.",  # as a key
+        b"\x80\x02c_codecs\nencode\n" + text + doubled + b"\x86R.",  # as an encoding
+        b"\x80\x02ccollections\nOrderedDict\n" + doubled + b"R.",
+        b"\x80\x02" + doubled + b"Q.",  # as a storage
+    ):
+        refused(archive(tmp_path / "x.pt", pickled), "SAVE_BROKEN")
+    colliding = b"\x80\x02}" + b"".join(
+        b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"Ns" for k in range(1, 50)
+    )
+    refused(archive(tmp_path / "x.pt", colliding + b"."), "SAVE_BROKEN")
+
+
+@pytest.mark.parametrize("code", ["(0001,)f8", "(9,9", "V8", "f8,f8", "O4", "U9999999", "f0"])
+def test_dtypes_are_plain_or_refused(tmp_path, code):
+    pickled = pickle.dumps(np.array([1.5]), 2)
+    plain = b"X\x02\x00\x00\x00f8"
+    other = b"X" + struct.pack("<I", len(code)) + code.encode()
+    assert pickled.count(plain) == 1
+    refused(archive(tmp_path / "x.pt", pickled.replace(plain, other)), "SAVE_BROKEN")
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+    path = archive(tmp_path / "x.pt", b"\x80\x02N.")
+    data = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + at] |= 1
+    path.write_bytes(bytes(data))
+    refused(path, "SAVE_BROKEN")
+
+
 def test_zip_bombs_and_broken_zips_are_refused(tmp_path):
     path = tmp_path / "x.pt"
     zeros = b"\x80\x02" + b"]0" * 5_000_000 + b"N."

@@ -1,6 +1,7 @@
 """model.pt: a zip of one pickle and the bytes of its tensors, read without torch.load."""
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from atlasmap.errors import AtlasmapError
-from atlasmap.exchange.pickles import Name, Reader, Unreadable, need
+from atlasmap.exchange.pickles import Name, Reader, Unreadable, count, need
 
 # torch's storages → numpy's reading of their bytes (bfloat16 has none there: as its 16 bits).
 STORAGES = {
@@ -24,6 +25,14 @@ STORAGES = {
     "BoolStorage": np.bool_,
 }
 STORAGE_NAMES = frozenset(f"{m} {name}" for m in ("torch", "torch.cuda") for name in STORAGES)
+SPARE = 64_000_000  # bytes that what is read may take beyond thrice the file's own size
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers (one dimension) that a part of the zip holds; made by `Archive.storage` alone."""
+
+    values: np.ndarray
 
 
 class Archive:
@@ -33,70 +42,80 @@ class Archive:
     def __init__(self, path: Path):
         self.zip = zipfile.ZipFile(path)
         parts = self.zip.infolist()
-        packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
-        need(not packed, f"compressed parts: {packed[:3]}")
-        total = sum(part.file_size for part in parts)
-        need(total <= path.stat().st_size, f"parts of {total} bytes in a smaller file")
+        stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+        need(stored, "compressed parts: no file of torch.save")
+        size = path.stat().st_size
+        need(sum(part.file_size for part in parts) <= size, "parts that are larger than the file")
         pickles = [part.filename for part in parts if part.filename.endswith("/data.pkl")]
         need(len(pickles) == 1, "not one data.pkl: no file of torch.save")
         self.top = pickles[0].removesuffix("data.pkl")
-        self.storages: dict[str, np.ndarray] = {}
+        self.storages: dict[str, Storage] = {}
         if f"{self.top}byteorder" in self.zip.namelist():
             order = self.zip.read(f"{self.top}byteorder")
-            need(order == b"little", f"byte order {order!r}")
+            need(order == b"little", "numbers in another byte order")
+        self.reader = Reader(self.storage, STORAGE_NAMES, 3 * size + SPARE)
+        self.reader.rules |= {
+            "torch._utils _rebuild_tensor_v2": self.tensor,
+            "torch._utils _rebuild_parameter": lambda data, *_: data,
+        }
 
     def contents(self) -> Any:
         """What was saved, tensors as torch tensors on the CPU."""
-        rules = {
-            "torch._utils _rebuild_tensor_v2": tensor,
-            "torch._utils _rebuild_parameter": lambda data, *_: data,
-        }
-        reader = Reader(rules, self.storage, STORAGE_NAMES)
-        return reader.read(self.zip.read(f"{self.top}data.pkl"))
+        return self.reader.read(self.zip.read(f"{self.top}data.pkl"))
 
-    def storage(self, identity: tuple) -> np.ndarray:
+    def storage(self, identity: Any) -> Storage:
         """The numbers that a persistent id stands for; each part is read once."""
+        need(isinstance(identity, tuple) and len(identity) == 5, "a storage of unknown make")
         _, kind, key, _, n = identity
         need(isinstance(kind, Name) and isinstance(key, str), "a storage of unknown make")
+        need(kind.name in STORAGE_NAMES and type(n) is int, "a storage of unknown make")
         if key not in self.storages:
             dtype = np.dtype(STORAGES[kind.name.rsplit(" ", 1)[-1]])
             data = self.zip.read(f"{self.top}data/{key}")
-            need(len(data) == n * dtype.itemsize, f"storage {key} of {len(data)} bytes for {n}")
+            need(len(data) == n * dtype.itemsize, "a storage of another size than it says")
             values = np.frombuffer(data, dtype)
             if kind.name.endswith("BFloat16Storage"):
                 values = (values.astype(np.uint32) << 16).view(np.float32)
-            self.storages[key] = values
+            self.storages[key] = Storage(values)
         return self.storages[key]
 
-
-def tensor(values, offset, size, stride, *_) -> torch.Tensor:
-    """A tensor over a storage, its shape checked against what is there."""
-    need(isinstance(values, np.ndarray) and len(size) == len(stride), "a tensor of unknown make")
-    need(all(n >= 0 for n in (offset, *size, *stride)), "a tensor of negative shape")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    need(0 in size or last < len(values), "a tensor beyond its storage")
-    need(all(step > 0 or n <= 1 for n, step in zip(size, stride, strict=True)), "a repeated tensor")
-    steps = [step * values.itemsize for step in stride]
-    seen = np.lib.stride_tricks.as_strided(values[offset:], size, steps)
-    return torch.from_numpy(np.array(seen, copy=True))
+    def tensor(self, storage, offset, size, stride, *_) -> torch.Tensor:
+        """A tensor over a storage, its shape checked against what is there."""
+        need(isinstance(storage, Storage), "a tensor over something else than a storage")
+        shapes = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
+        numbers = shapes and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
+        need(numbers, "a tensor of unknown make")
+        n = count(size) if size and 0 not in size else (0 if size else 1)
+        last = offset + sum((k - 1) * step for k, step in zip(size, stride, strict=True))
+        there = len(storage.values)
+        need(n == 0 or (last < there and n <= there), "a tensor beyond its storage")
+        self.reader.spend(n * storage.values.itemsize)
+        if n == 0:
+            return torch.from_numpy(np.empty([min(k, 1) for k in size], storage.values.dtype))
+        steps = [step * storage.values.itemsize for step in stride]
+        seen = np.lib.stride_tricks.as_strided(storage.values[offset:], size, steps)
+        return torch.from_numpy(np.array(seen, copy=True))
 
 
 def read_archive(path: Path) -> Any:
     """What model.pt holds, as plain data; raises SAVE_MISSING, SAVE_BROKEN, SAVE_UNTRUSTED."""
     if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*model.pt"))[:5]
         raise AtlasmapError(
             "SAVE_MISSING",
             expected=f"{path}, as scvi-tools' model.save() writes it",
-            found="no such file",
+            found=f"no such file{f'; there are {near}' if near else ''}",
             mend="name the folder that holds model.pt, and --prefix where it was saved with one",
         )
     try:
         return Archive(path).contents()
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, NotImplementedError) as error:
+    except AtlasmapError:
+        raise
+    except Exception as error:  # whatever the bytes of a file bring about, they are to blame
         kind = "" if isinstance(error, Unreadable) else f"{type(error).__name__}: "
         raise AtlasmapError(
             "SAVE_BROKEN",
             expected="a whole file of torch.save: a zip of one pickle and its tensors",
-            found=f"{path}: {kind}{error}",
+            found=f"{path}: {kind}{str(error)[:200]}",
             mend="copy it again from where it came",
         ) from error
