@@ -51,8 +51,9 @@ class Bundle:
 
 
 def from_format_1(about: dict) -> dict:
-    """Covariates entered every layer before it could be chosen."""
-    return about | {"scvi": {"deeply_inject_covariates": True} | about["scvi"]}
+    """Covariates entered every layer, which could not be chosen; weights named no genes."""
+    scvi = {"deeply_inject_covariates": True} | about["scvi"]
+    return about | {"scvi": scvi, "genes_unnamed": True}
 
 
 MIGRATIONS = {1: from_format_1}  # format → settings.json of the next one
@@ -171,8 +172,10 @@ def read_about(folder: Path) -> dict:
     """settings.json, after checking that all files are there and whole; BUNDLE_* errors."""
     if not (folder / "settings.json").is_file():
         raise refuse("BUNDLE_MISSING", folder, "a bundle: a folder with settings.json", "none")
-    about = json.loads((folder / "settings.json").read_text())
-    about = migrated(about, folder)
+    about = migrated(read_json(folder / "settings.json", folder), folder)
+    if set(about.get("files", ())) != set(FILES):
+        found = f"checksums of {listed(about.get('files', ()))}"
+        raise refuse("BUNDLE_ALTERED", folder, f"checksums of {listed(FILES)}", found)
     for name, expected in about["files"].items():
         if not (folder / name).is_file():
             raise refuse("BUNDLE_INCOMPLETE", folder, f"the file {name}", "it is not there")
@@ -199,17 +202,34 @@ def migrated(about: dict, folder: Path) -> dict:
     return about
 
 
+def read_json(path: Path, folder: Path) -> dict:
+    """A file of a bundle that holds a JSON object; raises BUNDLE_ALTERED."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        found = f"no JSON ({error})"
+        raise refuse("BUNDLE_ALTERED", folder, f"{path.name} as it was written", found) from error
+    if not isinstance(content, dict):
+        raise refuse("BUNDLE_ALTERED", folder, f"{path.name} as it was written", "other JSON")
+    return content
+
+
 def read_registry(folder: Path) -> Registry:
-    """registry.json."""
-    return Registry(**json.loads((folder / "registry.json").read_text(encoding="utf-8")))
+    """registry.json; raises BUNDLE_ALTERED."""
+    content = read_json(folder / "registry.json", folder)
+    try:
+        return Registry(**content)
+    except TypeError as error:
+        expected = "registry.json as it was written"
+        raise refuse("BUNDLE_ALTERED", folder, expected, f"{error}") from error
 
 
-def read_weights(folder: Path, registry: Registry) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path, registry: Registry, about: dict) -> dict[str, torch.Tensor]:
     """weights.safetensors; raises BUNDLE_GENES if they were trained on other genes."""
     path = folder / "weights.safetensors"
     with safe_open(path, "pt") as file:
         genes = (file.metadata() or {}).get("genes")
-    if genes not in (None, genes_hash(registry)):  # bundles of format 1 say nothing of them
+    if genes != genes_hash(registry) and not (genes is None and about.get("genes_unnamed")):
         raise refuse("BUNDLE_GENES", folder, "the genes that the weights belong to", "other genes")
     return load_tensors(path.read_bytes())
 
@@ -259,7 +279,7 @@ def load(folder: Path, device: torch.device) -> Bundle:
     if about["kind"] == "delta":
         raise refuse("BUNDLE_IS_DELTA", folder, "a reference bundle", "a mapping's delta")
     model = build(about, registry)
-    fill(model, read_weights(folder, registry), folder)
+    fill(model, read_weights(folder, registry, about), folder)
     bundle = Bundle(model.to(device), registry, about, pd.read_csv(folder / "history.csv"))
     verify_golden(bundle, folder, registry.batches)
     return bundle
@@ -272,7 +292,7 @@ def load_delta(folder: Path, parent: Bundle) -> Bundle:
     if about.get("parent") != reference_hash(parent.model):
         raise refuse("BUNDLE_PARENT", folder, "the reference this mapping was made on", "another")
     new = {int(k): names for k, names in about["new_categories"].items()}
-    weights = read_weights(folder, registry)
+    weights = read_weights(folder, registry, about)
     library = weights.get("library_prior.appended", weights.get("scvi.library_prior.appended"))
     append_categories(parent.model, new, 0, library)
     parent.model.load_state_dict(weights, strict=False)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from atlasmap.evaluation.classification import score
 from atlasmap.evaluation.parity import PAIR_COLUMNS
 from atlasmap.exchange import peer
 from atlasmap.mapping import joined
+from atlasmap.reference import SCANVI_EPOCHS, with_epochs
 from atlasmap.settings import ScanviSettings, ScviSettings, SurgerySettings
+from atlasmap.training.loop import epochs_by_size
 from atlasmap.training.split import split_cells
 
 log = logging.getLogger("atlasmap")
@@ -115,6 +117,8 @@ def compare_reference(run: Run) -> Iterator[tuple[str, peer.Trained, list[dict]]
     """scVI and each variant: its name, scvi-tools' model, and the pairs."""
     folder = run.folder / "reference/scvi"
     settings = settings_in(folder, "scvi", ScviSettings)
+    epochs = epochs_by_size(run.reference.n_obs)
+    settings = replace(settings, train=with_epochs(settings.train, epochs))
     registry = run.registry
     theirs = peer.train_scvi(
         run.reference, settings, run.seed, list(registry.categorical), registry.continuous
@@ -127,6 +131,7 @@ def compare_reference(run: Run) -> Iterator[tuple[str, peer.Trained, list[dict]]
     for folder in sorted(run.folder.glob("reference/scanvi_*")):
         variant = read_about(folder)["variant"]
         scanvi = settings_in(folder, "scanvi", ScanviSettings)
+        scanvi = replace(scanvi, train=with_epochs(scanvi.train, SCANVI_EPOCHS))
         trained = peer.train_scanvi(theirs, scanvi, variant, run.seed, run.unlabeled)
         latent, validation = validation_cells(folder)
         check_split(validation, trained, f"scANVI {variant}")
@@ -161,7 +166,7 @@ def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator
             softs.append(theirs.soft_labels())
             if "truth" in query.obs:
                 truths.append(query.obs["truth"].astype(str).to_numpy())
-        if truths:
+        if len(truths) == len(softs):
             cells = anndata.read_h5ad(top).obs
             cells = cells[cells["role"] == "query"]
             ours = of_labels(

@@ -98,11 +98,17 @@ def load_config(given: dict) -> Config:
 def check_reference(config: Config, given: dict) -> None:
     """A given reference leaves nothing to train: CONFIG_REFERENCE."""
     reference, mend = config.reference, ""
-    if not reference.given:
+    if not reference.given and not reference.adata:
         return
     idle = [key for key in given if key == "scvi" or key.startswith("scanvi")]
-    if reference.bundle and reference.scvi_tools:
+    if not reference.given:
+        found, mend = "reference.adata alone", "give reference.scvi_tools as well"
+    elif reference.bundle and reference.scvi_tools:
         found, mend = "reference.bundle and reference.scvi_tools", "leave one of them out"
+    elif reference.bundle and reference.adata:
+        found, mend = "reference.adata beside a bundle", "leave it out: a bundle has its latent"
+    elif "://" in (reference.scvi_tools or "") and not reference.adata:
+        found, mend = "a model at a URL without its cells", "give reference.adata as well"
     elif idle:
         found = f"settings of a training: {listed(idle)}"
         mend = "leave them out: the reference is trained already"
@@ -132,8 +138,22 @@ def with_reference(config: Config, given: dict, folder: Path) -> Config:
             found=f"no {about}",
             mend="correct the path; what scvi-tools saved goes under reference.scvi_tools",
         )
-    said = json.loads(about.read_text(encoding="utf-8"))
-    variant = said.get("variant")
+    if folder.resolve().is_relative_to(Path(f"results/{config.atlas}").resolve()):
+        raise AtlasmapError(
+            "CONFIG_REFERENCE",
+            expected="a reference outside the results of this very atlas",
+            found=f"{folder}, where this run would write",
+            mend="give `atlas` another name, or move the bundle elsewhere",
+        )
+    try:
+        variant = json.loads(about.read_text(encoding="utf-8")).get("variant")
+    except (ValueError, AttributeError) as error:
+        raise AtlasmapError(
+            "BUNDLE_ALTERED",
+            expected=f"{about} as it was written",
+            found=f"{error}",
+            mend="copy the bundle again from where it came",
+        ) from error
     if (variant is None) != (config.labels == "none"):
         found = "scVI, which has no labels" if variant is None else f"scANVI ({variant})"
         mend = "set labels: none" if variant is None else "leave out labels: none"

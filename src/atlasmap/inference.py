@@ -56,3 +56,12 @@ def embed_in_chunks(model: Scvi | Scanvi, cells: Cells, size: int) -> Embedding:
             soft.append(model.classifier.probabilities(model.classifier(mean, None)).cpu())
     soft_labels = torch.cat(soft).numpy() if soft else None
     return Embedding(torch.cat(means).numpy(), torch.cat(variances).numpy(), soft_labels)
+
+
+@torch.no_grad()
+def soft_labels_at(model: Scvi | Scanvi, latent: np.ndarray) -> np.ndarray | None:
+    """Label probabilities (cells × labels) at positions (cells × latent); None without labels."""
+    if not isinstance(model, Scanvi):
+        return None
+    z = torch.as_tensor(latent, device=next(model.parameters()).device)
+    return model.classifier.probabilities(model.classifier(z, None)).cpu().numpy()

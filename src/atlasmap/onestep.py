@@ -19,7 +19,7 @@ from atlasmap.settings import (
     TransferSettings,
     UmapSettings,
 )
-from atlasmap.taken import read_latent
+from atlasmap.taken import check_latent, read_latent
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Mapped:
 def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
     """The reference's latent and its fitted map; raises BUNDLE_LATENT_*."""
     latent = read_latent(folder)
+    check_latent(bundle, latent, folder)
     if (folder / "umap.npz").is_file():
         return latent, FittedMap.load(folder / "umap.npz")
     return latent, fit_map(latent_of(latent), request.umap, bundle.about["seed"])

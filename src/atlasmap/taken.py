@@ -3,15 +3,21 @@
 from pathlib import Path
 
 import anndata
+import numpy as np
 import torch
 
-from atlasmap.bundle import load, read_about, read_registry
+from atlasmap.bundle import Bundle, load, read_about, read_registry
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.inference import soft_labels_at
 from atlasmap.minified import latent_of
+from atlasmap.models.surgery import encoder_sees
 
+SEEN = 200  # cells of the latent that are held against the model
 LEFT_OUT = {
     "scib-metrics": "they compare with the counts of the reference, which is not trained here",
     "loss curves": "the reference is trained already",
+    "confusion on validation cells": "imported references may not say which those are",
+    "posterior predictive checks": "they draw counts beside those of the reference",
 }
 
 
@@ -36,6 +42,16 @@ def check_taken(
         )
         if has != said and not (key == "unlabeled_category" and variant is None)
     ]
+    check_latent(bundle, latent, folder)
+    if not encoder_sees(bundle.model, {0: ["a new batch"]}):
+        raise AtlasmapError(
+            "SURGERY_NOOP",
+            expected="a reference whose encoder sees the batch (encode_covariates)",
+            found=f"{folder}: one that does not, so surgery could not move a query's latent",
+            mend="take a reference that was trained with encode_covariates: true",
+        )
+    if variant and not (latent.obs["label"].astype(str) != registry.unlabeled_category).any():
+        wrong.append("no cell of it has a label, so there is nothing to transfer")
     lacking = [level for level in levels if level not in latent.obs]
     if lacking:
         wrong.append(f"label_levels {listed(lacking)} are not among its columns")
@@ -71,6 +87,24 @@ def read_latent(folder: Path) -> anndata.AnnData:
     return latent
 
 
+def check_latent(bundle: Bundle, latent: anndata.AnnData, folder: Path) -> None:
+    """The latent must be this model's: its classifier says there what the file says.
+
+    Raises BUNDLE_LATENT_DIFFERS.
+    """
+    said = soft_labels_at(bundle.model, latent_of(latent)[:SEEN])
+    stored = latent.obsm.get("soft_labels")
+    if said is None:
+        return
+    if stored is None or not np.allclose(said, stored[:SEEN], atol=1e-3):
+        raise AtlasmapError(
+            "BUNDLE_LATENT_DIFFERS",
+            expected="reference_latent.h5ad of this very model",
+            found=f"{folder}: its soft labels are not what this classifier says",
+            mend="copy both from where they came",
+        )
+
+
 def facts_of(folder: Path) -> dict:
     """What is in a reference, for contract.json."""
     about, registry, latent = read_about(folder), read_registry(folder), read_latent(folder)
@@ -85,6 +119,7 @@ def facts_of(folder: Path) -> dict:
         "classifier": about.get("variant"),
         "weights": about["files"]["weights.safetensors"],
         "n_cells": latent.n_obs,
+        "n_validation": int((latent.obs["split"] == "validation").sum()),
         "n_genes": len(registry.genes),
         "has_symbols": registry.symbols is not None,
         "batches": counted("batch"),

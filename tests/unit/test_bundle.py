@@ -60,6 +60,28 @@ def test_another_gene_list_is_refused_even_with_right_checksums(folder):
         refused(folder, "BUNDLE_GENES")
 
 
+def test_settings_that_say_less_or_something_else_are_refused(folder):
+    path = folder / "settings.json"
+    whole = path.read_text()
+    rewrite(folder, lambda about: about["files"].pop("registry.json"))
+    refused(folder, "BUNDLE_ALTERED")
+    for text in (whole[:100], "[1]", "3", ""):
+        path.write_text(text)
+        refused(folder, "BUNDLE_ALTERED")
+    path.write_text(whole)
+    registry = folder / "registry.json"
+    registry.write_text(json.dumps(json.loads(registry.read_text()) | {"other": 1}))
+    rewrite(folder, lambda about: None)
+    refused(folder, "BUNDLE_ALTERED")
+
+
+def test_weights_that_do_not_name_their_genes_are_refused(folder):
+    weights = load_file(folder / "weights.safetensors")
+    save_file(weights, folder / "weights.safetensors")
+    rewrite(folder, lambda about: None)
+    refused(folder, "BUNDLE_GENES")
+
+
 def test_weights_of_another_architecture_are_refused(folder):
     rewrite(folder, lambda about: about["scvi"].update(n_latent=7))
     assert "decoder_z1.mean.weight" in refused(folder, "BUNDLE_WEIGHTS").found

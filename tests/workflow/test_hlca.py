@@ -135,8 +135,8 @@ def test_a_query_is_mapped_onto_the_published_form(cells, saved, tmp_path, https
 def test_the_wrong_classifier_is_named(saved, tmp_path):
     tool = Path(sys.executable).parent / "atlasmap"
     run = subprocess.run(
-        [tool, "take-reference", saved, "--out", tmp_path / "b", "--variant", "fixed",
-         "--unlabeled", "unlabeled"], capture_output=True, text=True,
+        [tool, "take-reference", saved, "--out", tmp_path / "b", "--scvi_tools", "--variant",
+         "fixed", "--unlabeled", "unlabeled"], capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode and "REFERENCE_DIFFERS" in run.stderr
     assert "is 'prefix', the config says 'fixed'" in run.stderr

@@ -329,6 +329,10 @@ def test_a_trained_reference_is_mapped_onto(done, tmp_path):
         ({"unlabeled_category": "none"}, "REFERENCE_DIFFERS"),
         ({"categorical_covariates": ["cell_type"]}, "REFERENCE_DIFFERS"),
         ({"label_levels": ["fine"]}, "REFERENCE_DIFFERS"),
+        (
+            {"reference": {"scvi_tools": "http://x/model.pt"}, "variants": ["fixed"]},
+            "CONFIG_REFERENCE",
+        ),
     ],
 )
 def test_a_trained_reference_that_does_not_fit_is_refused(done, tmp_path, change, code):
@@ -339,6 +343,18 @@ def test_a_trained_reference_that_does_not_fit_is_refused(done, tmp_path, change
     text = snakemake(folder, ok=False)
     said = text + "".join(p.read_text() for p in folder.rglob("take_reference*.log"))
     assert code in said and "map_per_batch:" not in text
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_reference_inside_its_own_results_is_refused_and_left_alone(done, tmp_path, absolute):
+    bundle = TOP / "seed0/reference/scanvi_fixed"
+    idle = ("scvi", "scanvi", "variants")
+    config = {key: value for key, value in CONFIG.items() if key not in idle}
+    named = str(tmp_path / bundle) if absolute else str(bundle)
+    folder = new_folder(tmp_path, config | {"reference": {"bundle": named}}, [SHEET[0], *SHEET[2:]])
+    shutil.copytree(done / bundle, folder / bundle)
+    before = hashes(folder)
+    assert "CONFIG_REFERENCE" in snakemake(folder, ok=False) and hashes(folder) == before
 
 
 def test_two_runs_are_bit_identical(done, tmp_path):

@@ -165,9 +165,11 @@ def taken_source():
 
 def taken_adata():
     """Cells of a reference that scvi-tools saved, where they are not in a bundle."""
-    given, beside = CONFIG.reference.adata, Path(taken_folder()) / "adata.h5ad"
-    if given:
-        return taken_file(given, "reference_cells.h5ad")
+    if CONFIG.reference.adata:
+        return taken_file(CONFIG.reference.adata, "reference_cells.h5ad")
+    path = Path(taken_folder())
+    model = path / "model.pt" if path.is_dir() else path
+    beside = model.with_name(model.name.removesuffix("model.pt") + "adata.h5ad")
     return str(beside) if CONFIG.reference.scvi_tools and beside.is_file() else []
 
 

@@ -24,6 +24,8 @@ rule take_reference:
         runtime=minutes("take_reference", 60),
     params:
         source=shlex.quote(taken_folder()),
+        kind="--scvi_tools" if CONFIG.reference.scvi_tools else "",
+        counts=f"--counts {CONFIG.counts}",
         adata=lambda w, input: (
             f"--adata={shlex.quote(input.adata)}" if input.adata else ""
         ),
@@ -42,7 +44,8 @@ rule take_reference:
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " take-reference {params.source} --out {params.out:q} {params.adata} {params.variant}"
+        " take-reference {params.source} --out {params.out:q} {params.kind} {params.adata}"
+        " {params.counts} {params.variant}"
         " --unlabeled={params.unlabeled:q} {params.columns}"
 
 

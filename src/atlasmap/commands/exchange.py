@@ -1,6 +1,7 @@
 """Commands that bring models of scvi-tools in and hand ours back."""
 
 from pathlib import Path
+from typing import Literal
 
 from atlasmap.files import written_aside
 from atlasmap.settings import Device
@@ -12,6 +13,8 @@ def import_scvi(
     out: Path,
     prefix: str = "",
     adata: Path | None = None,
+    layer: str = "",
+    counts: Literal["integer", "corrected_float"] = "integer",
     device: Device = "cpu",
 ) -> None:
     """Make a bundle of a model that scvi-tools saved; nothing in its file is run.
@@ -27,32 +30,40 @@ def import_scvi(
     adata
         The reference, counts or minified (.h5ad); none: adata.h5ad beside the model, if it is
         there. Without it there is no latent, and so no kNN labels and no map.
+    layer
+        Where its counts are: X, or a layer; empty: where the model had them.
+    counts
+        corrected_float admits non-integer counts (SoupX, CellBender).
     device
         Where to compute the latent of a reference with counts.
     """
-    import anndata
-
     from atlasmap.bundle import save
+    from atlasmap.data.readers import read_any
     from atlasmap.device import pick_device
-    from atlasmap.exchange.importing import bundle_of, latent_in, symbols_in
+    from atlasmap.exchange.importing import Cells, bundle_of, latent_in, symbols_in
     from atlasmap.exchange.saves import model_file, read_save
+    from atlasmap.files import sha256
 
     read, file = read_save(path, prefix), model_file(path, prefix)
-    beside = file.with_name(f"{prefix}adata.h5ad")
+    beside = file.with_name(file.name.removesuffix("model.pt") + "adata.h5ad")
     source = adata or (beside if beside.is_file() else None)
-    cells = anndata.read_h5ad(source) if source else None
-    symbols = symbols_in(cells, read.genes) if source else None
-    bundle = bundle_of(read, file, symbols)
+    cells = None
+    if source:
+        cells = Cells(read_any(source), str(source), layer, counts, own=source == beside)
+    bundle = bundle_of(read, file, symbols_in(cells.adata, read.genes) if cells else None)
     bundle.model.to(pick_device(device))
-    latent = latent_in(cells, bundle, read, str(source)) if source else None
+    latent = latent_in(cells, bundle, read) if cells else None
     save(bundle, out)
-    if latent is not None:
-        with written_aside(out / "reference_latent.h5ad") as aside:
-            latent.write_h5ad(aside)
     variant = f", classifier {bundle.about['variant']}" if "variant" in bundle.about else ""
     print(f"{read.model} of scvi-tools {read.version}{variant}: {out}")
+    print(f"SHA-256 of {file.name}: {sha256(file)}")
     if latent is None:
         print("no reference cells (--adata): labels by the classifier alone, no kNN, no map")
+        return
+    with written_aside(out / "reference_latent.h5ad") as aside:
+        latent.write_h5ad(aside)
+    if not (latent.obs["split"] == "validation").any():
+        print("which cells validated is not known: all count as training cells")
 
 
 def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> None:

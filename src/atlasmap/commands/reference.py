@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import anndata
 
@@ -123,7 +124,9 @@ def take_reference(
     source: Path,
     *,
     out: Path,
+    scvi_tools: bool = False,
     adata: Path | None = None,
+    counts: Literal["integer", "corrected_float"] = "integer",
     variant: Variant | None = None,
     unlabeled: str = "Unknown",
     categorical: list[str] | None = None,
@@ -138,8 +141,12 @@ def take_reference(
         Folder of a bundle, or of what scvi-tools saved.
     out
         Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
+    scvi_tools
+        Whether scvi-tools saved it.
     adata
         Cells of a reference that scvi-tools saved (.h5ad).
+    counts
+        What these cells' counts are.
     variant
         Classifier that the config counts on; none for scVI.
     unlabeled
@@ -154,11 +161,11 @@ def take_reference(
     from atlasmap.files import folder_aside
     from atlasmap.taken import check_taken
 
-    if not (source / "settings.json").is_file():
-        import_scvi(source, out=out, adata=adata)
-        source = out
-    check_taken(source, variant, unlabeled, categorical or [], continuous or [], levels or [])
-    if source == out:
+    if scvi_tools:
+        import_scvi(source, out=out, adata=adata, counts=counts)
+    taken = out if scvi_tools else source
+    check_taken(taken, variant, unlabeled, categorical or [], continuous or [], levels or [])
+    if scvi_tools:
         return
     with folder_aside(out, last="settings.json") as scratch:
         for name in (*FILES, "settings.json", "reference_latent.h5ad"):

@@ -1,8 +1,8 @@
 """From a save of scvi-tools to a bundle: the same model, and its reference in latent space."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import anndata
 import numpy as np
@@ -11,32 +11,21 @@ import torch
 
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.config import RESERVED
-from atlasmap.data.counts import as_csr, checked_counts
-from atlasmap.data.genes import gene_symbols, without_versions
-from atlasmap.data.obs import as_text
+from atlasmap.data.counts import as_csr, check_cells_not_empty, checked_counts
+from atlasmap.data.genes import gene_symbols, places
+from atlasmap.data.obs import column
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.exchange.saves import Save, refuse, registry_of, settings_of, variant_of
 from atlasmap.exchange.weights import differences, weights_in
 from atlasmap.files import sha256
-from atlasmap.inference import Embedding, embed
+from atlasmap.inference import Embedding, embed, soft_labels_at
 from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE, minified
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi, Shape
 from atlasmap.settings import NUMERICS, ScanviSettings
 from atlasmap.training.history import History
-
-
-def as_json(value: Any) -> Any:
-    """Settings of a save in the types that JSON has."""
-    if isinstance(value, dict):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [as_json(item) for item in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def library_of(save: Save) -> tuple[tuple[float, ...], ...] | None:
@@ -73,8 +62,8 @@ def bundle_of(save: Save, path: Path, symbols: list[str] | None) -> Bundle:
             "version": save.version,
             "class": save.model,
             "sha256": sha256(path),
-            "setup": as_json(save.setup),
-            "init": as_json(save.init),
+            "setup": save.setup,
+            "init": save.init,
         },
     }
     if save.model == "SCANVI":
@@ -94,84 +83,130 @@ def bundle_of(save: Save, path: Path, symbols: list[str] | None) -> Bundle:
     return Bundle(model.eval(), registry, about, History().table())
 
 
-def posterior_in(adata: anndata.AnnData, save: Save) -> tuple[str, str] | None:
-    """The obsm names of a minified reference's posterior, None if it holds counts."""
+def posterior_in(adata: anndata.AnnData, save: Save, kind: str) -> dict[str, np.ndarray] | None:
+    """Mean and variance (cells × latent) and library size (cells) of a minified reference.
+
+    None if it holds counts. Names are the save's, else those of scvi-tools' versions for this
+    class; raises LATENT_MISSING, LATENT_WIDTH.
+    """
     if TYPE_KEY not in adata.uns:
         return None
-    keys = []
-    for field, ending in (("latent_qzm", MEAN), ("latent_qzv", VARIANCE)):
-        told = save.fields.get(field, {}).get("data_registry", {}).get("attr_key")
-        keys.append(told or next((key for key in adata.obsm if key.endswith(ending)), ""))
-    return (keys[0], keys[1]) if all(key in adata.obsm for key in keys) else None
-
-
-def in_gene_order(adata: anndata.AnnData, registry: Registry, name: str) -> np.ndarray:
-    """Where the model's genes are in `adata`; raises GENES_DIFFER unless all are there."""
-    at = without_versions(adata.var_names).get_indexer(without_versions(pd.Index(registry.genes)))
-    if (at < 0).any():
-        lost = np.asarray(registry.genes)[at < 0]
-        raise AtlasmapError(
-            "GENES_DIFFER",
-            expected=f"the model's {len(registry.genes)} genes in {name}",
-            found=f"{len(lost)} are missing: {listed(lost)}",
-            mend="give the data that the model was trained on",
-        )
-    return at
-
-
-def reference_obs(adata: anndata.AnnData, bundle: Bundle, save: Save) -> pd.DataFrame:
-    """Metadata under our names (batch, label, dataset, split) beside the columns as they were."""
-    obs = adata.obs.copy()
-    keep = {key: obs[key] for key in obs if key not in RESERVED and not key.startswith("_scvi")}
-    registry = bundle.registry
-    out = pd.DataFrame(keep, index=obs.index)
-    for name, field, none in (
-        ("batch", "batch", registry.batches[0]),
-        ("label", "labels", registry.unlabeled_category),
+    found = {}
+    for name, place, endings in (
+        ("latent_qzm", adata.obsm, (kind + MEAN, f"_{kind}{MEAN}", f"X{MEAN}")),
+        ("latent_qzv", adata.obsm, (kind + VARIANCE, f"_{kind}{VARIANCE}", f"X{VARIANCE}")),
+        ("observed_lib_size", adata.obs, (LIBRARY, f"_{kind}_{LIBRARY}")),
     ):
-        key = save.state(field).get("original_key")
-        values = as_text(obs[key]) if key in obs else pd.Series(none, index=obs.index)
-        out[name] = pd.Categorical(values.replace("", none))
+        known = [save.posterior[name]] if name in save.posterior else endings
+        key = next((key for key in known if key in place), None)
+        if key is None:
+            raise AtlasmapError(
+                "LATENT_MISSING",
+                expected=f"{listed(known)} of minified data",
+                found=f"obsm: {listed(adata.obsm)}; obs: {listed(adata.obs.columns, 40)}",
+                mend="give the minified data of this very model, or its cells with counts",
+            )
+        found[name] = np.asarray(place[key], np.float32)
+    width = len(save.weights["z_encoder.mean_encoder.bias"])
+    if found["latent_qzm"].shape[1] != width or not np.isfinite(found["latent_qzm"]).all():
+        raise AtlasmapError(
+            "LATENT_WIDTH",
+            expected=f"{width} finite latent dimensions, as the model has",
+            found=f"{found['latent_qzm'].shape[1]}, or some that are not finite",
+            mend="give the minified data of this very model",
+        )
+    return found
+
+
+def texts(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
+    """A column as the save spells its categories, empty where missing; OBS_KEY_MISSING."""
+    values = column(adata, key, what, name)
+    known = values.notna().to_numpy()
+    spelt = np.array([str(value) for value in values.astype(object)], object)
+    return pd.Series(np.where(known, spelt, ""), index=adata.obs_names)
+
+
+def reference_obs(
+    adata: anndata.AnnData, registry: Registry, save: Save, split: bool, name: str
+) -> pd.DataFrame:
+    """Metadata under our names (batch, label, dataset, split) beside the columns as they were.
+
+    `split`: whether the cells are in the save's order. Raises OBS_KEY_MISSING, BATCH_MISSING.
+    """
+    keep = [key for key in adata.obs if key not in RESERVED and not key.startswith("_scvi")]
+    out = adata.obs[keep].copy()
+    if len(registry.batches) == 1:
+        out["batch"] = pd.Categorical([registry.batches[0]] * len(out))
+    else:
+        batch = texts(adata, save.keys["batch"], "the batch", name)
+        lost = ~batch.isin(registry.batches)
+        if lost.any():
+            raise AtlasmapError(
+                "BATCH_UNKNOWN",
+                expected=f"batches that the model knows: {listed(registry.batches)}",
+                found=f"{int(lost.sum())} cells of {name} with others: "
+                f"{listed(batch[lost].unique())}",
+                mend="give the cells that the model was trained on",
+            )
+        out["batch"] = pd.Categorical(batch)
+    label = pd.Series(registry.unlabeled_category, index=out.index)
+    if registry.labels:
+        label = texts(adata, save.keys["label"], "the label", name)
+        label = label.where(label.isin(registry.labels), registry.unlabeled_category)
+    out["label"] = pd.Categorical(label)
+    for key, known in registry.categorical.items():
+        out[key] = pd.Categorical(texts(adata, key, "a covariate", name), known)
+    for key in registry.continuous:
+        out[key] = pd.to_numeric(column(adata, key, "a covariate", name))
     out["dataset"] = pd.Categorical(["reference"] * len(out))
     part = np.full(len(out), "train", dtype=object)
-    validation = save.split.get("validation", np.array([], int))
-    if sum(map(len, save.split.values())) == len(out):
-        part[validation] = "validation"
+    if split and sum(map(len, save.split.values())) == len(out):
+        for other in ("validation", "test"):
+            part[save.split.get(other, np.array([], int))] = "validation"
     out["split"] = pd.Categorical(part)
     return out
 
 
-def latent_in(adata: anndata.AnnData, bundle: Bundle, save: Save, name: str) -> anndata.AnnData:
+@dataclass(frozen=True)
+class Cells:
+    """The reference's cells as a user gives them: `name` for messages, `layer` empty for the save's
+    own, `own` if they are in the save's order (the file that was saved with the model)."""
+
+    adata: anndata.AnnData
+    name: str
+    layer: str = ""
+    counts: Literal["integer", "corrected_float"] = "integer"
+    own: bool = False
+
+
+def latent_in(cells: Cells, bundle: Bundle, save: Save) -> anndata.AnnData:
     """The reference in latent space, from the posterior in a minified file or from its counts.
 
-    Raises GENES_DIFFER, OBS_KEY_MISSING, COUNTS_*, CATEGORY_UNKNOWN.
+    Raises GENES_DIFFER, OBS_KEY_MISSING, BATCH_UNKNOWN, COUNTS_*, CATEGORY_UNKNOWN, LATENT_*.
     """
-    obs, kind = reference_obs(adata, bundle, save), bundle.about["kind"]
-    found = posterior_in(adata, save)
+    adata, registry, kind = cells.adata, bundle.registry, bundle.about["kind"]
+    found = posterior_in(adata, save, kind)
+    obs = reference_obs(adata, registry, save, cells.own or found is not None, cells.name)
     if found:
-        mean, var = (np.asarray(adata.obsm[key], np.float32) for key in found)
-        library = adata.obs.get(LIBRARY, pd.Series(np.nan, index=adata.obs_names)).to_numpy()
-        said = Embedding(mean, var, soft_labels_at(bundle, mean))
-        return minified(obs, said, library, kind, bundle.registry)
-    layer = save.setup.get("layer") or "X"
-    counts = checked_counts(adata, layer, name, corrected_float=True)
-    at = in_gene_order(adata, bundle.registry, name)
-    prepared = anndata.AnnData(
-        as_csr(counts[:, at]), obs=obs, var=pd.DataFrame(index=pd.Index(bundle.registry.genes))
-    )
-    said = embed(bundle.model, bundle.registry.encode(prepared, device_of(bundle.model)))
-    library = np.asarray(prepared.X.sum(1)).ravel()
-    return minified(obs, said, library, kind, bundle.registry)
-
-
-@torch.no_grad()
-def soft_labels_at(bundle: Bundle, latent: np.ndarray) -> np.ndarray | None:
-    """Label probabilities (cells × labels) at positions of the latent space."""
-    if not isinstance(bundle.model, Scanvi):
-        return None
-    z = torch.as_tensor(latent, device=device_of(bundle.model))
-    classifier = bundle.model.classifier
-    return classifier.probabilities(classifier(z, None)).cpu().numpy()
+        mean, var = found["latent_qzm"], found["latent_qzv"]
+        said = Embedding(mean, var, soft_labels_at(bundle.model, mean))
+        return minified(obs, said, found["observed_lib_size"], kind, registry)
+    layer, loose = cells.layer or save.setup.get("layer") or "X", cells.counts != "integer"
+    counts = checked_counts(adata, layer, cells.name, corrected_float=loose)
+    at = places(adata.var_names, pd.Index(registry.genes))
+    if (at < 0).any():
+        lost = np.asarray(registry.genes)[at < 0]
+        raise AtlasmapError(
+            "GENES_DIFFER",
+            expected=f"the model's {len(registry.genes)} genes in {cells.name}, each once",
+            found=f"{len(lost)} are not: {listed(lost)}",
+            mend="give the data that the model was trained on",
+        )
+    var = pd.DataFrame(index=pd.Index(registry.genes))
+    prepared = anndata.AnnData(as_csr(counts[:, at]), obs=obs, var=var)
+    check_cells_not_empty(prepared.X, prepared.obs_names, cells.name, " among the model's genes")
+    said = embed(bundle.model, registry.encode(prepared, device_of(bundle.model)))
+    return minified(obs, said, np.asarray(prepared.X.sum(1)).ravel(), kind, registry)
 
 
 def symbols_in(adata: anndata.AnnData, genes: list[str]) -> list[str] | None:
@@ -179,5 +214,5 @@ def symbols_in(adata: anndata.AnnData, genes: list[str]) -> list[str] | None:
     found = gene_symbols(adata)
     if found is None:
         return None
-    at = without_versions(adata.var_names).get_indexer(without_versions(pd.Index(genes)))
+    at = places(adata.var_names, pd.Index(genes))
     return [str(found[k]) if k >= 0 else gene for k, gene in zip(at, genes, strict=True)]

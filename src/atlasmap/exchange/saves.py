@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from atlasmap.config import checked
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.exchange.archive import read_archive
 from atlasmap.settings import ScviSettings, Variant
 
 CLASSES = ("SCVI", "SCANVI", "TOTALVI")
-OLDEST = (0, 20)
+OLDEST, TOO_NEW = (0, 20), (2, 0)
+LONGEST = 500  # characters of a text in settings; items of a list there
 # Defaults of scvi-tools' modules, which saves leave out.
 DEFAULTS = {
     "n_hidden": 128,
@@ -49,25 +51,30 @@ IGNORED |= {"extra_payload_autotune", "linear_classifier", "classifier_parameter
 
 @dataclass(frozen=True)
 class Save:
-    """A save of scvi-tools as data: `weights` under its own names, `fields` its field registries,
-    `init` the arguments its model was made with, `setup` those of setup_anndata."""
+    """A save of scvi-tools as data.
+
+    `genes`, `batches`, `labels` (the unlabelled category among them), `categorical` and
+    `continuous` covariates and `proteins` in the model's order; `keys` the columns of obs they came
+    from (batch, label); `posterior` the names of a minified reference's mean, variance and library
+    size, where the save tells them; `init` the arguments its model was made with, `setup` those of
+    setup_anndata; `weights` under its own names; `split` cell numbers by part.
+    """
 
     model: str
     version: str
     genes: list[str]
-    fields: dict[str, Any]
+    batches: list[str]
+    labels: list[str]
+    unlabeled: str | None
+    categorical: dict[str, list[str]]
+    continuous: list[str]
+    proteins: list[str]
+    keys: dict[str, str]
+    posterior: dict[str, str]
     setup: dict[str, Any]
     init: dict[str, Any]
     weights: dict[str, Tensor]
     split: dict[str, np.ndarray]
-
-    def state(self, name: str) -> dict[str, Any]:
-        """State of a field; empty where the model has none."""
-        return self.fields.get(name, {}).get("state_registry", {})
-
-    def categories(self, name: str) -> list[str]:
-        """Categories of a field in the model's order."""
-        return [str(value) for value in self.state(name).get("categorical_mapping", [])]
 
 
 def refuse(path: Path, code: str, expected: str, found: str, mend: str) -> AtlasmapError:
@@ -93,29 +100,99 @@ def read_save(folder: Path, prefix: str = "") -> Save:
         )  # fmt: skip
     content = read_archive(path)
     try:
-        attributes = content["attr_dict"]
-        registry = attributes["registry_"]
-        save = Save(
-            model=registry["model_name"],
-            version=str(registry["scvi_version"]),
-            genes=[str(gene) for gene in content["var_names"]],
-            fields=registry["field_registries"],
-            setup=registry.get("setup_args", {}),
-            init=flattened(attributes["init_params_"]),
-            weights={k: v for k, v in content["model_state_dict"].items() if isinstance(v, Tensor)},
-            split={
-                part: np.asarray(attributes[f"{part}_indices_"])
-                for part in ("train", "validation")
-                if attributes.get(f"{part}_indices_") is not None
-            },
-        )
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        save = understood(content)
+    except Exception as error:  # whatever is amiss in a file's contents, they are to blame
         raise refuse(
             path, "SAVE_BROKEN", "model_state_dict, var_names and attr_dict of model.save()",
-            f"{type(error).__name__} {error}", "save the model again with scvi-tools 1.x",
+            f"{type(error).__name__} {str(error)[:200]}", "save the model again with scvi-tools",
         ) from error  # fmt: skip
     check_known(save, path)
     return save
+
+
+def names(values: Any) -> list[str]:
+    """A column of texts or numbers as texts, each once."""
+    if not isinstance(values, list | tuple | np.ndarray) or np.ndim(values) != 1:
+        raise TypeError("a list of names is something else")
+    out = [str(plain(value)) for value in values]
+    for text in out:
+        text.encode()  # what JSON could not hold
+    if len(set(out)) < len(out):
+        raise ValueError("a name more than once")
+    return out
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A setting in the types that JSON has, of a size that settings have."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float) or type(value) is str:
+        if len(str(value)) > LONGEST:
+            raise ValueError("a setting that is too long")
+        return value
+    if depth > 5 or not isinstance(value, dict | list | tuple | np.ndarray) or len(value) > LONGEST:
+        raise ValueError("a setting that is too deep, too long or of another kind")
+    if isinstance(value, dict):
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
+    return [plain(item, depth + 1) for item in value]
+
+
+def understood(content: dict[str, Any]) -> Save:
+    """The save in its parts, each of the type it must have."""
+    attributes = content["attr_dict"]
+    registry, init = attributes["registry_"], attributes["init_params_"]
+    fields, setup = registry["field_registries"], plain(registry.get("setup_args", {}))
+
+    def state(name: str) -> dict[str, Any]:
+        return dict(fields.get(name, {}).get("state_registry", {}))
+
+    def column(name: str) -> str | None:
+        return fields.get(name, {}).get("data_registry", {}).get("attr_key")
+
+    label_state, mappings = state("labels"), state("extra_categorical_covs").get("mappings", {})
+    told = label_state.get("unlabeled_category", setup.get("unlabeled_category"))
+    posterior = {name: column(name) for name in ("latent_qzm", "latent_qzv", "observed_lib_size")}
+    keys = {"batch": state("batch").get("original_key"), "label": label_state.get("original_key")}
+    return Save(
+        model=str(registry["model_name"]),
+        version=str(plain(registry["scvi_version"])),
+        genes=names(content["var_names"]),
+        batches=names(state("batch")["categorical_mapping"]),
+        labels=names(label_state.get("categorical_mapping", [])),
+        unlabeled=None if told is None else str(plain(told)),
+        categorical={str(plain(key)): names(known) for key, known in mappings.items()},
+        continuous=names(state("extra_continuous_covs").get("columns", [])),
+        proteins=names(state("proteins").get("column_names", [])),
+        keys={name: str(plain(key)) for name, key in keys.items() if key is not None},
+        posterior={name: str(plain(key)) for name, key in posterior.items() if key is not None},
+        setup=dict(setup),
+        init=plain(flattened(init)),
+        weights=weights_of(content["model_state_dict"]),
+        split=split_of(attributes),
+    )
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state; numbers that are none are refused."""
+    weights = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"weights {name[:100]} that are not finite")
+    return weights
+
+
+def split_of(attributes: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Numbers of training, validation and test cells, if together they are each cell once."""
+    parts = {
+        part: np.asarray(attributes[f"{part}_indices_"])
+        for part in ("train", "validation", "test")
+        if attributes.get(f"{part}_indices_") is not None
+    }
+    parts = {part: at for part, at in parts.items() if at.ndim == 1 and at.dtype.kind in "iu"}
+    if not parts:
+        return {}
+    whole = np.sort(np.concatenate(list(parts.values())))
+    return parts if np.array_equal(whole, np.arange(len(whole))) else {}
 
 
 def flattened(init: dict) -> dict[str, Any]:
@@ -127,26 +204,26 @@ def flattened(init: dict) -> dict[str, Any]:
         inner = [value for value in init.values() if isinstance(value, dict)]
         out = {key: value for key, value in init.items() if not isinstance(value, dict)}
     for block in inner:
-        out |= block
-    return out
+        out |= dict(block)
+    return {key: value for key, value in out.items() if key not in ("registry", "datamodule")}
 
 
 def numbers(version: str) -> tuple[int, int]:
     """Major and minor version; (-1, -1) if it is none."""
-    found = re.match(r"(\d+)\.(\d+)", version)
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", version)
     return (int(found[1]), int(found[2])) if found else (-1, -1)
 
 
 def check_known(save: Save, path: Path) -> None:
     """Raise SAVE_VERSION, SAVE_CLASS or SAVE_UNSUPPORTED for what cannot be brought over."""
-    if not OLDEST <= numbers(save.version) < (2, 0):
+    if not OLDEST <= numbers(save.version) < TOO_NEW:
         raise refuse(
             path, "SAVE_VERSION", "a save of scvi-tools 0.20 to 1.x",
             f"scvi_version {save.version}", "load it with scvi-tools 1.x and save it again",
         )  # fmt: skip
     if save.model not in CLASSES:
         raise refuse(
-            path, "SAVE_CLASS", f"a model of class {listed(CLASSES)}", str(save.model),
+            path, "SAVE_CLASS", f"a model of class {listed(CLASSES)}", save.model[:100],
             "import one of these",
         )  # fmt: skip
     if save.model == "TOTALVI":
@@ -157,11 +234,19 @@ def check_known(save: Save, path: Path) -> None:
         if key not in DEFAULTS.keys() | IGNORED and value not in HARMLESS.get(key, ())
     ]
     classifier = save.init.get("classifier_parameters") or {}
-    odd += [
-        f"classifier_parameters.{key}: {v!r}" for key, v in classifier.items() if key != "logits"
-    ]
+    if isinstance(classifier, dict):
+        odd += [f"classifier_parameters.{k}: {v!r}" for k, v in classifier.items() if k != "logits"]
+    else:
+        odd.append(f"classifier_parameters: {classifier!r}")
     if save.setup.get("size_factor_key"):
         odd.append(f"size_factor_key: {save.setup['size_factor_key']!r}")
+    if save.model == "SCANVI" and (not save.labels or save.unlabeled != save.labels[-1]):
+        odd.append(
+            f"labels {listed(save.labels)} without {save.unlabeled!r}, unlabelled, at the end"
+        )
+    reserved = {"batch", "label", "dataset", "split"} & {*save.categorical, *save.continuous}
+    if reserved:
+        odd.append(f"covariates called {listed(sorted(reserved))}, as columns of ours are")
     if odd:
         raise refuse(
             path, "SAVE_UNSUPPORTED", "a model that atlasmap can compute", listed(odd),
@@ -170,17 +255,30 @@ def check_known(save: Save, path: Path) -> None:
 
 
 def settings_of(save: Save, path: Path) -> ScviSettings:
-    """The architecture; raises SAVE_UNSUPPORTED for likelihoods and dispersions not built here."""
-    from atlasmap.config import checked
-
+    """The architecture; raises SAVE_UNSUPPORTED for likelihoods and dispersions not built here,
+    SAVE_WEIGHTS where the weights are of another size than it says."""
     given = {key: save.init.get(key, default) for key, default in DEFAULTS.items()}
     try:
-        return checked(ScviSettings, given, str(path), "SAVE")
+        settings = checked(ScviSettings, given, str(path), "SAVE")
     except AtlasmapError as error:
         raise refuse(
             path, "SAVE_UNSUPPORTED", "a model that atlasmap can compute", error.found,
             "map with scvi-tools, or train a reference without these options",
         ) from error  # fmt: skip
+    layers = "z_encoder.encoder.fc_layers.Layer {}.0.bias"
+    n_layers = sum(layers.format(k) in save.weights for k in range(len(save.weights)))
+    sizes = [
+        len(save.weights.get(name, ()))
+        for name in (layers.format(0), "z_encoder.mean_encoder.bias")
+    ]
+    said = (settings.n_layers, settings.n_hidden, settings.n_latent)
+    if said != (n_layers, *sizes):  # before a model of that size is made
+        raise refuse(
+            path, "SAVE_WEIGHTS", "weights of the size that its settings say: "
+            f"(n_layers, n_hidden, n_latent) = {said}", f"{(n_layers, *sizes)}",
+            "save the model again with scvi-tools",
+        )  # fmt: skip
+    return settings
 
 
 def variant_of(save: Save) -> Variant:
@@ -197,29 +295,18 @@ def variant_of(save: Save) -> Variant:
     return "fixed" if hidden else "linear"
 
 
-def labels_of(save: Save) -> tuple[list[str], str]:
-    """Labels in the order of the classifier's outputs, and what unlabelled cells are called."""
-    known = save.categories("labels")
-    if save.model != "SCANVI":
-        return [], "Unknown"
-    unlabeled = str(
-        save.state("labels").get("unlabeled_category", save.setup.get("unlabeled_category"))
-    )
-    # Its place is the last, whatever the alphabet says; the others keep theirs.
-    return [label for label in known if label != unlabeled], unlabeled
-
-
 def registry_of(save: Save, symbols: list[str] | None) -> Registry:
-    """Genes, batches, labels and covariates in the model's order."""
-    labels, unlabeled = labels_of(save)
-    mappings = save.state("extra_categorical_covs").get("mappings", {})
-    continuous = save.state("extra_continuous_covs").get("columns", [])
+    """Genes, batches, labels and covariates in the model's order.
+
+    The unlabelled category was swapped with the last one, so the labels are not in the alphabet's.
+    """
+    scanvi = save.model == "SCANVI"
     return Registry(
         genes=save.genes,
         symbols=symbols,
-        batches=save.categories("batch"),
-        labels=labels,
-        unlabeled_category=unlabeled,
-        categorical={key: [str(value) for value in known] for key, known in mappings.items()},
-        continuous=[str(key) for key in continuous],
+        batches=save.batches,
+        labels=save.labels[:-1] if scanvi else [],
+        unlabeled_category=save.unlabeled if scanvi else "Unknown",
+        categorical=save.categorical,
+        continuous=save.continuous,
     )
