@@ -20,7 +20,9 @@ from golden import SHARED, needs_shared
 from saves.make import cells
 
 from atlasmap.bundle import load, save
+from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.registry import Registry
+from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.archive import read_archive
 from atlasmap.exchange.exporting import write_save
@@ -31,7 +33,7 @@ from atlasmap.inference import embed
 from atlasmap.mapping import map_query
 from atlasmap.minified import latent_of
 from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
-from atlasmap.settings import ScviSettings, SurgerySettings, TrainSettings
+from atlasmap.settings import DataConfig, ScviSettings, SurgerySettings, TrainSettings
 
 
 def archive(path: Path, pickled: bytes, compression=zipfile.ZIP_STORED, **parts: bytes) -> Path:
@@ -619,3 +621,25 @@ def replaced(node, at: tuple, odd):
     if not at:
         return odd
     return node | {at[0]: replaced(node[at[0]], at[1:], odd)}
+
+
+@needs_shared
+def test_every_singlet_of_the_cell_lines_is_named_after_surgery_onto_an_import():
+    folder = SHARED / "golden" / "scanvi_fix"
+    right, n = 0, 0
+    for file in ("celseq2_5lines_p3", "celseq2_3lines", "dropseq_3lines"):
+        bundle = bundle_of(read_save(folder), folder / "model.pt", None)
+        row = Dataset(
+            id=file, path=f"{file}.h5ad", role="query", batch_key="batch", truth_key="cell_line",
+            obs_filter="demuxlet_call == 'SNG'",
+        )  # fmt: skip
+        config = DataConfig()
+        whole = checked_dataset(row, SHARED / "data" / row.path, config)
+        [batch] = whole.obs["batch"].unique()
+        query = prepare_query(whole, row, batch, bundle.registry, config).adata
+        mapping = map_query(bundle, query, SurgerySettings(max_epochs=50), "per_batch", 0)
+        labels = np.array(bundle.registry.labels)
+        predicted = labels[mapping.latent.obsm["soft_labels"].argmax(1)]
+        right += int((predicted == query.obs["truth"].astype(str)).sum())
+        n += query.n_obs
+    assert right == n == 702
