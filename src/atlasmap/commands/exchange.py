@@ -15,6 +15,7 @@ def import_scvi(
     adata: Path | None = None,
     layer: str = "",
     counts: Literal["integer", "corrected_float"] = "integer",
+    in_order: bool = False,
     device: Device = "cpu",
 ) -> None:
     """Make a bundle of a model that scvi-tools saved; nothing in its file is run.
@@ -34,6 +35,9 @@ def import_scvi(
         Where its counts are: X, or a layer; empty: where the model had them.
     counts
         corrected_float admits non-integer counts (SoupX, CellBender).
+    in_order
+        The cells are in the order in which the model had them (as adata.h5ad beside it is): then
+        it is known which of them validated.
     device
         Where to compute the latent of a reference with counts.
     """
@@ -49,7 +53,9 @@ def import_scvi(
     source = adata or (beside if beside.is_file() else None)
     cells = None
     if source:
-        cells = Cells(read_any(source), str(source), layer, counts, own=source == beside)
+        cells = Cells(
+            read_any(source), str(source), layer, counts, own=in_order or source == beside
+        )
     bundle = bundle_of(read, file, symbols_in(cells.adata, read.genes) if cells else None)
     bundle.model.to(pick_device(device))
     latent = latent_in(cells, bundle, read) if cells else None
@@ -63,7 +69,7 @@ def import_scvi(
     with written_aside(out / "reference_latent.h5ad") as aside:
         latent.write_h5ad(aside)
     if not (latent.obs["split"] == "validation").any():
-        print("which cells validated is not known: all count as training cells")
+        print("which cells validated is not known (--in_order?): all count as training cells")
 
 
 def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> None:
