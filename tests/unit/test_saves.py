@@ -437,7 +437,7 @@ def test_a_prefix_and_the_file_itself(written, tmp_path):
 
 
 def test_the_command_imports_with_its_reference(written, reference, tmp_path, capsys):
-    from atlasmap.commands.exchange import export_scvi, import_scvi
+    from atlasmap.commands.exchange import GivenCells, export_scvi, import_scvi
 
     folder, bundle, latent = written
     import_scvi(folder, out=tmp_path / "b")
@@ -448,7 +448,7 @@ def test_the_command_imports_with_its_reference(written, reference, tmp_path, ca
     # from counts, in another order of genes and without the minified file
     shuffled = reference[:, ::-1].copy()
     shuffled.write_h5ad(tmp_path / "counts.h5ad")
-    import_scvi(folder, out=tmp_path / "c", adata=tmp_path / "counts.h5ad")
+    import_scvi(folder, out=tmp_path / "c", cells=GivenCells(tmp_path / "counts.h5ad"))
     again = anndata.read_h5ad(tmp_path / "c/reference_latent.h5ad")
     assert np.allclose(latent_of(again), latent_of(latent), atol=1e-6)
     export_scvi(tmp_path / "c", out=tmp_path / "d")

@@ -1,10 +1,43 @@
 """Commands that bring models of scvi-tools in and hand ours back."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cyclopts import Parameter
+
 from atlasmap.files import written_aside
 from atlasmap.settings import Device
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class GivenCells:
+    """The cells of a reference that scvi-tools saved."""
+
+    adata: Path | None = None
+    """Counts or minified (.h5ad); none: adata.h5ad beside the model, if it is there. Without it
+    there is no latent, and so no kNN labels and no map."""
+    layer: str = ""
+    """Where the counts are: X, or a layer; empty: where the model had them."""
+    counts: Literal["integer", "corrected_float"] = "integer"
+    """corrected_float admits non-integer counts (SoupX, CellBender)."""
+    in_order: bool = False
+    """The cells are in the order in which the model had them (as adata.h5ad beside it is): then it
+    is known which of them validated."""
+
+
+def read_cells(given: GivenCells, model: Path):
+    """The cells that were given, or those beside the model; None if there are none."""
+    from atlasmap.data.readers import read_any
+    from atlasmap.exchange.importing import Cells
+
+    beside = model.with_name(model.name.removesuffix("model.pt") + "adata.h5ad")
+    path = given.adata or (beside if beside.is_file() else None)
+    if path is None:
+        return None
+    own = given.in_order or path == beside
+    return Cells(read_any(path), str(path), given.layer, given.counts, own)
 
 
 def import_scvi(
@@ -12,10 +45,7 @@ def import_scvi(
     *,
     out: Path,
     prefix: str = "",
-    adata: Path | None = None,
-    layer: str = "",
-    counts: Literal["integer", "corrected_float"] = "integer",
-    in_order: bool = False,
+    cells: GivenCells = GivenCells(),
     device: Device = "cpu",
 ) -> None:
     """Make a bundle of a model that scvi-tools saved; nothing in its file is run.
@@ -28,37 +58,20 @@ def import_scvi(
         Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
     prefix
         What the files' names begin with, where the model was saved with one.
-    adata
-        The reference, counts or minified (.h5ad); none: adata.h5ad beside the model, if it is
-        there. Without it there is no latent, and so no kNN labels and no map.
-    layer
-        Where its counts are: X, or a layer; empty: where the model had them.
-    counts
-        corrected_float admits non-integer counts (SoupX, CellBender).
-    in_order
-        The cells are in the order in which the model had them (as adata.h5ad beside it is): then
-        it is known which of them validated.
     device
         Where to compute the latent of a reference with counts.
     """
     from atlasmap.bundle import save
-    from atlasmap.data.readers import read_any
     from atlasmap.device import pick_device
-    from atlasmap.exchange.importing import Cells, bundle_of, latent_in, symbols_in
+    from atlasmap.exchange.importing import bundle_of, latent_in, symbols_in
     from atlasmap.exchange.saves import model_file, read_save
     from atlasmap.files import sha256
 
     read, file = read_save(path, prefix), model_file(path, prefix)
-    beside = file.with_name(file.name.removesuffix("model.pt") + "adata.h5ad")
-    source = adata or (beside if beside.is_file() else None)
-    cells = None
-    if source:
-        cells = Cells(
-            read_any(source), str(source), layer, counts, own=in_order or source == beside
-        )
-    bundle = bundle_of(read, file, symbols_in(cells.adata, read.genes) if cells else None)
+    found = read_cells(cells, file)
+    bundle = bundle_of(read, file, symbols_in(found.adata, read.genes) if found else None)
     bundle.model.to(pick_device(device))
-    latent = latent_in(cells, bundle, read) if cells else None
+    latent = latent_in(found, bundle, read) if found else None
     save(bundle, out)
     variant = f", classifier {bundle.about['variant']}" if "variant" in bundle.about else ""
     print(f"{read.model} of scvi-tools {read.version}{variant}: {out}")

@@ -157,12 +157,12 @@ def take_reference(
         Further label columns that the reference must have.
     """
     from atlasmap.bundle import FILES
-    from atlasmap.commands.exchange import import_scvi
+    from atlasmap.commands.exchange import GivenCells, import_scvi
     from atlasmap.files import folder_aside
     from atlasmap.taken import check_taken
 
     if scvi_tools:
-        import_scvi(source, out=out, adata=adata, counts=counts)
+        import_scvi(source, out=out, cells=GivenCells(adata, counts=counts))
     taken = out if scvi_tools else source
     check_taken(taken, variant, unlabeled, categorical or [], continuous or [], levels or [])
     if scvi_tools:
