@@ -36,7 +36,7 @@ def refused(folder: Path, code: str) -> AtlasmapError:
     return error.value
 
 
-def test_every_single_byte_of_the_weights_is_watched(folder):
+def test_one_altered_byte_of_the_weights_is_refused_wherever_it_is(folder):
     path = folder / "weights.safetensors"
     whole = path.read_bytes()
     for at in (0, len(whole) // 3, len(whole) - 1):

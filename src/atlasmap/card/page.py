@@ -1,5 +1,6 @@
 """The card as JSON, as Markdown with front matter, and as a page for the report."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def as_json(facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
     """The card for programs."""
 
     def records(frame: pd.DataFrame | None) -> list[dict] | None:
-        return None if frame is None else frame.to_dict("records")
+        if frame is None:
+            return None
+        return frame.astype(object).where(frame.notna(), None).to_dict("records")  # JSON has no NaN
 
     metrics = {
         "variation": records(tables.variation),
@@ -112,7 +115,7 @@ def how_to_map(folder: Path) -> str:
     """Three lines."""
     return f"""```
 make env    # in the repository of atlasmap, once
-.venv/bin/atlasmap map --reference {folder.name} --query query.h5ad --batch_key donor --out mapped
+.venv/bin/atlasmap map --reference {shlex.quote(folder.name)} --query query.h5ad --batch_key donor --out mapped
 head mapped/labels.csv
 ```"""
 
