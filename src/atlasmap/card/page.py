@@ -113,9 +113,10 @@ def sections(facts: dict[str, Any], tables: Tables, folder: Path) -> list[tuple[
 
 def how_to_map(folder: Path) -> str:
     """Three lines."""
+    options = f"--reference {shlex.quote(folder.name)} --query query.h5ad --batch_key donor"
     return f"""```
 make env    # in the repository of atlasmap, once
-.venv/bin/atlasmap map --reference {shlex.quote(folder.name)} --query query.h5ad --batch_key donor --out mapped
+.venv/bin/atlasmap map {options} --out mapped
 head mapped/labels.csv
 ```"""
 
