@@ -326,6 +326,14 @@ def test_ensembl_versions_are_stripped(simulated, prepare):
     assert aligned.counts.toarray().tolist() == [[0, 1], [0, 0], [1, 0]]
 
 
+def test_a_name_that_either_side_has_twice_says_nothing():
+    from atlasmap.data.genes import places
+
+    names, wanted = pd.Index(["a", "b", "b", "c"]), pd.Index(["c", "b", "a", "x"])
+    assert places(names, wanted).tolist() == [3, -1, 0, -1]
+    assert places(pd.Index(["a", "c"]), pd.Index(["c", "a", "a"])).tolist() == [1, -1, -1]
+
+
 @pytest.mark.parametrize("name", ["7", 7, 7.0])
 def test_a_query_batch_named_like_a_reference_batch(rows, simulated, tmp_path, name):
     adata = simulated[simulated.obs["role"] == "query"].copy()

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CPU, states_equal
+from conftest import CPU, SCANVI, states_equal
 from safetensors.torch import load_file, save_file
 
 from atlasmap.bundle import FORMAT, load, load_delta, save, save_delta
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import sha256
 from atlasmap.mapping import map_query
+from atlasmap.reference import fit_scanvi, reference_latent
 from atlasmap.settings import SurgerySettings
+from atlasmap.training.split import Split
 
 
 @pytest.fixture
@@ -203,3 +205,18 @@ def test_golden_outputs_notice_another_computation(scanvi, tmp_path, monkeypatch
     with pytest.raises(AtlasmapError) as error:
         load(tmp_path, CPU)
     assert error.value.code == "BUNDLE_GOLDEN"
+
+
+def test_a_latent_of_another_model_is_refused(reference, scvi, scanvi, folder):
+    from atlasmap.taken import check_latent, check_taken, read_latent
+
+    split = Split(np.arange(reference.n_obs), np.arange(0))
+    reference_latent(reference, scanvi, split, CPU).write_h5ad(folder / "reference_latent.h5ad")
+    check_taken(folder, "fixed", "Unknown", [], [], [])
+    other, _ = fit_scanvi(reference, scvi, SCANVI, "linear", 1, CPU)
+    reference_latent(reference, other, split, CPU).write_h5ad(folder / "reference_latent.h5ad")
+    with pytest.raises(AtlasmapError) as error:
+        check_taken(folder, "fixed", "Unknown", [], [], [])
+    assert error.value.code == "BUNDLE_LATENT_DIFFERS"
+    with pytest.raises(AtlasmapError, match="BUNDLE_LATENT_DIFFERS"):
+        check_latent(load(folder, CPU), read_latent(folder), folder)
