@@ -7,7 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from atlasmap.data.obs import as_text
+from atlasmap.data.obs import as_text, column
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.minified import latent_of
 from atlasmap.projection import FittedMap, place
@@ -37,17 +37,10 @@ def knn_labels(
     n_neighbors: int,
 ) -> Iterator[tuple[str, SoftLabels]]:  # fmt: skip
     """Soft labels of the query at each label column of the reference, by its nearest cells that
-    have one; raises LEVEL_MISSING."""
+    have one; raises OBS_KEY_MISSING."""
     found: dict[bytes, Neighbors] = {}  # levels mostly have the same labelled cells
     for level in levels:
-        if level not in reference.obs:
-            raise AtlasmapError(
-                "LEVEL_MISSING",
-                expected=f"the reference's labels in obs column {level!r} (label_levels)",
-                found=f"columns: {listed(reference.obs.columns, 40)}",
-                mend="correct label_levels",
-            )
-        labels = as_text(reference.obs[level]).to_numpy()
+        labels = as_text(column(reference, level, "a label", "the reference")).to_numpy()
         known = (labels != unlabeled) & (labels != "")
         if known.tobytes() not in found:
             latents = reference.obsm["X_latent"][known], query.obsm["X_latent"]

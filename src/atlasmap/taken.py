@@ -32,6 +32,14 @@ def check_taken(
     bundle = load(folder, torch.device("cpu"))
     latent = read_latent(folder)
     registry, about = bundle.registry, bundle.about
+    check_latent(bundle, latent, folder)
+    if not encoder_sees(bundle.model, {0: ["a new batch"]}):
+        raise AtlasmapError(
+            "SURGERY_NOOP",
+            expected="a reference whose encoder sees the batch (encode_covariates)",
+            found=f"{folder}: one that does not, so surgery could not move a query's latent",
+            mend="take a reference that was trained with encode_covariates: true",
+        )
     wrong = [
         f"{key} is {has!r}, the config says {said!r}"
         for key, has, said in (
@@ -42,14 +50,6 @@ def check_taken(
         )
         if has != said and not (key == "unlabeled_category" and variant is None)
     ]
-    check_latent(bundle, latent, folder)
-    if not encoder_sees(bundle.model, {0: ["a new batch"]}):
-        raise AtlasmapError(
-            "SURGERY_NOOP",
-            expected="a reference whose encoder sees the batch (encode_covariates)",
-            found=f"{folder}: one that does not, so surgery could not move a query's latent",
-            mend="take a reference that was trained with encode_covariates: true",
-        )
     if variant and not (latent.obs["label"].astype(str) != registry.unlabeled_category).any():
         wrong.append("no cell of it has a label, so there is nothing to transfer")
     lacking = [level for level in levels if level not in latent.obs]

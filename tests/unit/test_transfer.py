@@ -137,5 +137,5 @@ def test_each_level_is_transferred_from_the_cells_that_have_it(fitted):
     known = knn_soft_labels(latent[60:], fine.iloc[60:].to_numpy(), query.obsm["X_latent"], 1)
     assert list(known.predicted()) == list(atlas.labels["knn_fine"])
     query = latent_file(latent[60:70], "q", names[60:70], half[:10])
-    with pytest.raises(AtlasmapError, match="LEVEL_MISSING"):
+    with pytest.raises(AtlasmapError, match="OBS_KEY_MISSING"):
         assemble(reference, [query], None, fit, "Unknown", TransferSettings(), ["none"])

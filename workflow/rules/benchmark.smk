@@ -125,3 +125,42 @@ rule gather_history:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " gather-history {input.reference:q} {params.mappings:q} --out {output:q}"
+
+
+rule model_card:
+    input:
+        bundle=expand(
+            "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
+            file=[*BUNDLE, "reference_latent.h5ad"],
+        ),
+        counts=[] if TAKEN else "results/{atlas}/data/reference.h5ad",
+    output:
+        "results/{atlas}/seed{seed}/reference/{folder}/card.md",
+        "results/{atlas}/seed{seed}/reference/{folder}/card.json",
+        report(
+            "results/{atlas}/seed{seed}/reference/{folder}/card.html",
+            caption="../report/model_card.rst",
+            category="Model cards",
+            labels={"model": "{folder}", "seed": "{seed}"},
+        ),
+    log:
+        "results/{atlas}/logs/seed{seed}/model_card_{folder}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/model_card_{folder}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("model_card", 3000, 30),
+        runtime=minutes("model_card", 240),
+    params:
+        settings=settings_of("card"),
+        bundle=subpath(output[0], parent=True),
+        counts=lambda w, input: (
+            f"--counts={shlex.quote(input.counts)}" if input.counts else ""
+        ),
+        numerics=NUMERICS["card"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " card {params.bundle:q} {params.counts} {params.settings}"

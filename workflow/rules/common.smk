@@ -20,6 +20,7 @@ from atlasmap.config import (
 )
 from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
+from atlasmap.exchange.files import cells_file, model_file
 from atlasmap.files import slug, unslug
 from atlasmap.packing import jobs, members
 from atlasmap.settings import GPU_RULES, NUMERICS, DataConfig
@@ -160,17 +161,17 @@ def taken_source():
     path = Path(taken_folder())
     if CONFIG.reference.bundle:
         return [str(path / file) for file in [*BUNDLE, "reference_latent.h5ad"]]
-    return str(path / "model.pt" if path.is_dir() else path)
+    return str(model_file(path))
 
 
 def taken_adata():
-    """Cells of a reference that scvi-tools saved, where they are not in a bundle."""
+    """Cells of a reference that scvi-tools saved; a bundle has its latent."""
+    if CONFIG.reference.bundle:
+        return []
     if CONFIG.reference.adata:
         return taken_file(CONFIG.reference.adata, "reference_cells.h5ad")
-    path = Path(taken_folder())
-    model = path / "model.pt" if path.is_dir() else path
-    beside = model.with_name(model.name.removesuffix("model.pt") + "adata.h5ad")
-    return str(beside) if CONFIG.reference.scvi_tools and beside.is_file() else []
+    beside = cells_file(model_file(Path(taken_folder())))
+    return str(beside) if beside else []
 
 
 def row(dataset, *keys):

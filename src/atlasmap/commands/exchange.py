@@ -30,10 +30,11 @@ class GivenCells:
 def read_cells(given: GivenCells, model: Path):
     """The cells that were given, or those beside the model; None if there are none."""
     from atlasmap.data.readers import read_any
+    from atlasmap.exchange.files import cells_file
     from atlasmap.exchange.importing import Cells
 
-    beside = model.with_name(model.name.removesuffix("model.pt") + "adata.h5ad")
-    path = given.adata or (beside if beside.is_file() else None)
+    beside = cells_file(model)
+    path = given.adata or beside
     if path is None:
         return None
     own = given.in_order or path == beside
@@ -63,8 +64,9 @@ def import_scvi(
     """
     from atlasmap.bundle import save
     from atlasmap.device import pick_device
+    from atlasmap.exchange.files import model_file
     from atlasmap.exchange.importing import bundle_of, latent_in, symbols_in
-    from atlasmap.exchange.saves import model_file, read_save
+    from atlasmap.exchange.saves import read_save
     from atlasmap.files import sha256
 
     read, file = read_save(path, prefix), model_file(path, prefix)

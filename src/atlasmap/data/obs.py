@@ -32,7 +32,7 @@ def column(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
             "OBS_KEY_MISSING",
             expected=f"{what} of {name} in obs column {key!r}",
             found=f"columns: {listed(adata.obs.columns, 40)}",
-            mend="correct the sheet (or the covariates in the config)",
+            mend="correct the sheet (or the covariates and label_levels in the config)",
         )
     return adata.obs[key]
 

@@ -24,7 +24,7 @@ from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE, minified
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi, Shape
-from atlasmap.settings import NUMERICS, ScanviSettings
+from atlasmap.settings import NUMERICS
 from atlasmap.training.history import History
 
 
@@ -69,7 +69,7 @@ def bundle_of(save: Save, path: Path, symbols: list[str] | None) -> Bundle:
     if save.model == "SCANVI":
         variant = variant_of(save)
         model = Scanvi(model, variant, len(registry.labels), rng)
-        about |= {"kind": "scanvi", "variant": variant, "scanvi": asdict(ScanviSettings())}
+        about |= {"kind": "scanvi", "variant": variant}
     prior = save.weights.get("y_prior")
     wrong = differences(model, save.weights)
     if prior is not None and not torch.allclose(prior, torch.full_like(prior, 1 / prior.numel())):

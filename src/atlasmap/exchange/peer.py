@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.errors import AtlasmapError
+from atlasmap.exchange.exporting import VERSION
 from atlasmap.settings import ScanviSettings, ScviSettings, SurgerySettings, TrainSettings, Variant
 
-VERSION = "1.4.2"
 CLASSIFIER = {
     "prefix": {"classifier_parameters": {"logits": False}},
     "fixed": {},

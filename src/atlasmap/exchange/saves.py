@@ -12,6 +12,7 @@ from atlasmap.config import checked
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.exchange.archive import read_archive
+from atlasmap.exchange.files import model_file
 from atlasmap.settings import ScviSettings, Variant
 
 CLASSES = ("SCVI", "SCANVI", "TOTALVI")
@@ -45,7 +46,7 @@ HARMLESS = {
     "extra_decoder_kwargs": (None, {}),
     "batch_embedding_kwargs": (None, {}),
 }
-IGNORED = {"datamodule", "registry", "unlabeled_category", "pretrained_model", "use_cuda"}
+IGNORED = {"unlabeled_category", "pretrained_model", "use_cuda"}
 IGNORED |= {"extra_payload_autotune", "linear_classifier", "classifier_parameters"}
 
 
@@ -80,11 +81,6 @@ class Save:
 def refuse(path: Path, code: str, expected: str, found: str, mend: str) -> AtlasmapError:
     """An error about a save."""
     return AtlasmapError(code, expected=expected, found=f"{path}: {found}", mend=mend)
-
-
-def model_file(folder: Path, prefix: str) -> Path:
-    """The file with the model; `folder` may be that file itself."""
-    return folder if folder.is_file() else folder / f"{prefix}model.pt"
 
 
 def read_save(folder: Path, prefix: str = "") -> Save:
