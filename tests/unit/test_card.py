@@ -28,6 +28,7 @@ from atlasmap.evaluation.criticism import (
 from atlasmap.models.likelihoods import CountDistribution
 from atlasmap.reference import fit_scvi, reference_latent
 from atlasmap.settings import CardSettings
+from atlasmap.taken import read_latent
 
 
 def test_draws_have_the_mean_and_variance_of_the_distribution():
@@ -150,19 +151,20 @@ def test_without_counts_the_checks_are_left_out_by_name(folder):
     assert json.loads((folder / "card.json").read_text())["metrics"]["variation"] is None
 
 
-def test_other_counts_are_refused(folder, reference):
+def test_other_counts_are_refused(folder, reference, scanvi):
     for cells, code in [
         (reference[10:].copy(), "CELLS_DIFFER"),
         (reference[:, 3:].copy(), "GENES_DIFFER"),
     ]:
         with pytest.raises(AtlasmapError) as error:
-            tables_of(folder, cells, "X", CardSettings())
+            tables_of(scanvi, read_latent(folder), cells, "X", CardSettings())
         assert error.value.code == code
 
 
-def test_large_references_are_looked_at_in_part(folder, reference):
-    whole = tables_of(folder, reference, "X", CardSettings(n_samples=1))
-    part = tables_of(folder, reference, "X", CardSettings(n_samples=1, max_cells=100))
+def test_large_references_are_looked_at_in_part(folder, reference, scanvi):
+    given = (scanvi, read_latent(folder), reference, "X")
+    whole = tables_of(*given, CardSettings(n_samples=1))
+    part = tables_of(*given, CardSettings(n_samples=1, max_cells=100))
     of_cells = ["train", "validation"]
     count = [t.variation.set_index("part").loc[of_cells, "n"].sum() for t in (whole, part)]
     assert count == [reference.n_obs, 100]

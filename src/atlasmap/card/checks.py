@@ -1,7 +1,6 @@
 """The card's tables: how well the model fits its data, and how labels are met."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from atlasmap.bundle import load
+from atlasmap.bundle import Bundle
 from atlasmap.data.counts import as_csr, matrix_at
 from atlasmap.data.genes import places
 from atlasmap.data.registry import Registry
@@ -18,7 +17,6 @@ from atlasmap.evaluation import criticism
 from atlasmap.evaluation.classification import score
 from atlasmap.models.random import keyed_seed
 from atlasmap.settings import CardSettings
-from atlasmap.taken import read_latent
 from atlasmap.training.cells import Cells
 from atlasmap.transfer import soft_labels_of
 
@@ -72,10 +70,10 @@ def chosen_cells(n: int, most: int) -> np.ndarray:
 
 
 def tables_of(
-    folder: Path, cells: anndata.AnnData | None, layer: str, settings: CardSettings
-) -> Tables:
+    bundle: Bundle, latent: anndata.AnnData, cells: anndata.AnnData | None, layer: str,
+    settings: CardSettings,
+) -> Tables:  # fmt: skip
     """Posterior predictive checks (with counts) and how labels are met (scANVI)."""
-    bundle, latent = load(folder, torch.device("cpu")), read_latent(folder)
     registry, split = bundle.registry, latent.obs["split"].astype(str).to_numpy()
     labels = latent.obs["label"].astype(str).to_numpy()
     classification = None

@@ -1,20 +1,17 @@
 """What a bundle says of itself, for its card."""
 
-from pathlib import Path
 from typing import Any
 
-import torch
+import anndata
 
 import atlasmap
-from atlasmap.bundle import load
+from atlasmap.bundle import Bundle
 from atlasmap.errors import listed
 from atlasmap.settings import CardSettings
-from atlasmap.taken import read_latent
 
 
-def facts_of(folder: Path, settings: CardSettings) -> dict[str, Any]:
-    """What the bundle says of itself."""
-    bundle, latent = load(folder, torch.device("cpu")), read_latent(folder)
+def facts_of(bundle: Bundle, latent: anndata.AnnData, settings: CardSettings) -> dict[str, Any]:
+    """What a bundle and its reference in latent space say of themselves."""
     about, registry = bundle.about, bundle.registry
     origin = about.get("origin", {})
     return {

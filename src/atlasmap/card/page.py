@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 
 from atlasmap.card.checks import Tables
+from atlasmap.evaluation.criticism import N_TOP_GENES, P_VALUE
 
 COLUMNS = {
     "gene_f1": "Gene F1",
@@ -26,6 +27,17 @@ COLUMNS = {
 }
 
 
+VARIATION = (
+    "Standard deviation over mean, of each cell over genes and of each gene over cells: of counts "
+    "drawn from the model (mean over draws) against those of the data."
+)
+EXPRESSION = (
+    "Cells of each label against the rest, in one draw and in the data. Gene F1: overlap of the "
+    f"{N_TOP_GENES} genes of highest score (or a tenth of all, if fewer). LFC: log-fold changes. "
+    "ROC and PR: how far up the draw's signed score puts the genes that change in the data "
+    f"(adjusted p < {P_VALUE}, or the top ones); genes that fall count as changed too, so a good "
+    "model may stay below 0.5."
+)
 STYLE = """<style>
 body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 }
@@ -67,11 +79,12 @@ def front_matter(facts: dict[str, Any]) -> str:
 def table(frame: pd.DataFrame) -> str:
     """A table for people: two decimals, whole numbers whole."""
     shown = frame.rename(columns=COLUMNS).copy()
+    sides = ["right" if shown[key].dtype.kind in "if" else "left" for key in shown]
     for key in shown:
         if shown[key].dtype.kind == "f":
             whole = (shown[key] % 1 == 0).all() and key in ("n", "N cells")
             shown[key] = shown[key].map(("{:.0f}" if whole else "{:.2f}").format)
-    return shown.to_markdown(index=False, disable_numparse=True)
+    return shown.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
 def pairs(values: dict[str, Any]) -> str:
@@ -85,18 +98,19 @@ def pairs(values: dict[str, Any]) -> str:
 def sections(facts: dict[str, Any], tables: Tables, folder: Path) -> list[tuple[str, str]]:
     """Title and text of each section."""
     none = "Left out: the counts of the reference were not given."
-    variation = none if tables.variation is None else table(tables.variation)
-    expression = "\n\n".join(
-        f"By {method} (cells of each label against the rest):\n\n{table(frame)}"
-        for method, frame in tables.expression.items()
-    )
+    variation, expression = none, none
+    if tables.variation is not None:
+        variation = f"{VARIATION}\n\n{table(tables.variation)}"
+    if tables.expression:
+        by = [f"By {method}:\n\n{table(frame)}" for method, frame in tables.expression.items()]
+        expression = "\n\n".join([EXPRESSION, *by])
     out = [
         (
             "Description",
             facts["description"] or "No description was given (config: card.description).",
         ),
         ("Posterior predictive checks: coefficient of variation", variation),
-        ("Differential expression in drawn counts", expression or none),
+        ("Differential expression in drawn counts", expression),
         ("Architecture", pairs(facts["architecture"])),
         ("Setup", pairs(facts["setup"])),
         ("Training", pairs(facts["training"])),

@@ -212,13 +212,17 @@ def card(
     card
         What the data do not say.
     """
+    from atlasmap.bundle import load
     from atlasmap.card.checks import tables_of
     from atlasmap.card.facts import facts_of
     from atlasmap.card.page import as_html, as_json, as_markdown
     from atlasmap.commands.data import write_json
+    from atlasmap.device import pick_device
+    from atlasmap.taken import read_latent
 
     cells = anndata.read_h5ad(counts) if counts else None
-    facts, tables = facts_of(bundle, card), tables_of(bundle, cells, layer, card)
+    model, latent = load(bundle, pick_device("cpu")), read_latent(bundle)
+    facts, tables = facts_of(model, latent, card), tables_of(model, latent, cells, layer, card)
     out, text = out or bundle, as_markdown(facts, tables, bundle)
     write_json(out / "card.json", as_json(facts, tables))
     for name, content in (("card.md", text), ("card.html", as_html(text))):

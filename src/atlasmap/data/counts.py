@@ -17,7 +17,7 @@ def matrix_at(adata: anndata.AnnData, where: str):
         "LAYER_MISSING",
         expected=f"counts in {where!r}",
         found=f"X{' (empty)' if adata.X is None else ''}; layers: {listed(adata.layers)}",
-        mend="correct `counts` in the sheet",
+        mend="name the right one: `counts` in the sheet, or --layer",
     )
 
 

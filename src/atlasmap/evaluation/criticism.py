@@ -4,6 +4,7 @@ Definitions are those of scvi-tools' `scvi.criticism` (1.4.2): coefficients of v
 samples, differential expression from one.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -147,7 +148,9 @@ def ranked(counts: sparse.csr_matrix, groups: np.ndarray, method: str) -> dict[s
     )
     scanpy.pp.normalize_total(adata, target_sum=SCALE)
     scanpy.pp.log1p(adata)
-    scanpy.tl.rank_genes_groups(adata, "group", use_raw=False, method=method)
+    with warnings.catch_warnings():  # scanpy's own, several a group
+        warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
+        scanpy.tl.rank_genes_groups(adata, "group", use_raw=False, method=method)
     names = adata.obs["group"].cat.categories
     frames = {name: scanpy.get.rank_genes_groups_df(adata, group=name) for name in names}
     return {name: frame.set_index("names") for name, frame in frames.items()}
