@@ -315,6 +315,9 @@ def test_a_trained_reference_is_mapped_onto(done, tmp_path):
     weights = [sha256(p) for p in other.glob("seed*/reference/*/weights.safetensors")]
     assert len(weights) == 2 and len(set(weights)) == 1
     assert len({sha256(p) for p in other.glob("seed*/mapping/fixed/joint/labels.csv")}) == 2
+    write(folder, config | more | {"seeds": [0, 1], "strategies": ["joint"]}, SHEET[:1] + SHEET[2:])
+    planned = jobs(snakemake(folder, "-n"))  # next month's batch: nothing is taken over again
+    assert planned["find_batches"] == 1 and "take_reference" not in planned
 
 
 @pytest.mark.parametrize(
