@@ -1,6 +1,6 @@
 """Gather comparisons with scvi-tools into tests/parity/REPORT.md (`make parity`).
 
-python tests/parity/write_report.py results/parity_cell_lines results/parity_simulated
+python tests/parity/write_report.py results/parity_cell_lines results/parity_simulated_atlas
 """
 
 import sys
