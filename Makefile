@@ -17,15 +17,15 @@ test-slurm: env .venv/dev.stamp
 
 # Against scvi-tools 1.4.2 itself, in an environment of its own: models out and in again, then both
 # trained on two atlases with three seeds (hours on a CPU). Writes tests/parity/REPORT.md.
-PARITY_ATLASES = cell_lines simulated_atlas
+PARITY_ATLASES = cell_lines_atlas simulated_atlas
 parity: env .venv-parity/stamp
 	@.venv-parity/bin/python -m pytest tests/parity
 	@for atlas in $(PARITY_ATLASES); do \
 	  $(BIN)/snakemake --cores $(CORES) --quiet rules --configfile tests/parity/$$atlas.yaml && \
-	  .venv-parity/bin/atlasmap compare-scvi results/parity_$$atlas --out results/parity_$$atlas/parity \
+	  .venv-parity/bin/atlasmap compare-scvi results/$$atlas --out results/$$atlas/parity \
 	    || exit 1; \
 	done
-	@.venv-parity/bin/python tests/parity/write_report.py $(PARITY_ATLASES:%=results/parity_%)
+	@.venv-parity/bin/python tests/parity/write_report.py $(PARITY_ATLASES:%=results/%)
 
 .venv-parity/stamp: envs/lock.txt envs/lock-dev.txt envs/lock-parity.txt pyproject.toml
 	@test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity

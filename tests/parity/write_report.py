@@ -1,6 +1,6 @@
 """Gather comparisons with scvi-tools into tests/parity/REPORT.md (`make parity`).
 
-python tests/parity/write_report.py results/parity_cell_lines results/parity_simulated_atlas
+python tests/parity/write_report.py results/cell_lines_atlas results/simulated_atlas
 """
 
 import sys
@@ -37,7 +37,7 @@ def main(folders: list[Path]) -> int:
         table = summary(pairs)
         off += int((~table.loc[table["metric"] == "elbo", "within"].astype(bool)).sum())
         inside = f"{int(table['within'].sum())} of {len(table)} rows within"
-        said.append(f"## {name.removeprefix('parity_')}\n\n{inside}.\n\n{as_markdown(table)}\n")
+        said.append(f"## {name}\n\n{inside}.\n\n{as_markdown(table)}\n")
     REPORT.write_text("\n".join(said), encoding="utf-8")
     print(f"{REPORT}: {off} models whose ELBO is more than 1 % off")
     return int(off > 0)
