@@ -62,4 +62,4 @@ def as_markdown(table: pd.DataFrame) -> str:
             "within": np.where(table["within"], "yes", "**no**"),
         }
     )
-    return shown.to_markdown(index=False)
+    return shown.to_markdown(index=False, disable_numparse=True)
