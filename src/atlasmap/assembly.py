@@ -9,7 +9,8 @@ import pandas as pd
 
 from atlasmap.data.obs import as_text, column
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.minified import latent_of
+from atlasmap.minified import latent_of, variance_of
+from atlasmap.models.scanvi import Scanvi
 from atlasmap.projection import FittedMap, place
 from atlasmap.settings import TransferSettings
 from atlasmap.transfer import (
@@ -20,16 +21,30 @@ from atlasmap.transfer import (
     votes,
     weighted_neighbors,
 )
+from atlasmap.trust.calibrated import Calibration
+from atlasmap.trust.tree import LabelTree
+from atlasmap.trust.verdict import verdicts
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """`adata`: obs batch, role, label, predicted_label …, obsm X_latent, X_umap. `labels` and
-    `soft_labels` (None without labels): query cells, a row each."""
+    """`adata`: obs batch, role, label, predicted_label …, obsm X_latent, X_umap. `labels`,
+    `soft_labels` (None without labels) and `calibrated` (None without a calibration): query cells,
+    a row each."""
 
     adata: anndata.AnnData
     labels: pd.DataFrame | None
     soft_labels: pd.DataFrame | None
+    calibrated: pd.DataFrame | None
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What labels are weighed with: the reference's classifier and what it learned of itself."""
+
+    model: Scanvi
+    calibration: Calibration
+    tree: LabelTree | None = None
 
 
 def knn_labels(
@@ -50,9 +65,9 @@ def knn_labels(
 
 def query_labels(
     reference: anndata.AnnData, query: anndata.AnnData, levels: list[str], unlabeled: str,
-    settings: TransferSettings,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Label table and soft labels of query cells; kNN asks the labelled reference cells."""
+    settings: TransferSettings, trust: Trust | None,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:  # fmt: skip
+    """Label table, soft labels and calibrated ones of query cells; kNN asks labelled cells."""
     soft = soft_labels_of(query)
     table = label_table(soft, query.obs_names)
     table.insert(0, "batch", query.obs["batch"].astype(str).to_numpy())
@@ -62,17 +77,30 @@ def query_labels(
         table["knn_uncertainty" if level == "label" else f"knn_{level}_uncertainty"] = (
             1 - knn.confidence()
         )
+    calibrated = None
+    if trust:
+        verdict, probabilities = verdicts(
+            trust.model, trust.calibration, query, reference.obsm["X_latent"],
+            table["predicted_label"].to_numpy(), trust.tree,
+        )  # fmt: skip
+        with_columns(table, verdict)
+        calibrated = by_cell(SoftLabels(probabilities, soft.names), query)
     table.index.name = "cell_id"
+    return table, by_cell(soft, query), calibrated
+
+
+def by_cell(soft: SoftLabels, query: anndata.AnnData) -> pd.DataFrame:
+    """Soft labels as they are written: a row a cell, its batch first."""
     frame = soft.frame(query.obs_names)
-    frame.insert(0, "batch", table["batch"].to_numpy())
+    frame.insert(0, "batch", query.obs["batch"].astype(str).to_numpy())
     frame.index.name = "cell_id"
-    return table, frame
+    return frame
 
 
-def with_columns(part: anndata.AnnData, table: pd.DataFrame) -> None:
-    """Add a table's columns to obs, row by row (cells of several batches may share a name)."""
+def with_columns(obs: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Add a table's columns, row by row (cells of several batches may share a name)."""
     for key in table:
-        part.obs[key] = table[key].to_numpy()
+        obs[key] = table[key].to_numpy()
 
 
 def with_truth(query: anndata.AnnData, truth: pd.Series, unlabeled: str) -> None:
@@ -120,14 +148,18 @@ def in_latent_space(reference: anndata.AnnData, columns: list[str]) -> anndata.A
 def assemble(
     reference: anndata.AnnData, queries: list[anndata.AnnData], truth: pd.Series | None,
     fitted: FittedMap, unlabeled: str, settings: TransferSettings, levels: list[str],
+    trust: Trust | None = None,
 ) -> Atlas:  # fmt: skip
     """Put the reference's latent and the queries' together.
 
     `truth` (by batch and cell name) is copied into obs for scoring and colouring, nothing else.
     `levels` are further label columns of the reference, which kNN transfers.
     """
-    parts, labels, softs = [], [], []
+    parts, tables = [], []
     shared = [key for query in queries for key in query.obs]
+    sure = None
+    if trust and "soft_labels" in reference.obsm:
+        sure = reference_confidence(reference, trust)
     reference = in_latent_space(reference, ["label", "split", *levels, *shared])
     reference.obs["role"] = "reference"
     reference.obsm["X_umap"] = place(fitted, reference.obsm["X_latent"])
@@ -137,15 +169,17 @@ def assemble(
         for query in queries:
             with_truth(query, truth, unlabeled)
     if classified:
-        with_columns(reference, label_table(soft_labels_of(reference), reference.obs_names))
+        with_columns(reference.obs, label_table(soft_labels_of(reference), reference.obs_names))
+        if sure is not None:
+            reference.obs["calibrated_confidence"] = sure
+            reference.obs["verdict"] = "reference"
     for query in queries:
         query.obs["role"], query.obs["label"], query.obs["split"] = "query", unlabeled, "query"
         query.obsm["X_umap"] = positions(fitted, query)
         if classified:
-            table, frame = query_labels(reference, query, levels, unlabeled, settings)
-            with_columns(query, table.drop(columns="batch"))
-            labels.append(table)
-            softs.append(frame)
+            made = query_labels(reference, query, levels, unlabeled, settings, trust)
+            with_columns(query.obs, made[0].drop(columns="batch"))
+            tables.append(made)
         parts.append(query)
     for part in (reference, *parts):
         tidy_obs(part.obs, unlabeled)
@@ -154,8 +188,20 @@ def assemble(
     unique_index(whole)
     tidy_obs(whole.obs, unlabeled)
     if not classified:
-        return Atlas(whole, None, None)
-    return Atlas(whole, pd.concat(labels), pd.concat(softs))
+        return Atlas(whole, None, None, None)
+    labels, softs, calibrated = zip(*tables, strict=True)
+    return Atlas(
+        whole, pd.concat(labels), pd.concat(softs), pd.concat(calibrated) if trust else None
+    )
+
+
+def reference_confidence(reference: anndata.AnnData, trust: Trust) -> np.ndarray:
+    """Calibrated probability of the label that the classifier gave each reference cell."""
+    soft = soft_labels_of(reference)
+    calibrated = trust.calibration.probabilities(
+        trust.model, soft.names, latent_of(reference), variance_of(reference)
+    )
+    return calibrated[np.arange(len(calibrated)), soft.probabilities.argmax(1)]
 
 
 def tidy_obs(obs: pd.DataFrame, unlabeled: str) -> None:

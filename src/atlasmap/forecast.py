@@ -71,7 +71,15 @@ SEEN = {
     "model_card": Seen(4.2, 1.2, 640, 20),
 }
 # What a reference that was taken over does without.
-TRAINED = ("train_scvi", "train_scanvi", "prepare_reference", "score_embeddings")
+TRAINED = (
+    "train_scvi",
+    "train_scanvi",
+    "train_twin_scvi",
+    "train_twin_scanvi",
+    "map_held_out",
+    "prepare_reference",
+    "score_embeddings",
+)
 TRAINING_START, TRAINING_MB = 2.9, 500  # seconds and MB before the first step
 BATCH_SECONDS = 0.4  # to open one more batch
 SCORING = Seen(30, 0, 1800, 200)  # compiling, whatever is scored
@@ -88,15 +96,21 @@ def of_training(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> li
         return Forecast(rule, jobs, took, jobs * took, mb, gpu_mb(sizes, config, cells))
 
     n = sizes.n_reference
-    epochs = config.scvi.train.max_epochs or epochs_by_size(n)
-    rows = [row("train_scvi", seeds, n, epochs * n * speeds.scvi)]
+    a_cell = config.surgery.max_epochs * speeds.surgery
+    scvi = (config.scvi.train.max_epochs or epochs_by_size(n)) * speeds.scvi
+    rows = [row("train_scvi", seeds, n, n * scvi)]
     models = seeds
     if sizes.n_labels:
         models *= len(config.variants)
         blocks = [variant_block(given, variant).get("train") or {} for variant in config.variants]
         epochs = max(block.get("max_epochs") or SCANVI_EPOCHS for block in blocks)
-        rows.append(row("train_scanvi", models, n, epochs * n * speeds.scanvi))
-    a_cell = config.surgery.max_epochs * speeds.surgery
+        scanvi = epochs * speeds.scanvi
+        rows.append(row("train_scanvi", models, n, n * scanvi))
+        if config.calibration.scheme == "batches":
+            held = int(config.calibration.share * n)
+            rows.append(row("train_twin_scvi", seeds, n - held // 2, (n - held // 2) * scvi))
+            rows.append(row("train_twin_scanvi", models, n - held // 2, (n - held // 2) * scanvi))
+            rows.append(row("map_held_out", models, held, held * a_cell))
     if sizes.queries and "per_batch" in config.strategies:
         packed, largest = config.mapping.batches_per_job, max(sizes.queries)
         jobs = -(-len(sizes.queries) // packed)

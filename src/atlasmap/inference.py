@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.surgery import scvi_of
@@ -65,3 +66,24 @@ def soft_labels_at(model: Scvi | Scanvi, latent: np.ndarray) -> np.ndarray | Non
         return None
     z = torch.as_tensor(latent, device=next(model.parameters()).device)
     return model.classifier.probabilities(model.classifier(z, None)).cpu().numpy()
+
+
+@torch.no_grad()
+def posterior_soft_labels(
+    model: Scanvi, mean: np.ndarray, var: np.ndarray, n_draws: int
+) -> np.ndarray:
+    """Label probabilities (cells × labels) averaged over draws from q(z | x).
+
+    `mean` and `var` are cells × latent. All cells share the draws, so that what is said of a cell
+    does not depend on the cells around it.
+    """
+    device = next(model.parameters()).device
+    noise = torch.randn(n_draws, mean.shape[1], generator=keyed_generator(0, "posterior"))
+    noise, out = noise.to(device), []
+    for start in range(0, len(mean), CHUNK):
+        at = slice(start, start + CHUNK)
+        centre = torch.as_tensor(mean[at], device=device)
+        spread = torch.as_tensor(var[at], device=device).sqrt()
+        z = centre + noise[:, None] * spread  # draws × cells × latent
+        out.append(model.classifier.probabilities(model.classifier(z, None)).mean(0).cpu())
+    return torch.cat(out).numpy()

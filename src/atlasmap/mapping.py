@@ -11,6 +11,7 @@ from atlasmap.bundle import Bundle, device_of, fingerprint, read_about, referenc
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256
 from atlasmap.inference import Embedding, embed
+from atlasmap.minified import latent_of
 from atlasmap.models.surgery import append_categories, encoder_sees, scvi_of
 from atlasmap.reference import library_moments, outcome_facts
 from atlasmap.settings import NUMERICS, Strategy, SurgerySettings, TrainSettings
@@ -18,6 +19,7 @@ from atlasmap.training.checkpoint import Checkpoints
 from atlasmap.training.loop import fit
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
+from atlasmap.trust.misfit import misfit, misfit_if_missing
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,33 @@ def map_query(
     about["training"] = outcome_facts(outcome, split) | {"n_trainable": n_trainable}
     bundle = Bundle(reference.model, registry, about, outcome.history.table())
     keep = ["batch", "dataset", *registry.categorical, *registry.continuous]
-    latent = query_latent(query, embed(bundle.model, cells), registry.labels, keep)
+    said = embed(bundle.model, cells)
+    latent = query_latent(query, said, registry.labels, keep)
+    latent.obs["misfit"] = misfit(bundle.model, cells, said.mean)
     return Mapping(bundle, new, latent)
+
+
+def map_held_out(
+    twin: Bundle, cells: anndata.AnnData, reference: anndata.AnnData, settings: SurgerySettings,
+    seed: int, checkpoints: Checkpoints | None = None,
+) -> anndata.AnnData:  # fmt: skip
+    """A reference batch that `twin` (consumed) was not trained on, mapped as a query is.
+
+    Its latent, with obs label, misfit, and misfit_if_missing: if the twin lacked the cell's label.
+    `reference` is the twin's own latent.
+    """
+    mapping = map_query(twin, cells, settings, "per_batch", seed, checkpoints)
+    latent, labels = mapping.latent, cells.obs["label"].astype(str).to_numpy()
+    latent.obs["label"] = labels
+    latent.obs["misfit_if_missing"] = misfit_if_missing(
+        mapping.bundle.model,
+        mapping.bundle.registry.encode(cells, device_of(mapping.bundle.model)),
+        latent.obsm["X_latent"],
+        labels,
+        latent_of(reference),
+        reference.obs["label"].astype(str).to_numpy(),
+    )
+    return latent
 
 
 def joined(queries: list[anndata.AnnData]) -> anndata.AnnData:

@@ -44,14 +44,24 @@ def latent_of(adata: anndata.AnnData) -> np.ndarray:
 
     Raises LATENT_MISSING.
     """
-    if "X_latent" in adata.obsm:
-        return adata.obsm["X_latent"]
+    return of_posterior(adata, "X_latent", MEAN)
+
+
+def variance_of(adata: anndata.AnnData) -> np.ndarray:
+    """Variance of q(z | x) (cells × latent) of the same; raises LATENT_MISSING."""
+    return of_posterior(adata, "latent_var", VARIANCE)
+
+
+def of_posterior(adata: anndata.AnnData, name: str, ending: str) -> np.ndarray:
+    """What obsm has under our name or under one with scvi-tools' ending."""
+    if name in adata.obsm:
+        return adata.obsm[name]
     # scvi-tools before 1.2 began the names with an underscore, or with X
-    found = [key for key in adata.obsm if key.endswith(MEAN)]
+    found = [key for key in adata.obsm if key.endswith(ending)]
     if len(found) != 1:
         raise AtlasmapError(
             "LATENT_MISSING",
-            expected=f"one latent in obsm: X_latent, or a name that ends in {MEAN}",
+            expected=f"one latent in obsm: {name}, or a name that ends in {ending}",
             found=f"obsm: {listed(adata.obsm)}",
             mend="give reference_latent.h5ad of a bundle, or data that scvi-tools minified",
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from atlasmap.assembly import Atlas, assemble
+from atlasmap.assembly import Atlas, Trust, assemble
 from atlasmap.bundle import Bundle, load
 from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.sheet import Dataset
@@ -20,6 +20,7 @@ from atlasmap.settings import (
     UmapSettings,
 )
 from atlasmap.taken import check_latent, read_latent
+from atlasmap.trust.calibrated import FILE, read_calibration
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
     return latent, fit_map(latent_of(latent), request.umap, bundle.about["seed"])
 
 
+def trust_in(folder: Path, bundle: Bundle) -> Trust | None:
+    """What the reference learned of its own labels, if it did."""
+    path = folder / FILE
+    return Trust(bundle.model, read_calibration(path)) if path.is_file() else None
+
+
 def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapped:
     """Map every batch of `request.dataset` onto the reference bundle in `folder`."""
     bundle = load(folder, device)
@@ -81,5 +88,6 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
     atlas = assemble(
         latent, [mapping.latent for mapping in mappings.values()], None, fitted,
         registry.unlabeled_category, request.transfer, request.config.label_levels,
+        trust_in(folder, bundle),
     )  # fmt: skip
     return Mapped(atlas, mappings, {name: part.facts for name, part in prepared.items()})

@@ -18,9 +18,18 @@ Where = Literal["encoder", "decoder", "both", "none"]
 Variant = Literal["prefix", "fixed", "linear"]
 Strategy = Literal["per_batch", "joint"]
 Device = Literal["auto", "cpu", "cuda", "any"]
+Scaling = Literal["temperature", "vector"]
 
 # Rules that train, on a GPU unless `device` is cpu.
-GPU_RULES = ("train_scvi", "train_scanvi", "map_per_batch", "map_joint")
+GPU_RULES = (
+    "train_scvi",
+    "train_scanvi",
+    "train_twin_scvi",
+    "train_twin_scanvi",
+    "map_held_out",
+    "map_per_batch",
+    "map_joint",
+)
 
 # Raised by hand when a stage computes something else from the same settings: a rerun trigger.
 NUMERICS = {
@@ -30,6 +39,7 @@ NUMERICS = {
     "surgery": 1,
     "umap": 1,
     "transfer": 1,
+    "calibration": 1,
     "classification": 1,
     "scib": 1,
     "card": 1,
@@ -168,6 +178,30 @@ class TransferSettings:
 
     n_neighbors: Count = 50
     """Reference neighbours a query cell asks."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class CalibrationSettings:
+    """How far labels are to be trusted: learned on reference cells held out, never on a query."""
+
+    scheme: Literal["batches", "validation", "none"] = "batches"
+    """batches: a twin of the reference is trained without some batches, which are then mapped as
+    queries are; validation: the reference's validation cells, of batches that it has seen (no
+    further training, but too kind); none: labels are left as the classifier gives them."""
+    share: Annotated[float, Field(gt=0, le=0.5)] = 0.34
+    """Most cells that the held-out batches may have."""
+    method: Scaling = "temperature"
+    """One temperature, or a weight and a bias for each label (vector)."""
+    n_draws: Count = 32
+    """Draws from each cell's posterior that the classifier is averaged over."""
+    coverage: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of cells whose prediction set must hold the true label."""
+    min_cells: Count = 20
+    """Fewest labelled cells to learn from."""
+    min_cells_per_label: Count = 20
+    """Held-out cells from which a label's prediction sets have a threshold of their own."""
+    false_novel: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Share of known held-out cells that may be called novel."""
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -322,6 +356,8 @@ class Config(DataConfig):
     """Minutes between checkpoints of a training."""
     transfer: TransferSettings = field(default_factory=TransferSettings)
     """Label transfer."""
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    """How far to trust a label."""
     umap: UmapSettings = field(default_factory=UmapSettings)
     """The map."""
     benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)

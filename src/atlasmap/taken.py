@@ -11,6 +11,7 @@ from atlasmap.errors import AtlasmapError, listed
 from atlasmap.inference import soft_labels_at
 from atlasmap.minified import latent_of
 from atlasmap.models.surgery import encoder_sees
+from atlasmap.trust.calibrated import FILE
 
 SEEN = 200  # cells of the latent that are held against the model
 LEFT_OUT = {
@@ -105,6 +106,14 @@ def check_latent(bundle: Bundle, latent: anndata.AnnData, folder: Path) -> None:
         )
 
 
+def left_out(folder: Path) -> dict[str, str]:
+    """What a reference that was taken over cannot give, and why."""
+    if (folder / FILE).is_file():
+        return LEFT_OUT
+    why = "its bundle has no calibration.json (atlasmap calibrate makes one)"
+    return LEFT_OUT | {"calibrated labels and verdicts": why}
+
+
 def facts_of(folder: Path) -> dict:
     """What is in a reference, for contract.json."""
     about, registry, latent = read_about(folder), read_registry(folder), read_latent(folder)
@@ -125,5 +134,5 @@ def facts_of(folder: Path) -> dict:
         "batches": counted("batch"),
         "labels": {k: n for k, n in labels.items() if k != registry.unlabeled_category},
         "n_unlabelled": labels.get(registry.unlabeled_category, 0),
-        "left_out": LEFT_OUT,
+        "left_out": left_out(folder),
     }

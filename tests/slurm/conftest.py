@@ -46,6 +46,7 @@ CONFIG = {
     "scvi": {"n_hidden": 16, "n_latent": 5, "train": {"max_epochs": 4}},
     "scanvi": {"train": {"max_epochs": 4}},
     "surgery": {"max_epochs": 3},
+    "calibration": {"scheme": "validation", "min_cells": 5},
 }
 SCVI = "results/tiny/seed0/reference/scvi/"
 

@@ -36,6 +36,7 @@ def test_numbers_of_jobs():
     found = {rule: row.jobs for rule, row in rows().items()}
     assert found == {
         "train_scvi": 1, "train_scanvi": 3, "map_per_batch": 9, "map_joint": 3, "fit_umap": 3,
+        "train_twin_scvi": 1, "train_twin_scanvi": 3, "map_held_out": 3,
         "assemble": 6, "score_embeddings": 1, "score_labels": 1, "model_card": 4,
         "prepare_reference": 1,
         "prepare_query": 3,

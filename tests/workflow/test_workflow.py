@@ -32,6 +32,7 @@ CONFIG = {
     "scanvi": {"train": {"max_epochs": 4}},
     "surgery": {"max_epochs": 3},
 }
+VALIDATION = {"scheme": "validation", "min_cells": 5}  # no twin is trained
 SHEET = [
     ["id", "path", "role", "batch_key", "label_key", "truth_key", "obs_filter"],
     ["ref", "atlas.h5ad", "reference", "batch", "cell_type", "", "role == 'reference'"],
@@ -119,10 +120,12 @@ def test_every_promised_result_is_there(done):
     for model in ("scvi", "scanvi_fixed", "scanvi_linear"):
         for name in ("settings.json", "registry.json", "weights.safetensors", "golden.npz"):
             promised.append(f"seed0/reference/{model}/{name}")
+    promised += [f"seed0/reference/scanvi_{v}/calibration.json" for v in ("fixed", "linear")]
     for variant in ("fixed", "linear"):
         for strategy, folders in [("joint", ["all"]), ("per_batch", map(slug, NAMES.values()))]:
             top = f"seed0/mapping/{variant}/{strategy}"
-            promised += [f"{top}/{n}" for n in ("atlas.h5ad", "labels.csv", "soft_labels.parquet")]
+            tables = ("labels.csv", "soft_labels.parquet", "soft_labels_calibrated.parquet")
+            promised += [f"{top}/{name}" for name in ("atlas.h5ad", *tables)]
             promised += [f"{top}/{folder}/weights.safetensors" for folder in folders]
     assert [name for name in promised if not (done / TOP / name).is_file()] == []
 
@@ -141,6 +144,8 @@ def test_the_tables_say_what_they_should(done):
     assert set(scores["split"]) == {"train", "validation", "query"}
     assert {*NAMES.values(), "all"} == set(scores[scores["split"] == "query"]["batch"])
     assert not scores.duplicated().any()
+    calibrated = scores[(scores["probabilities"] == "calibrated") & (scores["batch"] == "all")]
+    assert set(calibrated["split"]) == {"train", "validation", "query"}
     adata = anndata.read_h5ad(done / "atlas.h5ad")
     novel = set(adata.obs.loc[adata.obs["role"] == "query", "cell_type"]) - set(
         adata.obs.loc[adata.obs["role"] == "reference", "cell_type"]
@@ -167,11 +172,18 @@ def test_the_atlas_is_whole_and_has_no_counts(done):
     assert not atlas.obs["predicted_label"].isna().any()
     query = atlas.obs[atlas.obs["role"] == "query"]
     assert (query["label"] == "Unknown").all() and set(query["batch"]) == set(NAMES.values())
-    labels = pd.read_csv(done / TOP / "labels.csv")
+    assert set(query["verdict"]) <= {"confident", "ambiguous", "novel"}
+    labels = pd.read_csv(done / TOP / "labels.csv", keep_default_na=False)
     assert list(labels)[:4] == ["cell_id", "batch", "predicted_label", "confidence"]
     soft = pd.read_parquet(done / TOP / "seed0/mapping/fixed/per_batch/soft_labels.parquet")
     assert len(labels) == len(query) == len(soft)
-    assert soft.drop(columns="batch").sum(axis=1).between(0.999, 1.001).all()
+    top = done / TOP / "seed0/mapping/fixed/per_batch"
+    calibrated = pd.read_parquet(top / "soft_labels_calibrated.parquet")
+    for table in (soft, calibrated):
+        assert table.drop(columns="batch").sum(axis=1).between(0.999, 1.001).all()
+    trust = pd.read_csv(done / TOP / "benchmark/trust.csv")
+    assert set(trust["batch"]) == {*NAMES.values(), "all"}
+    assert trust["coverage"].between(0, 1).all() and trust["novel_auroc"].between(0, 1).all()
 
 
 def test_the_reference_map_is_the_same_under_every_strategy(done):
@@ -268,19 +280,22 @@ def test_one_variants_setting_retrains_that_variant_alone(changed):
 
 
 def test_next_months_batch_runs_its_own_jobs_alone(tmp_path):
-    folder = new_folder(tmp_path, CONFIG | {"variants": ["fixed"]}, SHEET[:3])
+    config = CONFIG | {"variants": ["fixed"]}
+    folder = new_folder(tmp_path, config, SHEET[:3])
     targets = [str(TOP / name) for name in ("atlas.h5ad", "labels.csv", "benchmark/history.csv")]
     snakemake(folder, "--", *targets)
     before = hashes(folder)
-    write(folder, CONFIG | {"variants": ["fixed"]}, SHEET)
+    write(folder, config, SHEET)
     planned = jobs(snakemake(folder, "-n"))
     assert planned["find_batches"] == 1
-    assert not {"prepare_reference", "train_scvi", "train_scanvi", "fit_umap"} & set(planned)
+    of_reference = {"prepare_reference", "train_scvi", "train_scanvi", "fit_umap", "calibrate"}
+    of_reference |= {"hold_out", "train_twin_scvi", "train_twin_scanvi", "map_held_out"}
+    assert not of_reference & set(planned)
     targets.append(str(TOP / "data/batches/b.json"))  # as rule all has it
     text = snakemake(folder, "--", *targets)
     run = re.findall(r"^(?:rule|checkpoint|localrule) (\w+):", text, re.MULTILINE)
     assert run.count("prepare_query") == 1 and run.count("map_per_batch") == 1
-    assert not {"prepare_reference", "train_scvi", "train_scanvi", "fit_umap"} & set(run)
+    assert not of_reference & set(run)
     after = hashes(folder)
     kept = [n for n in before if "/reference" in n or slug(NAMES["query0"]) in n]
     assert len(kept) > 15 and all(before[n] == after[n] for n in kept)
@@ -298,7 +313,7 @@ def test_a_trained_reference_is_mapped_onto(done, tmp_path):
     assert {"take_reference", "map_per_batch", "map_joint", "publish"} <= run
     assert not {"train_scvi", "train_scanvi", "prepare_reference", "score_embeddings"} & run
     for strategy in ("per_batch", "joint"):
-        for name in ("labels.csv", "soft_labels.parquet"):
+        for name in ("labels.csv", "soft_labels.parquet", "soft_labels_calibrated.parquet"):
             part = TOP / f"seed0/mapping/fixed/{strategy}/{name}"
             assert sha256(folder / part) == sha256(done / part), part
     contract = json.loads((folder / TOP / "data/contract.json").read_text())["reference"]
@@ -411,8 +426,15 @@ def test_check_results_names_what_is_missing_or_altered(changed):
 
 def test_without_truth_it_runs_to_the_end(tmp_path):
     sheet = [[*row[:5], "" if k else row[5], row[6]] for k, row in enumerate(SHEET)]
-    folder = new_folder(tmp_path, CONFIG | {"variants": ["fixed"], "strategies": ["joint"]}, sheet)
+    config = CONFIG | {"variants": ["fixed"], "strategies": ["joint"], "calibration": VALIDATION}
+    folder = new_folder(tmp_path, config, sheet)
     snakemake(folder)
+    verdicts = pd.read_csv(folder / TOP / "labels.csv")["verdict"]
+    assert set(verdicts) <= {"confident", "ambiguous", "novel"}
+    learned = json.loads(
+        (folder / TOP / "seed0/reference/scanvi_fixed/calibration.json").read_text()
+    )
+    assert learned["scheme"] == "validation cells" and learned["cut_offs"]["misfit"] is None
     scores = pd.read_csv(folder / TOP / "benchmark/classification.csv", keep_default_na=False)
     assert set(scores["split"]) == {"train", "validation"}
     assert len(pd.read_csv(folder / TOP / "labels.csv")) > 0

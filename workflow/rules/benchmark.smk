@@ -9,6 +9,7 @@ rule score_labels:
                 "classification_per_class",
                 "confusion",
                 "reliability",
+                "trust",
             ],
         ),
     log:

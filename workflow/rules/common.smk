@@ -82,6 +82,29 @@ CONTRACT = ancient(f"results/{CONFIG.atlas}/data/contract.json") if TAKEN else [
 FIRST_REFERENCE = (
     f"results/{CONFIG.atlas}/seed{CONFIG.seeds[0]}/reference/{REFERENCE_FOLDERS[-1]}"
 )
+
+
+def taken_file(path, name):
+    """A file of a trained reference: where it is, or will be once it is fetched."""
+    if "://" in path:
+        return f"results/{CONFIG.atlas}/data/sources/{name}"
+    return str(found_beside(path, ROOT))
+
+
+def taken_folder():
+    """Where a trained reference is, as its command is told."""
+    if CONFIG.reference.bundle:
+        return taken_file(CONFIG.reference.bundle, "")
+    return taken_file(CONFIG.reference.scvi_tools, "reference_model.pt")
+
+
+# Whether labels are weighed by what the reference learned of itself; a bundle brings that along.
+CALIBRATED = LABELLED and (
+    (Path(taken_folder()) / "calibration.json").is_file()
+    if TAKEN and CONFIG.reference.bundle
+    else CONFIG.calibration.scheme != "none" and not TAKEN
+)
+HELD_OUT = "held_out" if CONFIG.calibration.scheme == "batches" else "reference"
 # What `atlasmap plan` wrote, if it was asked.
 PLAN = Path(f"results/{CONFIG.atlas}/forecast.json")
 FORECAST = json.loads(PLAN.read_text())["resources"] if PLAN.is_file() else {}
@@ -142,25 +165,14 @@ def prepared_reference():
     return f"results/{CONFIG.atlas}/data/reference.h5ad"
 
 
-def taken_file(path, name):
-    """A file of a trained reference: where it is, or will be once it is fetched."""
-    if "://" in path:
-        return f"results/{CONFIG.atlas}/data/sources/{name}"
-    return str(found_beside(path, ROOT))
-
-
-def taken_folder():
-    """Where a trained reference is, as its command is told."""
-    if CONFIG.reference.bundle:
-        return taken_file(CONFIG.reference.bundle, "")
-    return taken_file(CONFIG.reference.scvi_tools, "reference_model.pt")
-
-
 def taken_source():
     """The files that a trained reference consists of."""
     path = Path(taken_folder())
     if CONFIG.reference.bundle:
-        return [str(path / file) for file in [*BUNDLE, "reference_latent.h5ad"]]
+        learned = ["calibration.json"] if CALIBRATED else []
+        return [
+            str(path / file) for file in [*BUNDLE, "reference_latent.h5ad", *learned]
+        ]
     return str(model_file(path))
 
 
@@ -298,6 +310,19 @@ def settings_of(*keys):
     return " ".join(as_flag(key, config.get(key) or {}) for key in keys)
 
 
+def calibration_flag(*keys):
+    """Those keys of the calibration block that a job depends on; others are no rerun trigger."""
+    block = config.get("calibration") or {}
+    return as_flag("calibration", {key: block[key] for key in keys if key in block})
+
+
+def calibration_of(w):
+    """What the reference that is mapped onto learned of itself, if it did."""
+    if not CALIBRATED or w.variant == "scvi":
+        return []
+    return f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/calibration.json"
+
+
 def mappings(seeds):
     """(seed, variant, strategy, path of the atlas) of everything that was mapped."""
     return [
@@ -405,6 +430,12 @@ def final_targets(wildcards):
         for seed in CONFIG.seeds
         for folder in REFERENCE_FOLDERS
     ]
+    if CALIBRATED:
+        targets += [
+            f"results/{CONFIG.atlas}/seed{seed}/reference/{model_folder(variant)}/calibration.json"
+            for seed in CONFIG.seeds
+            for variant in CONFIG.variants
+        ]
     if LABELLED and not TAKEN:
         targets += [
             f"results/{CONFIG.atlas}/figures/loss_curves.svg",

@@ -8,7 +8,7 @@ rule take_reference:
     output:
         expand(
             "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
-            file=BUNDLE,
+            file=[*BUNDLE, *(["calibration.json"] if CALIBRATED else [])],
         ),
         latent="results/{atlas}/seed{seed}/reference/{folder}/reference_latent.h5ad",
     log:

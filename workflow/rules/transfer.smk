@@ -32,6 +32,18 @@ rule assemble:
             atlas=w.atlas,
             batch=query_batches(),
         ),
+        calibration=calibration_of,
+        bundle=lambda w: (
+            expand(
+                "results/{atlas}/seed{seed}/reference/{folder}/{file}",
+                atlas=w.atlas,
+                seed=w.seed,
+                folder=model_folder(w.variant),
+                file=BUNDLE,
+            )
+            if CALIBRATED
+            else []
+        ),
     output:
         atlas="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/atlas.h5ad",
         labels=(
@@ -40,6 +52,11 @@ rule assemble:
                 "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/soft_labels.parquet",
             ]
             if LABELLED
+            else []
+        ),
+        calibrated=(
+            "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/soft_labels_calibrated.parquet"
+            if CALIBRATED
             else []
         ),
     log:
@@ -60,6 +77,11 @@ rule assemble:
         queries=lambda w, input: " ".join(
             f"--queries={shlex.quote(q)}" for q in input.queries
         ),
+        trust=lambda w, input: (
+            f"--bundle={shlex.quote(os.path.dirname(input.calibration))}"
+            if input.calibration
+            else ""
+        ),
         levels=" ".join(f"--levels={shlex.quote(c)}" for c in CONFIG.label_levels),
         out=subpath(output.atlas, parent=True),
         numerics=NUMERICS["transfer"],
@@ -67,7 +89,7 @@ rule assemble:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " assemble {params.latents:q} --reference_latent {input.reference:q}"
         " --umap {input.umap:q} {params.queries} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q} {params.settings} {params.levels}"
+        " --unlabeled={params.unlabeled:q} {params.settings} {params.levels} {params.trust}"
 
 
 rule publish:

@@ -11,6 +11,8 @@ from atlasmap.errors import AtlasmapError
 from atlasmap.files import written_aside
 from atlasmap.settings import BenchmarkSettings
 
+TRUST_KEYS = ["seed", "variant", "strategy", "batch"]
+
 
 @dataclass(frozen=True)
 class LabelRun:
@@ -33,25 +35,46 @@ class EmbeddingRun:
 
 
 def groups(obs: pd.DataFrame):
-    """(batch, split, method, cells' truth, predicted label, confidence) of all there is to score.
+    """(batch, split, method, probabilities, cells' truth, predicted label, confidence) of all there
+    is to score.
 
     `obs` is an atlas's; reference cells are scored by their label, query cells by their truth.
     """
-    text = obs.select_dtypes("category").columns
-    obs = obs.astype(dict.fromkeys(text, str)).assign(knn_sure=1 - obs["knn_uncertainty"])
+    obs = obs.assign(knn_sure=1 - obs["knn_uncertainty"])
     reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
+    columns = {"raw": "confidence", "calibrated": "calibrated_confidence"}
+    columns = {name: column for name, column in columns.items() if column in obs}
     for split, part in reference.groupby("split"):
-        yield "all", split, "classifier", part["label"], part["predicted_label"], part["confidence"]
+        for name, sure in columns.items():
+            said = (part[key] for key in ("label", "predicted_label", sure))
+            yield "all", split, "classifier", name, *said
     if "truth" not in obs:
         return
     for batch, part in [("all", query), *query.groupby("batch")]:
-        yield batch, "query", "classifier", *cells(part, "predicted_label", "confidence")
-        yield batch, "query", "knn", *cells(part, "knn_label", "knn_sure")
+        for name, sure in columns.items():
+            said = (part[key] for key in ("truth", "predicted_label", sure))
+            yield batch, "query", "classifier", name, *said
+        yield batch, "query", "knn", "raw", part["truth"], part["knn_label"], part["knn_sure"]
 
 
-def cells(part: pd.DataFrame, label: str, sure: str):
-    """Truth, predicted label and confidence of a group of query cells."""
-    return part["truth"], part[label], part[sure]
+def as_strings(obs: pd.DataFrame) -> pd.DataFrame:
+    """Categories as text."""
+    return obs.astype(dict.fromkeys(obs.select_dtypes("category").columns, str))
+
+
+def trust_rows(run: LabelRun, obs: pd.DataFrame, known: set[str], unlabeled: str) -> list[dict]:
+    """What became of prediction sets and verdicts, all query cells and by batch."""
+    from atlasmap.evaluation.trust import score_trust
+
+    if "verdict" not in obs or "truth" not in obs:
+        return []
+    query, rows = obs[obs["role"] == "query"], []
+    for batch, part in [("all", query), *query.groupby("batch")]:
+        found = score_trust(part, known, unlabeled)
+        if found is not None:
+            key = {"seed": run.seed, "variant": run.variant, "strategy": run.strategy}
+            rows.append(key | {"batch": batch} | found)
+    return rows
 
 
 def observed(path: Path) -> pd.DataFrame:
@@ -69,18 +92,23 @@ def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
     """Tables of one mapping, each row keyed by seed, variant, strategy, batch, split, method."""
     from atlasmap.evaluation.classification import score
 
-    obs = observed(run.atlas)
-    known = set(obs.loc[obs["role"] == "reference", "label"].astype(str)) - {unlabeled}
-    tables = {name: [] for name in ("summary", "per_class", "confusion", "reliability")}
-    for batch, split, method, *of_cells in groups(obs):
+    obs = as_strings(observed(run.atlas))
+    known = set(obs.loc[obs["role"] == "reference", "label"]) - {unlabeled}
+    tables = {name: [] for name in ("summary", "per_class", "confusion", "reliability", "trust")}
+    trust = trust_rows(run, obs, known, unlabeled)
+    tables["trust"].append(pd.DataFrame(trust, columns=None if trust else TRUST_KEYS))
+    for batch, split, method, probabilities, *of_cells in groups(obs):
         scored = score(*(column.to_numpy() for column in of_cells), known, unlabeled)
         if scored is None:
             continue
         strategy = run.strategy if split == "query" else ""
         key = {"seed": run.seed, "variant": run.variant, "strategy": strategy, "batch": batch}
-        key |= {"split": split, "method": method, "probabilities": "raw", "level": "label"}
-        for name, parts in tables.items():
-            parts.append(getattr(scored, name).assign(**key)[[*key, *getattr(scored, name)]])
+        key |= {"split": split, "method": method, "probabilities": probabilities}
+        key |= {"level": "label"}
+        for name in ("summary", "per_class", "confusion", "reliability"):
+            if probabilities == "raw" or name in ("summary", "reliability"):  # the labels are one
+                part = getattr(scored, name)
+                tables[name].append(part.assign(**key)[[*key, *part]])
     return tables
 
 
@@ -92,7 +120,8 @@ def score_labels(*, runs: list[LabelRun], out: Path, unlabeled: str = "Unknown")
     runs
         Mappings to score (JSON).
     out
-        Folder: classification.csv, classification_per_class.csv, confusion.csv, reliability.csv.
+        Folder: classification.csv, classification_per_class.csv, confusion.csv, reliability.csv,
+        trust.csv (prediction sets and verdicts).
     unlabeled
         What cells without a label are called.
     """
@@ -102,6 +131,7 @@ def score_labels(*, runs: list[LabelRun], out: Path, unlabeled: str = "Unknown")
         ("per_class", "classification_per_class"),
         ("confusion", "confusion"),
         ("reliability", "reliability"),
+        ("trust", "trust"),
     ]:
         # The reference's own rows come with every strategy.
         whole = pd.concat([part for tables in scored for part in tables[name]], ignore_index=True)

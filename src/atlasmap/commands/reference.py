@@ -160,6 +160,7 @@ def take_reference(
     from atlasmap.commands.exchange import GivenCells, import_scvi
     from atlasmap.files import folder_aside
     from atlasmap.taken import check_taken
+    from atlasmap.trust.calibrated import FILE
 
     if scvi_tools:
         import_scvi(source, out=out, cells=GivenCells(adata, counts=counts))
@@ -168,8 +169,9 @@ def take_reference(
     if scvi_tools:
         return
     with folder_aside(out, last="settings.json") as scratch:
-        for name in (*FILES, "settings.json", "reference_latent.h5ad"):
-            shutil.copyfile(source / name, scratch / name)
+        for name in (*FILES, "settings.json", "reference_latent.h5ad", FILE):
+            if name != FILE or (source / FILE).is_file():
+                shutil.copyfile(source / name, scratch / name)
 
 
 def describe_reference(folder: Path, *, out: Path) -> None:

@@ -68,6 +68,7 @@ def assemble(
     unlabeled: str = "Unknown",
     transfer: TransferSettings = TransferSettings(),
     levels: list[str] | None = None,
+    bundle: Path | None = None,
 ) -> None:
     """Put reference and mapped query batches together and name the query's cells.
 
@@ -89,8 +90,14 @@ def assemble(
         Settings of the second opinion.
     levels
         Further label columns of the reference.
+    bundle
+        The reference's bundle with calibration.json: adds calibrated probabilities, prediction
+        sets, verdicts.
     """
     from atlasmap.assembly import assemble
+    from atlasmap.bundle import load
+    from atlasmap.device import pick_device
+    from atlasmap.onestep import trust_in
     from atlasmap.projection import FittedMap
 
     missing = [str(path) for path in latents if not path.is_file()]
@@ -109,17 +116,22 @@ def assemble(
         unlabeled,
         transfer,
         levels or [],
+        trust_in(bundle, load(bundle, pick_device("cpu"))) if bundle else None,
     )
     write_atlas(atlas, out)
 
 
 def write_atlas(atlas, out: Path) -> None:
-    """atlas.h5ad and, where there are labels, labels.csv and soft_labels.parquet."""
+    """atlas.h5ad and, where there are labels, labels.csv and soft_labels.parquet, where there is a
+    calibration soft_labels_calibrated.parquet."""
+    tables = {"soft_labels": atlas.soft_labels, "soft_labels_calibrated": atlas.calibrated}
+    for name, table in tables.items():
+        if table is not None:
+            with written_aside(out / f"{name}.parquet") as aside:
+                table.to_parquet(aside)
     if atlas.labels is not None:
         with written_aside(out / "labels.csv") as aside:
             atlas.labels.to_csv(aside)
-        with written_aside(out / "soft_labels.parquet") as aside:
-            atlas.soft_labels.to_parquet(aside)
     with written_aside(out / "atlas.h5ad") as aside:
         atlas.adata.write_h5ad(aside, compression="gzip")
 

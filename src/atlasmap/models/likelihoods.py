@@ -32,6 +32,15 @@ class CountDistribution:
             return self.rate
         return self.rate * torch.sigmoid(-self.zi_logits)
 
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the counts, zero inflation included."""
+        within = self.rate if self.theta is None else self.rate + self.rate.square() / self.theta
+        if self.zi_logits is None:
+            return within
+        zeros = torch.sigmoid(self.zi_logits)
+        return (1 - zeros) * (within + zeros * self.rate.square())
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of counts `x` (cells × genes) of each entry."""
         if self.theta is None:

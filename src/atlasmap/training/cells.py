@@ -40,6 +40,11 @@ class Counts:
         dense[row * self.n_genes + self.indices[at]] = self.data[at]
         return dense.view(len(index), self.n_genes)
 
+    def csr(self, index: np.ndarray) -> sparse.csr_matrix:
+        """Sparse counts (cells × genes) of the cells in `index`, as scipy has them."""
+        parts = (part.cpu().numpy() for part in (self.data, self.indices, self.indptr))
+        return sparse.csr_matrix(tuple(parts), (len(self.indptr) - 1, self.n_genes))[index]
+
 
 @dataclass(frozen=True)
 class Cells:

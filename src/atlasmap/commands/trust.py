@@ -1,0 +1,129 @@
+"""Commands that learn how far labels are to be trusted."""
+
+from pathlib import Path
+
+import anndata
+
+from atlasmap.commands.reference import checkpoints_in
+from atlasmap.files import slug, written_aside
+from atlasmap.settings import CalibrationSettings, Device, SurgerySettings
+
+
+def hold_out(
+    reference: Path,
+    *,
+    twin: Path,
+    held_out: Path,
+    unlabeled: str = "Unknown",
+    calibration: CalibrationSettings = CalibrationSettings(),
+) -> None:
+    """Split a prepared reference by batch: what a twin is trained on, and what it will be asked.
+
+    Parameters
+    ----------
+    reference
+        Prepared reference (.h5ad).
+    twin
+        Cells that the twin is trained on (.h5ad).
+    held_out
+        Cells of the batches that are held out (.h5ad).
+    unlabeled
+        Label of cells without one.
+    calibration
+        Settings.
+    """
+    from atlasmap.trust.heldout import split_off
+
+    parts = split_off(anndata.read_h5ad(reference), calibration.share, unlabeled)
+    for path, part in zip((twin, held_out), parts, strict=True):
+        with written_aside(path) as aside:
+            part.write_h5ad(aside)
+        print(
+            f"{path}: {part.n_obs} cells, batches {', '.join(sorted(part.obs['batch'].unique()))}"
+        )
+
+
+def map_held_out(
+    held_out: Path,
+    *,
+    reference_bundle: Path,
+    out: Path,
+    seed: int = 0,
+    surgery: SurgerySettings = SurgerySettings(),
+    device: Device = "auto",
+    checkpoint_minutes: float = 5.0,
+) -> None:
+    """Map held-out reference batches onto the twin as queries are, each by itself.
+
+    Parameters
+    ----------
+    held_out
+        Held-out cells (.h5ad).
+    reference_bundle
+        The twin's bundle, with reference_latent.h5ad.
+    out
+        Latent, labels and misfit of the held-out cells (.h5ad).
+    seed
+        Seed of start values, split, minibatches and noise.
+    surgery
+        Settings, as queries are mapped with.
+    device
+        Where to compute.
+    checkpoint_minutes
+        Minutes between checkpoints.
+    """
+    from copy import deepcopy
+
+    from atlasmap.bundle import load
+    from atlasmap.device import pick_device
+    from atlasmap.mapping import map_held_out as map_one
+    from atlasmap.taken import read_latent
+
+    twin, reference = load(reference_bundle, pick_device(device)), read_latent(reference_bundle)
+    cells, mapped = anndata.read_h5ad(held_out), []
+    batch = cells.obs["batch"].astype(str)
+    for name in sorted(batch.unique()):
+        checkpoints = checkpoints_in(out.parent / slug(name), checkpoint_minutes)
+        part = cells[(batch == name).to_numpy()].copy()
+        mapped.append(map_one(deepcopy(twin), part, reference, surgery, seed, checkpoints))
+        checkpoints.remove()
+    with written_aside(out) as aside:
+        anndata.concat(mapped, uns_merge="same").write_h5ad(aside)
+
+
+def calibrate(
+    *,
+    bundle: Path,
+    out: Path,
+    held_out: Path | None = None,
+    calibration: CalibrationSettings = CalibrationSettings(),
+) -> None:
+    """Learn temperature, prediction sets and cut-offs of novelty from held-out cells.
+
+    Parameters
+    ----------
+    bundle
+        Bundle of the twin, or (without --held_out) of the reference, with reference_latent.h5ad.
+    out
+        What was learned (.json).
+    held_out
+        What map-held-out wrote; none: the reference's own validation cells.
+    calibration
+        Settings.
+    """
+    from atlasmap.bundle import load
+    from atlasmap.device import pick_device
+    from atlasmap.taken import read_latent
+    from atlasmap.trust.calibrated import calibrate as learn
+
+    model, reference = load(bundle, pick_device("cpu")), read_latent(bundle)
+    if held_out:
+        cells, scheme = anndata.read_h5ad(held_out), "held-out batches"
+    else:
+        seen = (reference.obs["split"] == "validation").to_numpy()
+        cells, reference = reference[seen].copy(), reference[~seen].copy()
+        scheme = "validation cells"
+    learned = learn(model.model, model.registry.labels, cells, reference, scheme, calibration)
+    with written_aside(out) as aside:
+        learned.write(aside)
+    print(f"temperature {learned.scaling.temperature:.2f}, from {learned.n_cells} {scheme}")

@@ -1,0 +1,47 @@
+"""Do prediction sets cover, is what is called novel new, are confident labels right?"""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from atlasmap.trust.verdict import AMBIGUOUS, CONFIDENT, NOVEL, SEPARATOR
+
+
+def mean_of(values: np.ndarray) -> float:
+    """Their mean; NaN of none."""
+    return float(np.mean(values)) if len(values) else np.nan
+
+
+def score_trust(cells: pd.DataFrame, known: set[str], unlabeled: str) -> dict | None:
+    """Of query cells (truth, predicted_label, prediction_set, novelty, verdict); None where no
+    cell's true label is in `known`, the reference's.
+
+    coverage, set_size, known_called_novel and the accuracies are of cells whose true label the
+    reference has; new_called_novel of the others, novel_auroc of `novelty` for one against the
+    other (NaN where there is but one kind).
+    """
+    cells = cells[cells["truth"] != unlabeled]
+    is_known = cells["truth"].isin(known).to_numpy()
+    if not is_known.any():
+        return None
+    old, new = cells[is_known], cells[~is_known]
+    right = (old["truth"] == old["predicted_label"]).to_numpy()
+    covered = [
+        truth in said.split(SEPARATOR)
+        for truth, said in zip(old["truth"], old["prediction_set"], strict=True)
+    ]
+    verdict = old["verdict"].to_numpy()
+    auroc = roc_auc_score(~is_known, cells["novelty"]) if len(new) else np.nan
+    return {
+        "n": len(old),
+        "n_not_in_reference": len(new),
+        "coverage": mean_of(covered),
+        "set_size": mean_of(old["prediction_set_size"]),
+        "novel_auroc": float(auroc),
+        "known_called_novel": mean_of(verdict == NOVEL),
+        "new_called_novel": mean_of(new["verdict"] == NOVEL),
+        "confident": mean_of(verdict == CONFIDENT),
+        "ambiguous": mean_of(verdict == AMBIGUOUS),
+        "accuracy_confident": mean_of(right[verdict == CONFIDENT]),
+        "accuracy_ambiguous": mean_of(right[verdict == AMBIGUOUS]),
+    }

@@ -1,0 +1,148 @@
+"""How badly the decoder explains a cell and its like: pooled Pearson residuals.
+
+One cell's residuals are mostly noise. Cells of a type that the reference lacks miss the same genes
+in the same direction, so the mean residual over a cell's neighbours in count space keeps what they
+share, while noise and what the whole batch shares (chemistry) are averaged or taken out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.neighbors import NearestNeighbors
+
+from atlasmap.models.random import keyed_seed
+from atlasmap.models.scanvi import Scanvi
+from atlasmap.models.scvi import Scvi
+from atlasmap.models.surgery import scvi_of
+from atlasmap.training.cells import Cells
+
+N_NEIGHBORS = 40
+SHARE = 8  # of a batch's cells at most one in so many are neighbours
+N_COMPONENTS = 30
+MAX_ANCHORS = 20_000  # cells whose residuals are held in memory at once
+N_NEAREST = 15  # reference cells that stand in for a label that is left out
+CHUNK = 512
+CLIP = 10.0  # standard deviations; a single count must not carry a gene
+
+
+@torch.no_grad()
+def residuals(
+    model: Scvi | Scanvi, cells: Cells, index: np.ndarray, latent: np.ndarray
+) -> np.ndarray:
+    """Pearson residuals (cells × genes) under the decoder at `latent` (cells × latent)."""
+    scvi, out = scvi_of(model), []
+    for start in range(0, len(index), CHUNK):
+        at = slice(start, start + CHUNK)
+        chunk = cells.minibatch(index[at])
+        library = scvi.inference(chunk, None).library
+        z = torch.as_tensor(latent[at], device=cells.device)
+        px = scvi.generative(z, library, chunk, None)
+        scaled = (chunk.x - px.mean) / px.variance.sqrt()
+        out.append(scaled.clamp(-CLIP, CLIP).cpu().numpy())
+    return np.concatenate(out)
+
+
+def count_space(counts: sparse.csr_matrix) -> np.ndarray:
+    """Components (cells × components) of log-normalised counts; no model has a say in them."""
+    depth = np.asarray(counts.sum(1)).ravel()
+    scale = sparse.diags_array(np.median(depth) / np.maximum(depth, 1))
+    logs = (scale @ counts).tocsr().astype(np.float32)
+    logs.data = np.log1p(logs.data)
+    n = min(N_COMPONENTS, min(logs.shape) - 1)
+    return TruncatedSVD(n, random_state=0).fit_transform(logs) if n > 0 else logs.toarray()
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Which cells of a batch (`anchors`, places in it) each cell's residuals are pooled over.
+
+    `at`: cells × neighbours, places among the anchors.
+    """
+
+    anchors: np.ndarray
+    at: np.ndarray
+
+    @classmethod
+    def of(cls, counts: sparse.csr_matrix) -> "Pooling":
+        """For a batch's counts (cells × genes); a cell is none of its own neighbours."""
+        n_cells = counts.shape[0]
+        n_neighbors = max(1, min(N_NEIGHBORS, n_cells // SHARE))
+        anchors = np.arange(n_cells)
+        if n_cells > MAX_ANCHORS:
+            rng = np.random.default_rng(keyed_seed(0, "misfit", n_cells))
+            anchors = np.sort(rng.choice(anchors, MAX_ANCHORS, replace=False))
+        space = count_space(counts)
+        search = NearestNeighbors(n_neighbors=min(n_neighbors + 1, len(anchors)))
+        at = search.fit(space[anchors]).kneighbors(space, return_distance=False)
+        return cls(anchors, at[:, 1:])
+
+    def energy(self, of_anchors: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Mean square of the pooled residual times the number of neighbours, over the mean square
+        of single residuals, of the cells at these places: 1 where they have nothing in common."""
+        of_anchors = of_anchors - of_anchors.mean(0)
+        single = float(np.square(of_anchors).mean())
+        out = np.empty(len(cells), np.float32)
+        for start in range(0, len(cells), CHUNK):
+            at = self.at[cells[start : start + CHUNK]]
+            pooled = of_anchors[at].mean(1)
+            out[start : start + CHUNK] = np.square(pooled).mean(1) * at.shape[1] / single
+        return out
+
+
+def misfit(model: Scvi | Scanvi, cells: Cells, latent: np.ndarray) -> np.ndarray:
+    """Misfit of every cell within its batch (cells): its neighbours' common residual.
+
+    `latent` (cells × latent) is where the decoder is asked: the posterior mean.
+    """
+    out = np.empty(len(cells), np.float32)
+    for index in by_batch(cells):
+        pooling = Pooling.of(cells.counts.csr(index))
+        at = index[pooling.anchors]
+        of_anchors = residuals(model, cells, at, latent[at])
+        out[index] = pooling.energy(of_anchors, np.arange(len(index)))
+    return out
+
+
+def misfit_if_missing(
+    model: Scvi | Scanvi, cells: Cells, latent: np.ndarray, labels: np.ndarray,
+    reference: np.ndarray, reference_labels: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Misfit of each cell if the reference lacked its label: cells of that label are decoded where
+    the nearest `reference` cells (latent) of other labels are. What is left out is not retrained.
+    """
+    out = np.empty(len(cells), np.float32)
+    for index in by_batch(cells):
+        pooling = Pooling.of(cells.counts.csr(index))
+        at = index[pooling.anchors]
+        of_anchors = residuals(model, cells, at, latent[at])
+        for label in np.unique(labels[index]):
+            among = np.flatnonzero(labels[at] == label)
+            others = reference[reference_labels != label]
+            if not len(others):
+                out[index[labels[index] == label]] = np.nan
+                continue
+            moved = of_anchors.copy()
+            if len(among):
+                elsewhere = nearest_mean(others, latent[at[among]])
+                moved[among] = residuals(model, cells, at[among], elsewhere)
+            own = np.flatnonzero(labels[index] == label)
+            out[index[own]] = pooling.energy(moved, own)
+    return out
+
+
+def nearest_mean(reference: np.ndarray, latent: np.ndarray) -> np.ndarray:
+    """Mean of the nearest `reference` positions to each of `latent` (cells × latent)."""
+    n_neighbors = min(N_NEAREST, len(reference))
+    search = NearestNeighbors(n_neighbors=n_neighbors).fit(reference)
+    return reference[search.kneighbors(latent, return_distance=False)].mean(1)
+
+
+def by_batch(cells: Cells) -> Iterator[np.ndarray]:
+    """Places of the cells of each batch."""
+    codes = cells.codes[:, 0].cpu().numpy()
+    for code in np.unique(codes):
+        yield np.flatnonzero(codes == code)

@@ -1,0 +1,93 @@
+"""A tree of labels: probabilities rolled up, and what ambiguous labels have in common."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from atlasmap.errors import AtlasmapError, listed
+
+ROOT = ""  # above the topmost labels
+
+
+@dataclass(frozen=True)
+class LabelTree:
+    """Parent of each label; labels without one are at the top."""
+
+    parents: dict[str, str]
+
+    def lineage(self, label: str) -> list[str]:
+        """The label, its parent, and so on to the top."""
+        out = [label]
+        while out[-1] in self.parents:
+            out.append(self.parents[out[-1]])
+        return out
+
+    def common_ancestor(self, labels: list[str]) -> str:
+        """The lowest label that all of `labels` are or descend from; empty if there is none."""
+        shared = None
+        for label in labels:
+            lineage = self.lineage(label)
+            shared = lineage if shared is None else [name for name in shared if name in lineage]
+        return shared[0] if shared else ROOT
+
+    def depth(self, label: str) -> int:
+        """Labels above it."""
+        return len(self.lineage(label)) - 1
+
+    def at_level(self, label: str, level: int) -> str:
+        """Its ancestor so many below the top; itself where it is less deep."""
+        lineage = self.lineage(label)
+        return lineage[max(len(lineage) - 1 - level, 0)]
+
+    def levels(self, labels: list[str]) -> int:
+        """Levels above the deepest of `labels`."""
+        return max((self.depth(label) for label in labels), default=0)
+
+
+def rolled_up(
+    probabilities: np.ndarray, names: list[str], to: dict[str, str]
+) -> tuple[np.ndarray, list[str]]:
+    """Probabilities (cells × labels) summed over labels that `to` makes one, and their names."""
+    coarse = sorted({to[name] for name in names})
+    member = np.array([[to[name] == group for group in coarse] for name in names], float)
+    return probabilities @ member, coarse
+
+
+def read_tree(path: Path) -> LabelTree:
+    """From a sheet (comma or tab separated) with columns child and parent.
+
+    Raises LABEL_TREE for other columns, two parents of one label, or a circle.
+    """
+    table = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False)
+    if not {"child", "parent"} <= set(table):
+        raise wrong(path, f"columns {listed(table)}")
+    table = table[["child", "parent"]].apply(lambda column: column.str.strip())
+    table = table[(table["child"] != "") & (table["parent"] != "")].drop_duplicates()
+    twice = table.loc[table["child"].duplicated(), "child"]
+    if len(twice):
+        raise wrong(path, f"more than one parent of {listed(twice)}")
+    return checked(dict(table.itertuples(index=False)), path)
+
+
+def checked(parents: dict[str, str], path: Path) -> LabelTree:
+    """A tree without circles; raises LABEL_TREE."""
+    for label in parents:
+        seen = {label}
+        while label in parents:
+            label = parents[label]
+            if label in seen:
+                raise wrong(path, f"{label} above itself")
+            seen.add(label)
+    return LabelTree(parents)
+
+
+def wrong(path: Path, found: str) -> AtlasmapError:
+    """LABEL_TREE."""
+    return AtlasmapError(
+        "LABEL_TREE",
+        expected="a sheet with columns child and parent, one parent a label, no circle",
+        found=f"{path}: {found}",
+        mend="correct the sheet that label_tree names",
+    )

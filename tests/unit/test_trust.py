@@ -1,0 +1,402 @@
+"""What is said of a label's trustworthiness holds: on data where the truth is known."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CPU, SCANVI, SCVI
+from scipy import sparse, stats
+from scipy.optimize import check_grad
+from scipy.special import softmax
+
+from atlasmap.assembly import Trust, query_labels
+from atlasmap.data.registry import Registry
+from atlasmap.errors import AtlasmapError
+from atlasmap.evaluation.criticism import draw
+from atlasmap.evaluation.trust import score_trust
+from atlasmap.inference import embed, posterior_soft_labels, soft_labels_at
+from atlasmap.mapping import map_held_out, map_query
+from atlasmap.models.likelihoods import CountDistribution
+from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
+from atlasmap.settings import CalibrationSettings, SurgerySettings, TransferSettings
+from atlasmap.trust import calibration as scaling_module
+from atlasmap.trust.calibrated import Calibration, calibrate, read_calibration
+from atlasmap.trust.calibration import Scaling, fit_scaling
+from atlasmap.trust.conformal import Thresholds, fit_thresholds, quantile
+from atlasmap.trust.heldout import held_out_batches, split_off
+from atlasmap.trust.misfit import misfit, residuals
+from atlasmap.trust.novelty import (
+    CutOffs,
+    HeldOut,
+    batch_medians,
+    cut_offs,
+    distances_if_missing,
+    fit_cut_offs,
+    local_distance,
+)
+from atlasmap.trust.tree import LabelTree, read_tree, rolled_up
+from atlasmap.trust.verdict import set_names
+
+SURGERY = SurgerySettings(max_epochs=3)
+
+
+# variance and misfit
+
+
+@pytest.mark.parametrize("kind", ["poisson", "nb", "zinb"])
+def test_variance_of_counts_is_scipys(kind):
+    rate = torch.tensor([[0.3, 2.0, 40.0]], dtype=torch.float64)
+    theta = torch.tensor([[0.5, 2.0, 10.0]], dtype=torch.float64)
+    logits = torch.tensor([[-1.0, 0.0, 2.0]], dtype=torch.float64)
+    p = (theta / (theta + rate)).numpy()
+    nb = stats.nbinom(theta.numpy(), p)
+    zeros = torch.sigmoid(logits).numpy()
+    second = nb.var() + nb.mean() ** 2
+    px, expected = {
+        "poisson": (CountDistribution(rate), stats.poisson(rate.numpy()).var()),
+        "nb": (CountDistribution(rate, theta), nb.var()),
+        "zinb": (
+            CountDistribution(rate, theta, logits),
+            (1 - zeros) * second - ((1 - zeros) * nb.mean()) ** 2,
+        ),
+    }[kind]
+    assert np.allclose(px.variance.numpy(), expected, rtol=1e-12)
+
+
+def test_residuals_of_drawn_counts_have_unit_variance(reference, scanvi):
+    cells = scanvi.registry.encode(reference, CPU)
+    latent = embed(scanvi.model, cells).mean
+    found = residuals(scanvi.model, cells, np.arange(len(cells)), latent)
+    scvi, whole = scanvi.model.scvi, cells.minibatch(np.arange(len(cells)))
+    with torch.no_grad():
+        px = scvi.generative(
+            torch.tensor(latent), torch.log(whole.x.sum(1, keepdim=True)), whole, None
+        )
+    by_hand = ((whole.x - px.mean) / px.variance.sqrt()).clamp(-10, 10).numpy()
+    assert np.allclose(found, by_hand, atol=1e-4)
+
+
+def test_cells_of_a_kind_of_their_own_misfit(reference, scanvi, rng):
+    """Counts drawn from the decoder fit it; a tenth of them is given genes of its own."""
+    batch = reference[reference.obs["batch"] == "batch0"].copy()
+    batch = anndata.concat([batch] * 8, index_unique="-")
+    cells = scanvi.registry.encode(batch, CPU)
+    whole, latent = cells.minibatch(np.arange(len(cells))), embed(scanvi.model, cells).mean
+    library = torch.log(whole.x.sum(1, keepdim=True))
+    with torch.no_grad():
+        px = scanvi.model.scvi.generative(torch.tensor(latent), library, whole, None)
+    counts = draw(px, rng)
+    counts[:, 0] += counts.sum(1) == 0
+    odd = rng.random(len(cells)) < 0.1
+
+    def found(counts):
+        batch.X = sparse.csr_matrix(counts.astype(np.float32))
+        return misfit(scanvi.model, scanvi.registry.encode(batch, CPU), latent)
+
+    fitting = found(counts)
+    counts[odd, :10] += rng.poisson(10, (odd.sum(), 10))
+    values = found(counts)
+    assert np.median(values[odd]) > 2 * np.median(values[~odd])
+    assert np.quantile(fitting, 0.9) < np.quantile(values[odd], 0.1)
+
+
+def test_misfit_of_a_batch_knows_nothing_of_other_batches(reference, scanvi):
+    cells = scanvi.registry.encode(reference, CPU)
+    whole = misfit(scanvi.model, cells, embed(scanvi.model, cells).mean)
+    own = (reference.obs["batch"] == "batch1").to_numpy()
+    alone = scanvi.registry.encode(reference[own].copy(), CPU)
+    assert np.array_equal(whole[own], misfit(scanvi.model, alone, embed(scanvi.model, alone).mean))
+
+
+# probabilities
+
+
+def test_without_doubt_the_average_is_the_classifier(scanvi, rng):
+    z = rng.normal(size=(7, 5)).astype(np.float32)
+    found = posterior_soft_labels(scanvi.model, z, np.zeros_like(z), 8)
+    assert np.allclose(found, soft_labels_at(scanvi.model, z), atol=1e-6)
+
+
+def test_doubt_makes_less_sure_and_cells_do_not_matter_to_each_other(scanvi, rng):
+    z = rng.normal(size=(600, 5)).astype(np.float32)
+    var = np.full_like(z, 4.0)
+    found = posterior_soft_labels(scanvi.model, z, var, 64)
+    assert np.allclose(found.sum(1), 1, atol=1e-5)
+    assert found.max(1).mean() < soft_labels_at(scanvi.model, z).max(1).mean()
+    some = rng.permutation(600)[:50]
+    again = posterior_soft_labels(scanvi.model, z[some], var[some], 64)
+    assert np.abs(again - found[some]).max() < 1e-6
+
+
+def overconfident(rng, n_cells=4000, n_labels=5, temperature=2.5):
+    """Soft labels that are too sure by a known temperature, and true codes."""
+    scores = rng.normal(scale=2, size=(n_cells, n_labels))
+    true = softmax(scores, axis=1)
+    codes = (true.cumsum(1) > rng.random((n_cells, 1))).argmax(1)
+    return softmax(scores * temperature, axis=1), codes, true
+
+
+def test_a_known_temperature_is_found(rng):
+    said, codes, true = overconfident(rng)
+    scaling = fit_scaling(said, codes, "temperature")
+    assert scaling.temperature == pytest.approx(2.5, rel=0.05)
+    assert np.abs(scaling(said) - true).mean() < 0.01
+    assert (scaling(said).argmax(1) == said.argmax(1)).all()
+
+
+def test_vector_scaling_finds_a_bias_and_follows_the_slope(rng):
+    said, codes, _ = overconfident(rng)
+    tilted = softmax(np.log(said) + np.array([3.0, 0, 0, 0, 0]), axis=1)
+    plain, vector = (fit_scaling(tilted, codes, method) for method in ("temperature", "vector"))
+    rows = np.arange(len(codes))
+    loss = [-np.log(scaling(tilted)[rows, codes]).mean() for scaling in (plain, vector)]
+    assert loss[1] < loss[0] - 0.02
+    assert vector.biases[0] < -0.5
+
+
+def test_the_slope_of_vector_scaling_is_right(rng, monkeypatch):
+    """Against finite differences, through the very function that is minimised."""
+    said, codes, _ = overconfident(rng, 200, 3)
+    seen = {}
+
+    def keep(function, start, **_):
+        seen["f"] = function
+        return type("Found", (), {"x": start})
+
+    monkeypatch.setattr(scaling_module, "minimize", keep)
+    fit_scaling(said, codes, "vector")
+    at = rng.normal(size=6)
+    error = check_grad(lambda x: seen["f"](x)[0], lambda x: seen["f"](x)[1], at)
+    assert error < 1e-5
+
+
+# prediction sets
+
+
+def test_quantile_by_hand():
+    scores = np.arange(1, 20) / 20  # 19 scores: rank ceil(20 · 0.9) = 18
+    assert quantile(scores, 0.9) == pytest.approx(18 / 20)
+    assert quantile(scores[:8], 0.9) == 1.0  # too few to exclude anything
+
+
+@pytest.mark.parametrize("min_cells", [50, 10**6])
+def test_sets_cover_as_often_as_asked(rng, min_cells):
+    said, codes, _ = overconfident(rng, 8000)
+    thresholds = fit_thresholds(said[:4000], codes[:4000], 0.9, min_cells)
+    sets = thresholds.sets(said[4000:])
+    covered = sets[np.arange(4000), codes[4000:]]
+    assert abs(covered.mean() - 0.9) < 0.02
+    assert all(thresholds.own) == (min_cells == 50)
+    if min_cells == 50:
+        by_label = pd.Series(covered).groupby(codes[4000:]).mean()
+        assert (by_label - 0.9).abs().max() < 0.05
+
+
+# novelty
+
+
+def test_distance_is_one_inside_and_grows_outside(rng):
+    reference = rng.normal(size=(800, 4))
+    inside = local_distance(reference, rng.normal(size=(400, 4)))
+    outside = local_distance(reference, rng.normal(size=(400, 4)) + 8)
+    assert 0.8 < np.median(inside) < 1.3 and outside.min() > inside.max()
+
+
+def test_a_batch_is_its_own_measure():
+    medians = batch_medians(np.array([1.0, 2, 3, 10, 20, 30]), np.repeat(["a", "b"], 3))
+    assert list(medians) == [2, 2, 2, 20, 20, 20]
+
+
+@pytest.fixture
+def held(rng):
+    """Misfit tells left-out labels, distance does not."""
+    labels, n = np.repeat(["a", "b"], 500), 1000
+    distance, misfit_ = rng.lognormal(0, 0.2, n), rng.lognormal(0, 0.1, n)
+    return HeldOut(labels, distance, distance, misfit_, misfit_ * 2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_as_many_known_cells_are_novel_as_was_allowed(held, share):
+    cuts = cut_offs(held, share, 0.05)
+    assert (cuts.novelty(held.distance, held.misfit) > 1).mean() == pytest.approx(0.05, abs=0.002)
+
+
+def test_the_score_that_finds_left_out_labels_is_given_the_weight(held):
+    cuts, found = fit_cut_offs(held, 0.05, 20)
+    assert cuts.misfit is not None and {row["label"] for row in found} == {"a", "b"}
+    assert min(row["detected"] for row in found) > 0.95 and found[0]["auroc"] > 0.99
+    worse = HeldOut(held.labels, held.distance, held.distance * 3, held.misfit, held.misfit)
+    cuts, found = fit_cut_offs(worse, 0.05, 20)
+    assert cuts.distance is not None and min(row["detected"] for row in found) > 0.9
+
+
+def test_without_misfit_the_distance_decides(held):
+    blind = HeldOut(held.labels, held.distance, held.distance * 4, None, None)
+    cuts, _ = fit_cut_offs(blind, 0.05, 20)
+    assert cuts.misfit is None and cuts.novelty(np.array([99.0]), None) > 1
+
+
+def test_a_left_out_label_is_far_from_the_rest(rng):
+    z = np.concatenate([rng.normal(size=(200, 3)), rng.normal(size=(200, 3)) + 10])
+    labels = np.repeat(["a", "b"], 200)
+    found = distances_if_missing(z, labels, z, labels)
+    assert np.median(found) > 5 and np.median(local_distance(z, z)) < 1.3
+
+
+# what is held out
+
+
+def test_held_out_batches_leave_every_label_a_cell(rng):
+    batch = rng.choice([f"b{k}" for k in range(9)], 3000)
+    obs = pd.DataFrame({"batch": batch, "label": rng.choice(["x", "y"], 3000)})
+    obs.loc[obs.index[:4], ["batch", "label"]] = ["b3", "rare"]
+    chosen = held_out_batches(obs, 0.34, "Unknown")
+    cells = obs["batch"].isin(chosen).mean()
+    assert "b3" not in chosen and 0.15 < cells <= 0.34
+    assert chosen == held_out_batches(obs.sample(frac=1, random_state=0), 0.34, "Unknown")
+    assert not held_out_batches(obs[obs["batch"] == "b1"], 0.34, "Unknown")
+
+
+def test_where_no_batch_can_be_spared_cells_stand_in(reference):
+    one = reference[reference.obs["batch"] == "batch0"].copy()
+    twin, out = split_off(one, 0.34, "Unknown")
+    assert twin.n_obs + out.n_obs == one.n_obs and 0.2 < out.n_obs / one.n_obs < 0.5
+    assert set(out.obs["batch"]) == {"held out: batch0"}
+    assert not set(twin.obs_names) & set(out.obs_names)
+
+
+# a tree of labels
+
+TREE = LabelTree({"CD4": "T", "CD8": "T", "T": "lymphoid", "B": "lymphoid", "mono": "myeloid"})
+
+
+def test_common_ancestors():
+    assert TREE.common_ancestor(["CD4", "CD8"]) == "T"
+    assert TREE.common_ancestor(["CD4", "B"]) == "lymphoid"
+    assert TREE.common_ancestor(["CD4", "T"]) == "T"
+    assert TREE.common_ancestor(["CD4"]) == "CD4"
+    assert TREE.common_ancestor(["CD4", "mono"]) == "" and TREE.common_ancestor([]) == ""
+    assert [TREE.at_level("CD8", k) for k in range(4)] == ["lymphoid", "T", "CD8", "CD8"]
+    assert TREE.levels(["CD4", "mono"]) == 2
+
+
+def test_probabilities_roll_up(rng):
+    p = softmax(rng.normal(size=(5, 3)), axis=1)
+    to = {name: TREE.at_level(name, 1) for name in ("CD4", "CD8", "B")}
+    coarse, names = rolled_up(p, ["CD4", "CD8", "B"], to)
+    assert names == ["B", "T"] and np.allclose(coarse[:, 1], p[:, 0] + p[:, 1])
+    assert np.allclose(coarse.sum(1), 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\nx,y\n", "child,parent\nx,y\nx,z\n", "child,parent\nx,y\ny,x\n"]
+)
+def test_bad_trees_are_refused(tmp_path, text):
+    (tmp_path / "tree.csv").write_text(text)
+    with pytest.raises(AtlasmapError) as error:
+        read_tree(tmp_path / "tree.csv")
+    assert error.value.code == "LABEL_TREE"
+
+
+def test_a_tree_is_read(tmp_path):
+    (tmp_path / "tree.tsv").write_text("child\tparent\nCD4 T\tT\nT\tlymphoid\n")
+    assert read_tree(tmp_path / "tree.tsv").lineage("CD4 T") == ["CD4 T", "T", "lymphoid"]
+
+
+# all of it together
+
+
+@pytest.fixture
+def learned(reference):
+    """A twin, its held-out cells mapped onto it, and what was learned of them."""
+    twin_cells, out = split_off(reference, 0.34, "Unknown")
+    registry = Registry.of(twin_cells, "Unknown", [], [])
+    scvi, _ = fit_scvi(twin_cells, registry, SCVI, 0, CPU)
+    twin, split = fit_scanvi(twin_cells, scvi, SCANVI, "fixed", 0, CPU)
+    latent = reference_latent(twin_cells, twin, split, CPU)
+    held = map_held_out(twin, out, latent, SURGERY, 0)
+    settings = CalibrationSettings(min_cells_per_label=10)
+    made = calibrate(twin.model, registry.labels, held, latent, "held-out batches", settings)
+    return made, held
+
+
+def test_what_is_learned_is_kept_as_it_is(learned, tmp_path):
+    made, held = learned
+    assert made.n_cells == held.n_obs and made.batches == sorted(held.obs["batch"].unique())
+    made.write(tmp_path / "calibration.json")
+    assert read_calibration(tmp_path / "calibration.json") == made
+    (tmp_path / "calibration.json").write_text('{"format": 9}')
+    with pytest.raises(AtlasmapError) as error:
+        read_calibration(tmp_path / "calibration.json")
+    assert error.value.code == "CALIBRATION_FORMAT"
+
+
+def test_a_label_that_no_held_out_cell_could_have_is_treated_as_the_others(learned, scanvi, rng):
+    made, _ = learned
+    fewer = Calibration(**vars(made) | {
+        "labels": made.labels[1:],
+        "scaling": Scaling("temperature", made.scaling.weights[1:], made.scaling.biases[1:]),
+        "thresholds": Thresholds(
+            0.9, made.thresholds.values[1:], made.thresholds.own[1:]),
+    })  # fmt: skip
+    z = rng.normal(size=(20, 5)).astype(np.float32)
+    names = scanvi.registry.labels
+    p = fewer.probabilities(scanvi.model, names, z, np.ones_like(z))
+    assert np.allclose(p, made.probabilities(scanvi.model, names, z, np.ones_like(z)))
+    assert fewer.sets(p, names).shape == p.shape
+
+
+def test_too_few_cells_to_learn_from_are_an_error(learned, reference, scanvi):
+    _, held = learned
+    with pytest.raises(AtlasmapError) as error:
+        calibrate(scanvi.model, scanvi.registry.labels, held[:5], held, "x", CalibrationSettings())
+    assert error.value.code == "CALIBRATION_CELLS"
+
+
+def test_query_cells_get_a_verdict(learned, reference, queries, scanvi):
+    made, _ = learned
+    split = fit_scvi(reference, scanvi.registry, SCVI, 0, CPU)[1]
+    known = reference_latent(reference, scanvi, split, CPU)
+    known.obsm["X_latent"] = known.obsm["scanvi_latent_qzm"]
+    trust = Trust(scanvi.model, made)
+    query = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0).latent
+    table, raw, calibrated = query_labels(known, query, [], "Unknown", TransferSettings(), trust)
+    assert set(table["verdict"]) <= {"confident", "ambiguous", "novel"}
+    assert (table["verdict"] == "novel").equals(table["novelty"] > 1)
+    sure = table[table["verdict"] == "confident"]
+    assert (sure["prediction_set"] == sure["predicted_label"]).all()
+    assert (sure["prediction_set_size"] == 1).all()
+    names = list(raw.columns[1:])
+    assert list(calibrated.columns) == list(raw.columns)
+    own = [calibrated[label].iloc[k] for k, label in enumerate(table["predicted_label"])]
+    assert np.allclose(own, table["calibrated_confidence"])
+    assert (table["predicted_label"] == np.array(names)[raw[names].to_numpy().argmax(1)]).all()
+    assert table["confidence"].mean() != table["calibrated_confidence"].mean()
+
+
+def test_sets_are_named_the_likeliest_first():
+    p = np.array([[0.2, 0.5, 0.3]])
+    assert set_names(np.array([[True, True, False]]), p, ["a", "b", "c"]) == [["b", "a"]]
+    assert set_names(np.zeros((1, 3), bool), p, ["a", "b", "c"]) == [[]]
+
+
+def test_scores_of_sets_and_verdicts_by_hand():
+    cells = pd.DataFrame(
+        {
+            "truth": ["a", "a", "b", "new", "Unknown"],
+            "predicted_label": ["a", "b", "b", "a", "a"],
+            "prediction_set": ["a", "b", "a | b", "a", "a"],
+            "prediction_set_size": [1, 1, 2, 1, 1],
+            "novelty": [0.1, 0.2, 0.3, 2.0, 9.0],
+            "verdict": ["confident", "confident", "ambiguous", "novel", "novel"],
+        }
+    )
+    found = score_trust(cells, {"a", "b"}, "Unknown")
+    assert found["n"] == 3 and found["n_not_in_reference"] == 1
+    assert found["coverage"] == pytest.approx(2 / 3) and found["set_size"] == pytest.approx(4 / 3)
+    assert found["novel_auroc"] == 1 and found["known_called_novel"] == 0
+    assert found["new_called_novel"] == 1 and found["accuracy_confident"] == 0.5
+    assert found["accuracy_ambiguous"] == 1
+    assert score_trust(cells, {"z"}, "Unknown") is None
+    assert CutOffs(None, None).novelty(np.ones(3), None).tolist() == [0, 0, 0]
