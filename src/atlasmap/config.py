@@ -171,12 +171,12 @@ def with_reference(config: Config, given: dict, folder: Path) -> Config:
 
 def check_mappable(config: Config) -> None:
     """A reference whose encoder does not see the batch cannot be mapped onto: SURGERY_NOOP."""
-    if not config.scvi.encode_covariates:
+    if not config.scvi.encode_covariates and set(config.strategies) & {"per_batch", "joint"}:
         raise AtlasmapError(
             "SURGERY_NOOP",
             expected="scvi.encode_covariates: true, since the sheet has query rows",
             found="false: nothing that surgery trains would reach the query's latent",
-            mend="set it to true, or leave the query rows out",
+            mend="set it to true, or set strategies: [frozen], which takes the encoder as it is",
         )
 
 

@@ -5,17 +5,21 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import torch
 
 from atlasmap.bundle import Bundle, device_of, fingerprint, read_about, reference_hash
+from atlasmap.certificate import FILE, certificate, witness
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256
 from atlasmap.inference import Embedding, embed
 from atlasmap.minified import latent_of
 from atlasmap.models.surgery import append_categories, encoder_sees, scvi_of
 from atlasmap.reference import library_moments, outcome_facts
-from atlasmap.settings import NUMERICS, Strategy, SurgerySettings, TrainSettings
+from atlasmap.settings import NUMERICS, Surgery, SurgerySettings, TrainSettings
+from atlasmap.training.cells import Cells
 from atlasmap.training.checkpoint import Checkpoints
+from atlasmap.training.history import History
 from atlasmap.training.loop import fit
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
@@ -24,11 +28,13 @@ from atlasmap.trust.misfit import misfit, misfit_if_missing
 
 @dataclass(frozen=True)
 class Mapping:
-    """A query on the reference: the operated model, what was appended, the query's latent."""
+    """A query on the reference: the operated model, what was appended, the query's latent, and
+    the proof that the reference did not move."""
 
     bundle: Bundle
     new: dict[int, list[str]]
     latent: anndata.AnnData
+    certificate: dict
 
 
 def query_latent(
@@ -51,7 +57,9 @@ def as_train_settings(settings: SurgerySettings) -> TrainSettings:
     return TrainSettings(**shared, weight_decay=0.0)
 
 
-def check_query(reference: Bundle, query: anndata.AnnData, new: dict[int, list[str]]) -> None:
+def check_query(
+    reference: Bundle, query: anndata.AnnData, new: dict[int, list[str]], strategy: Surgery
+) -> None:
     """Raise QUERY_BATCH_IS_REFERENCE or SURGERY_NOOP."""
     clash = sorted(set(query.obs["batch"].astype(str)) & set(reference.registry.batches))
     if clash:
@@ -61,18 +69,17 @@ def check_query(reference: Bundle, query: anndata.AnnData, new: dict[int, list[s
             found=f"{clash}",
             mend="rename these batches",
         )
-    if not encoder_sees(reference.model, new):
+    if strategy != "frozen" and not encoder_sees(reference.model, new):
         raise AtlasmapError(
             "SURGERY_NOOP",
             expected="an encoder that sees the batch",
             found="scvi.encode_covariates is false: nothing that surgery trains reaches the latent",
-            mend="train the reference with scvi.encode_covariates: true",
+            mend="train the reference with scvi.encode_covariates: true, or set strategies: "
+            "[frozen], which takes the encoder as it is",
         )
 
 
-def inputs(
-    query: anndata.AnnData, settings: SurgerySettings, strategy: Strategy, seed: int
-) -> dict:
+def inputs(query: anndata.AnnData, settings: SurgerySettings, strategy: Surgery, seed: int) -> dict:
     """What a mapping is made of besides its reference, as settings.json has it."""
     return {
         "seed": seed,
@@ -85,65 +92,74 @@ def inputs(
 
 def is_mapped(
     folder: Path, reference: Bundle, query: anndata.AnnData, settings: SurgerySettings,
-    strategy: Strategy, seed: int,
+    strategy: Surgery, seed: int,
 ) -> bool:  # fmt: skip
-    """Whether `folder` has this very mapping, whole: delta bundle and latent, by their hashes."""
+    """Whether `folder` has this very mapping, whole: delta bundle, latent and certificate."""
     try:
         about, records = read_about(folder), recorded(folder)
     except (AtlasmapError, ValueError, KeyError, OSError):  # missing, altered, cut short
         return False
     made_of = inputs(query, settings, strategy, seed) | {"parent": reference_hash(reference.model)}
-    latent = folder / "latent.h5ad"
-    whole = latent.exists() and records.get(latent) == sha256(latent)
+    beside = [folder / "latent.h5ad", folder / FILE]
+    whole = all(path.exists() and records.get(path) == sha256(path) for path in beside)
     return whole and all(about.get(key) == value for key, value in made_of.items())
 
 
 def map_query(
-    reference: Bundle, query: anndata.AnnData, settings: SurgerySettings, strategy: Strategy,
-    seed: int, checkpoints: Checkpoints | None = None,
+    reference: Bundle, query: anndata.AnnData, settings: SurgerySettings, strategy: Surgery,
+    seed: int, checkpoints: Checkpoints | None = None, probe: anndata.AnnData | None = None,
 ) -> Mapping:  # fmt: skip
     """Operate on `reference` (consumed) for all batches in `query` at once.
 
     Start values are keyed by each batch's name, minibatches and noise by the batch's name
-    (`per_batch`: one batch in `query`) or by `joint`. The reference's weights are compared bit by
-    bit before and after: raises REFERENCE_MOVED.
+    (`per_batch`: one batch in `query`) or by `joint`; `frozen` trains nothing. What the reference
+    says of itself (and of `probe`, some of its cells) is compared bit by bit before and after:
+    raises REFERENCE_MOVED.
     """
-    device = device_of(reference.model)
-    new = reference.registry.new_categories(query.obs)
-    check_query(reference, query, new)
-    before = reference_hash(reference.model)
+    device, own = device_of(reference.model), reference.registry
+    new = own.new_categories(query.obs)
+    check_query(reference, query, new, strategy)
+    before = witness(reference.model, own, probe)
     library = None
     if not scvi_of(reference.model).settings.use_observed_lib_size:
         library = torch.tensor(library_moments(query, new[0]), dtype=torch.float32)
-    append_categories(reference.model, new, seed, library)
-    registry = reference.registry.extended(new)
+    append_categories(reference.model, new, seed, library, frozen=strategy == "frozen")
+    registry = own.extended(new)
     cells = registry.encode(query, device)
-    split = split_cells(np.arange(len(cells)), settings.train_size, seed)
-    what = new[0][0] if strategy == "per_batch" else "all"
-    purpose = f"surgery {strategy} {what}"
-    objective = Unsupervised(reference.model, cells, split, settings.batch_size, seed, purpose)
-    train = as_train_settings(settings)
     about = reference.about | inputs(query, settings, strategy, seed)
-    outcome = fit(
-        objective, train, f"surgery {what}",
-        dropout=settings.surgery_dropout, batch_statistics=False,
-        checkpoints=checkpoints, identity=about,
-    )  # fmt: skip
-    if reference_hash(reference.model) != before:
-        raise AtlasmapError(
-            "REFERENCE_MOVED",
-            expected="every reference weight as it was before surgery",
-            found="another hash",
-            mend="this is a bug in atlasmap: please report it with settings.json",
+    history = History().table()
+    if strategy == "frozen":
+        about["training"] = {"n_steps": 0, "stopped": "nothing trains", "n_trainable": 0}
+    else:
+        what = new[0][0] if strategy == "per_batch" else "all"
+        history, about["training"] = trained_rows(
+            reference, cells, settings, f"surgery {strategy} {what}", seed, checkpoints, about
         )
-    n_trainable = sum(p.numel() for p in objective.parameters())
-    about["training"] = outcome_facts(outcome, split) | {"n_trainable": n_trainable}
-    bundle = Bundle(reference.model, registry, about, outcome.history.table())
+    bundle = Bundle(reference.model, registry, about, history)
     keep = ["batch", "dataset", *registry.categorical, *registry.continuous]
     said = embed(bundle.model, cells)
     latent = query_latent(query, said, registry.labels, keep)
     latent.obs["misfit"] = misfit(bundle.model, cells, said.mean)
-    return Mapping(bundle, new, latent)
+    proof = certificate(before, bundle, probe, own, cells, said)
+    return Mapping(bundle, new, latent, proof)
+
+
+def trained_rows(
+    reference: Bundle, cells: Cells, settings: SurgerySettings, purpose: str, seed: int,
+    checkpoints: Checkpoints | None, about: dict,
+) -> tuple[pd.DataFrame, dict]:  # fmt: skip
+    """Train the appended rows: the history, and facts of the training."""
+    split = split_cells(np.arange(len(cells)), settings.train_size, seed)
+    objective = Unsupervised(reference.model, cells, split, settings.batch_size, seed, purpose)
+    name = "surgery " + purpose.split(" ", 2)[2]
+    outcome = fit(
+        objective, as_train_settings(settings), name,
+        dropout=settings.surgery_dropout, batch_statistics=False,
+        checkpoints=checkpoints, identity=about,
+    )  # fmt: skip
+    n_trainable = sum(p.numel() for p in objective.parameters())
+    facts = outcome_facts(outcome, split) | {"n_trainable": n_trainable}
+    return outcome.history.table(), facts
 
 
 def map_held_out(

@@ -14,7 +14,7 @@ from atlasmap.minified import latent_of
 from atlasmap.projection import FittedMap, fit_map
 from atlasmap.settings import (
     DataConfig,
-    Strategy,
+    Surgery,
     SurgerySettings,
     TransferSettings,
     UmapSettings,
@@ -28,7 +28,7 @@ class MapRequest:
     """What to map and how."""
 
     dataset: Dataset
-    strategy: Strategy
+    strategy: Surgery
     seed: int
     config: DataConfig
     surgery: SurgerySettings

@@ -16,7 +16,8 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Where = Literal["encoder", "decoder", "both", "none"]
 Variant = Literal["prefix", "fixed", "linear"]
-Strategy = Literal["per_batch", "joint"]
+Surgery = Literal["per_batch", "joint", "frozen"]
+Strategy = Literal[Surgery, "de_novo"]
 Device = Literal["auto", "cpu", "cuda", "any"]
 Scaling = Literal["temperature", "vector"]
 
@@ -27,6 +28,9 @@ GPU_RULES = (
     "train_twin_scvi",
     "train_twin_scanvi",
     "map_held_out",
+    "train_de_novo_scvi",
+    "train_de_novo_scanvi",
+    "audit_strategies",
     "map_per_batch",
     "map_joint",
 )
@@ -36,11 +40,11 @@ NUMERICS = {
     "data": 1,
     "scvi": 1,
     "scanvi": 1,
-    "surgery": 1,
+    "surgery": 2,
     "umap": 1,
-    "transfer": 1,
+    "transfer": 2,
     "calibration": 1,
-    "classification": 1,
+    "classification": 2,
     "scib": 1,
     "card": 1,
     "figures": 1,

@@ -24,7 +24,7 @@ LEFT_OUT = {
 
 def check_taken(
     folder: Path, variant: str | None, unlabeled: str, categorical: list[str],
-    continuous: list[str], levels: list[str],
+    continuous: list[str], levels: list[str], *, frozen: bool = False,
 ) -> None:  # fmt: skip
     """Load and verify a bundle, and hold it against the config.
 
@@ -34,12 +34,13 @@ def check_taken(
     latent = read_latent(folder)
     registry, about = bundle.registry, bundle.about
     check_latent(bundle, latent, folder)
-    if not encoder_sees(bundle.model, {0: ["a new batch"]}):
+    if not frozen and not encoder_sees(bundle.model, {0: ["a new batch"]}):
         raise AtlasmapError(
             "SURGERY_NOOP",
             expected="a reference whose encoder sees the batch (encode_covariates)",
             found=f"{folder}: one that does not, so surgery could not move a query's latent",
-            mend="take a reference that was trained with encode_covariates: true",
+            mend="take a reference that was trained with encode_covariates: true, or set "
+            "strategies: [frozen]",
         )
     wrong = [
         f"{key} is {has!r}, the config says {said!r}"

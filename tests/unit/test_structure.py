@@ -20,11 +20,11 @@ LAYERS = [
     ["minified"],
     ["trust"],
     ["bundle", "taken"],
-    ["reference"],
+    ["reference", "certificate"],
     ["mapping", "exchange"],
-    ["transfer", "projection", "evaluation"],
+    ["transfer", "projection", "evaluation", "genegap"],
     ["assembly"],
-    ["card", "comparison", "onestep", "probe", "forecast", "figures"],
+    ["audit", "card", "cohort", "comparison", "onestep", "probe", "forecast", "figures"],
     ["commands"],
 ]
 

@@ -112,7 +112,8 @@ def test_every_promised_result_is_there(done):
     promised = [
         "atlas.h5ad", "labels.csv", "data/reference.h5ad", "data/contract.json",
         *(f"data/queries/{slug(name)}.h5ad" for name in NAMES.values()),
-        "benchmark/classification.csv", "benchmark/scib.csv", "benchmark/history.csv",
+        "benchmark/certificates.csv", "benchmark/classification.csv", "benchmark/scib.csv",
+        "benchmark/history.csv",
         *(f"figures/{name}.{end}" for end in ("svg", "png")
           for name in ("loss_curves", "confusion_validation", "confusion_query", "embeddings",
                        "scib_table", "reliability")),

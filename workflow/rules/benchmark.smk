@@ -1,6 +1,6 @@
 rule score_labels:
     input:
-        [run["atlas"] for run in label_runs()],
+        [run["atlas"] for run in [*label_runs(), *opinion_runs()]],
     output:
         expand(
             "results/{{atlas}}/benchmark/{table}.csv",
@@ -10,6 +10,8 @@ rule score_labels:
                 "confusion",
                 "reliability",
                 "trust",
+                "opinions",
+                "knn_sensitivity",
             ],
         ),
     log:
@@ -25,12 +27,13 @@ rule score_labels:
         runtime=minutes("score_labels", 60),
     params:
         runs=shlex.quote(json.dumps(label_runs())),
+        opinions=shlex.quote(json.dumps(opinion_runs())),
         unlabeled=CONFIG.unlabeled_category,
         out=subpath(output[0], parent=True),
         numerics=NUMERICS["classification"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " score-labels --runs {params.runs} --out {params.out:q}"
+        " score-labels --runs {params.runs} --opinions {params.opinions} --out {params.out:q}"
         " --unlabeled={params.unlabeled:q}"
 
 
@@ -121,11 +124,44 @@ rule gather_history:
         mappings=lambda w: [
             path
             for seed, variant, strategy, _ in mappings(CONFIG.seeds)
-            for path in of_mappings(seed, variant, strategy, "history.csv")
+            for path in histories_of(seed, variant, strategy)
         ],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " gather-history {input.reference:q} {params.mappings:q} --out {output:q}"
+
+
+rule gather_certificates:
+    input:
+        lambda w: [
+            path
+            for seed, variant, strategy, _ in mappings(CONFIG.seeds)
+            for path in mapped(seed, variant, strategy, "certificate.json")
+            if strategy != "de_novo"
+        ],
+    output:
+        "results/{atlas}/benchmark/certificates.csv",
+    log:
+        "results/{atlas}/logs/gather_certificates.log",
+    benchmark:
+        "results/{atlas}/logs/gather_certificates.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("gather_certificates", 1000),
+        runtime=minutes("gather_certificates", 10),
+    params:
+        certificates=lambda w: [
+            path
+            for seed, variant, strategy, _ in mappings(CONFIG.seeds)
+            for path in of_mappings(seed, variant, strategy, "certificate.json")
+            if strategy != "de_novo"
+        ],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " gather-certificates {params.certificates:q} --out {output:q}"
 
 
 rule model_card:

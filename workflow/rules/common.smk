@@ -79,6 +79,9 @@ REFERENCE_FOLDERS = list(
 )
 # Without training nothing else makes sure that every query is checked before the first is mapped.
 CONTRACT = ancient(f"results/{CONFIG.atlas}/data/contract.json") if TAKEN else []
+# The reference's own cells, for certificates. No input: jobs read a few of them, and it is there
+# wherever the bundle was trained.
+PROBE = "" if TAKEN else f"--probe=results/{CONFIG.atlas}/data/reference.h5ad"
 FIRST_REFERENCE = (
     f"results/{CONFIG.atlas}/seed{CONFIG.seeds[0]}/reference/{REFERENCE_FOLDERS[-1]}"
 )
@@ -133,7 +136,7 @@ for given in GIVEN:
 wildcard_constraints:
     atlas=CONFIG.atlas.replace(".", r"\."),
     seed=r"\d+",
-    variant="|".join(MODELS),
+    variant="|".join({*MODELS, "scvi"}),
     strategy="|".join(CONFIG.strategies),
     folder="|".join(REFERENCE_FOLDERS),
     batch=r"[^/]+",
@@ -244,15 +247,16 @@ def model_folder(variant):
 def of_mappings(seed, variant, strategy, file):
     """A file of each mapping of a strategy: one a batch, or one for all."""
     top = f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}"
-    folders = ["all"] if strategy == "joint" else query_batches()
+    together = strategy in ("joint", "de_novo")
+    folders = ["all"] if together else query_batches()
     return [f"{top}/{folder}/{file}" for folder in folders]
 
 
-def mapped(seed, variant, strategy):
-    """What says that these files are there: the latent of the joint mapping, or a marker for each
-    job of query batches."""
-    if strategy == "joint":
-        return of_mappings(seed, variant, strategy, "latent.h5ad")
+def mapped(seed, variant, strategy, file="latent.h5ad"):
+    """What says that these files are there: `file` of the joint mapping, or a marker for each job
+    of query batches."""
+    if strategy in ("joint", "de_novo"):
+        return of_mappings(seed, variant, strategy, file)
     top = f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}/.mapped"
     done = {
         marker.stem: len(json.loads(marker.read_text()))
@@ -261,6 +265,16 @@ def mapped(seed, variant, strategy):
     most = CONFIG.mapping.batches_per_job
     packed = jobs(query_batches(), most, lambda job: done.get(job, 0))
     return [f"{top}/{job}.json" for job in packed]
+
+
+def histories_of(seed, variant, strategy):
+    """Training histories of a strategy."""
+    if strategy == "de_novo":
+        top = f"results/{CONFIG.atlas}/seed{seed}/de_novo/all"
+        return [
+            f"{top}/{folder}/history.csv" for folder in {"scvi", model_folder(variant)}
+        ]
+    return of_mappings(seed, variant, strategy, "history.csv")
 
 
 def limits(rule):
@@ -357,6 +371,25 @@ def label_runs():
     ]
 
 
+def opinion_runs():
+    """Second opinions on every mapping, and on those onto scVI's latent."""
+    if not QUERIES or not LABELLED:
+        return []
+    models = [*MODELS, *([] if TAKEN else ["scvi"])]
+    return [
+        dict(
+            seed=seed,
+            variant=variant,
+            strategy=strategy,
+            atlas=f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}/opinions.parquet",
+        )
+        for seed in CONFIG.seeds
+        for variant in models
+        for strategy in CONFIG.strategies
+        if strategy != "de_novo"
+    ]
+
+
 def embeddings(seed):
     """name → (cells, file) of every embedding of a seed."""
     top = f"results/{CONFIG.atlas}"
@@ -444,6 +477,7 @@ def final_targets(wildcards):
     if QUERIES:
         targets += [
             f"results/{CONFIG.atlas}/atlas.h5ad",
+            f"results/{CONFIG.atlas}/benchmark/certificates.csv",
             f"results/{CONFIG.atlas}/figures/embeddings.svg",
             *(path for *_, path in mappings(CONFIG.seeds)),
         ]
@@ -451,6 +485,7 @@ def final_targets(wildcards):
         targets += [
             f"results/{CONFIG.atlas}/labels.csv",
             f"results/{CONFIG.atlas}/figures/confusion_query.svg",
+            *([] if TAKEN else [f"results/{CONFIG.atlas}/benchmark/gene_gap.csv"]),
         ]
     return targets
 

@@ -15,11 +15,13 @@ rule map_per_batch:
         ),
     output:
         # Not the batches' folders, which would be removed when one of the job's batches fails.
-        "results/{atlas}/seed{seed}/mapping/{variant}/per_batch/.mapped/{job}.json",
+        "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/.mapped/{job}.json",
     log:
-        "results/{atlas}/logs/seed{seed}/map_per_batch_{variant}/{job}.log",
+        "results/{atlas}/logs/seed{seed}/map_{strategy}_{variant}/{job}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/map_per_batch_{variant}/{job}.tsv"
+        "results/{atlas}/logs/seed{seed}/map_{strategy}_{variant}/{job}.tsv"
+    wildcard_constraints:
+        strategy="per_batch|frozen",
     conda:
         CONDA
     threads: 1
@@ -34,11 +36,13 @@ rule map_per_batch:
         settings=settings_of("surgery"),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         out=subpath(output[0], ancestor=2),
+        probe=PROBE,
         numerics=NUMERICS["surgery"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " operate-batches {input.queries:q} --reference_bundle {params.bundle:q}"
-        " --out {params.out:q} --marker {output:q} --seed {wildcards.seed} {params.settings}"
+        " --out {params.out:q} --marker {output:q} --strategy {wildcards.strategy}"
+        " --seed {wildcards.seed} {params.settings} {params.probe}"
         " --device {resources.device} {resources.checkpoint}"
 
 
@@ -55,14 +59,17 @@ rule map_batch:
         query="results/{atlas}/data/queries/{batch}.h5ad",
     output:
         expand(
-            "results/{{atlas}}/seed{{seed}}/mapping/{{variant}}/per_batch/{{batch}}/{file}",
+            "results/{{atlas}}/seed{{seed}}/mapping/{{variant}}/{{strategy}}/{{batch}}/{file}",
             file=BUNDLE,
         ),
-        latent="results/{atlas}/seed{seed}/mapping/{variant}/per_batch/{batch}/latent.h5ad",
+        latent="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/{batch}/latent.h5ad",
+        certificate="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/{batch}/certificate.json",
     log:
-        "results/{atlas}/logs/seed{seed}/map_batch_{variant}/{batch}.log",
+        "results/{atlas}/logs/seed{seed}/map_batch_{strategy}_{variant}/{batch}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/map_batch_{variant}/{batch}.tsv"
+        "results/{atlas}/logs/seed{seed}/map_batch_{strategy}_{variant}/{batch}.tsv"
+    wildcard_constraints:
+        strategy="per_batch|frozen",
     conda:
         CONDA
     threads: 1
@@ -77,11 +84,13 @@ rule map_batch:
         settings=settings_of("surgery"),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         out=subpath(output.latent, parent=True),
+        probe=PROBE,
         numerics=NUMERICS["surgery"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " operate {input.query:q} --reference_bundle {params.bundle:q}"
-        " --out {params.out:q} --strategy per_batch --seed {wildcards.seed} {params.settings}"
+        " --out {params.out:q} --strategy {wildcards.strategy} --seed {wildcards.seed}"
+        " {params.settings} {params.probe}"
         " --device {resources.device} {resources.checkpoint}"
 
 
@@ -106,6 +115,7 @@ rule map_joint:
             file=BUNDLE,
         ),
         latent="results/{atlas}/seed{seed}/mapping/{variant}/joint/all/latent.h5ad",
+        certificate="results/{atlas}/seed{seed}/mapping/{variant}/joint/all/certificate.json",
     log:
         "results/{atlas}/logs/seed{seed}/map_joint_{variant}.log",
     benchmark:
@@ -124,9 +134,11 @@ rule map_joint:
         settings=settings_of("surgery"),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         out=subpath(output.latent, parent=True),
+        probe=PROBE,
         numerics=NUMERICS["surgery"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " operate {input.queries:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --strategy joint --seed {wildcards.seed} {params.settings}"
+        " {params.probe}"
         " --device {resources.device} {resources.checkpoint}"

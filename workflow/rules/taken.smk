@@ -40,13 +40,14 @@ rule take_reference:
             )
             for name in names
         ),
+        frozen="--frozen" if set(CONFIG.strategies) == {"frozen"} else "",
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " take-reference {params.source} --out {params.out:q} {params.kind} {params.adata}"
         " {params.counts} {params.variant}"
-        " --unlabeled={params.unlabeled:q} {params.columns}"
+        " --unlabeled={params.unlabeled:q} {params.columns} {params.frozen}"
 
 
 rule describe_reference:

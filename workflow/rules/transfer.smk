@@ -63,6 +63,8 @@ rule assemble:
         "results/{atlas}/logs/seed{seed}/assemble_{variant}_{strategy}.log",
     benchmark:
         "results/{atlas}/logs/seed{seed}/assemble_{variant}_{strategy}.tsv"
+    wildcard_constraints:
+        strategy="per_batch|joint|frozen",
     conda:
         CONDA
     threads: 1
@@ -90,6 +92,83 @@ rule assemble:
         " assemble {params.latents:q} --reference_latent {input.reference:q}"
         " --umap {input.umap:q} {params.queries} --out {params.out:q}"
         " --unlabeled={params.unlabeled:q} {params.settings} {params.levels} {params.trust}"
+
+
+rule second_opinions:
+    input:
+        reference=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad",
+        mapped=lambda w: mapped(w.seed, w.variant, w.strategy),
+        queries=lambda w: expand(
+            "results/{atlas}/data/queries/{batch}.h5ad",
+            atlas=w.atlas,
+            batch=query_batches(),
+        ),
+    output:
+        "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/opinions.parquet",
+        "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/opinions_seconds.csv",
+    log:
+        "results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.tsv"
+    wildcard_constraints:
+        strategy="per_batch|joint|frozen",
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("second_opinions", 3000, 10),
+        runtime=minutes("second_opinions", 360),
+    params:
+        settings=settings_of("transfer"),
+        latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
+        queries=lambda w, input: " ".join(
+            f"--queries={shlex.quote(q)}" for q in input.queries
+        ),
+        unlabeled=CONFIG.unlabeled_category,
+        out=subpath(output[0], parent=True),
+        numerics=NUMERICS["transfer"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " second-opinions {params.latents:q} --reference_latent {input.reference:q}"
+        " {params.queries} --out {params.out:q} --seed {wildcards.seed}"
+        " --unlabeled={params.unlabeled:q} {params.settings}"
+
+
+rule gene_gap:
+    input:
+        facts=lambda w: expand(
+            "results/{atlas}/data/queries/{batch}.json",
+            atlas=w.atlas,
+            batch=query_batches(),
+        ),
+        bundle=expand(
+            "results/{{atlas}}/seed{seed}/reference/{folder}/{file}",
+            seed=FINAL.seed,
+            folder=model_folder(FINAL_MODEL),
+            file=[*BUNDLE, "reference_latent.h5ad"],
+        ),
+        reference="results/{atlas}/data/reference.h5ad",
+    output:
+        "results/{atlas}/benchmark/gene_gap.csv",
+    log:
+        "results/{atlas}/logs/gene_gap.log",
+    benchmark:
+        "results/{atlas}/logs/gene_gap.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("gene_gap", 2000, 6),
+        runtime=minutes("gene_gap", 60),
+    params:
+        bundle=lambda w, input: os.path.dirname(input.bundle[0]),
+        numerics=NUMERICS["classification"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " gene-gap {input.facts:q} --bundle {params.bundle:q}"
+        " --reference {input.reference:q} --out {output:q}"
 
 
 rule publish:

@@ -12,6 +12,7 @@ from atlasmap.files import written_aside
 from atlasmap.settings import BenchmarkSettings
 
 TRUST_KEYS = ["seed", "variant", "strategy", "batch"]
+OPINIONS = ("knn", "random_forest", "logistic", "majority")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,6 @@ def groups(obs: pd.DataFrame):
 
     `obs` is an atlas's; reference cells are scored by their label, query cells by their truth.
     """
-    obs = obs.assign(knn_sure=1 - obs["knn_uncertainty"])
     reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
     columns = {"raw": "confidence", "calibrated": "calibrated_confidence"}
     columns = {name: column for name, column in columns.items() if column in obs}
@@ -54,7 +54,6 @@ def groups(obs: pd.DataFrame):
         for name, sure in columns.items():
             said = (part[key] for key in ("truth", "predicted_label", sure))
             yield batch, "query", "classifier", name, *said
-        yield batch, "query", "knn", "raw", part["truth"], part["knn_label"], part["knn_sure"]
 
 
 def as_strings(obs: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +84,7 @@ def observed(path: Path) -> pd.DataFrame:
     if "role" in adata.obs:
         return adata.obs
     predicted = label_table(soft_labels_of(adata), adata.obs_names)
-    return adata.obs.assign(role="reference", knn_uncertainty=np.nan).join(predicted)
+    return adata.obs.assign(role="reference").join(predicted)
 
 
 def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
@@ -96,12 +95,15 @@ def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
     known = set(obs.loc[obs["role"] == "reference", "label"]) - {unlabeled}
     tables = {name: [] for name in ("summary", "per_class", "confusion", "reliability", "trust")}
     trust = trust_rows(run, obs, known, unlabeled)
+    tables["known"] = known
     tables["trust"].append(pd.DataFrame(trust, columns=None if trust else TRUST_KEYS))
     for batch, split, method, probabilities, *of_cells in groups(obs):
         scored = score(*(column.to_numpy() for column in of_cells), known, unlabeled)
         if scored is None:
             continue
-        strategy = run.strategy if split == "query" else ""
+        # The reference's own cells are named alike under every strategy that keeps it.
+        own = split == "query" or run.strategy == "de_novo"
+        strategy = run.strategy if own else ""
         key = {"seed": run.seed, "variant": run.variant, "strategy": strategy, "batch": batch}
         key |= {"split": split, "method": method, "probabilities": probabilities}
         key |= {"level": "label"}
@@ -112,20 +114,71 @@ def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
     return tables
 
 
-def score_labels(*, runs: list[LabelRun], out: Path, unlabeled: str = "Unknown") -> None:
+def opinion_groups(table: pd.DataFrame):
+    """(batch, method, truth, label, confidence) of the second opinions on query cells."""
+    for batch, part in [("all", table), *table.groupby("batch")]:
+        for method in OPINIONS:
+            yield batch, method, part["truth"], part[method], part[f"{method}_confidence"]
+
+
+def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, pd.DataFrame]:
+    """Of one mapping's opinions.parquet: `summary` as classification.csv has it, `opinions` (the
+    same of all batches, with seconds), `by_k` (kNN by number of neighbours)."""
+    from atlasmap.evaluation.classification import score
+
+    table, key = pd.read_parquet(run.atlas), {"seed": run.seed, "variant": run.variant}
+    key |= {"strategy": run.strategy}
+    if "truth" not in table:
+        return {}
+    summary, by_k = [], []
+    for batch, method, *of_cells in opinion_groups(table):
+        scored = score(*(column.to_numpy() for column in of_cells), known, unlabeled)
+        if scored is not None:
+            kind = {"split": "query", "method": method, "probabilities": "raw", "level": "label"}
+            summary.append(scored.summary.assign(**key, batch=batch, **kind))
+    for column in [name for name in table if name.startswith("knn_k")]:
+        scored = score(
+            table["truth"].to_numpy(), table[column].to_numpy(), np.ones(len(table)), known,
+            unlabeled,
+        )  # fmt: skip
+        if scored is not None:
+            changed = (table[column] != table["knn"]).mean()
+            scores = scored.summary.iloc[0][["accuracy", "macro_f1"]].to_dict()
+            by_k.append(key | {"k": int(column.removeprefix("knn_k")), "changed": changed} | scores)
+    if not summary:
+        return {}
+    whole = pd.concat(summary, ignore_index=True)
+    seconds = pd.read_csv(run.atlas.with_name("opinions_seconds.csv"))
+    everyone = whole[whole["batch"] == "all"].merge(seconds, "left", on="method")
+    kept = [*key, "method", "n", "accuracy", "macro_f1", "ece", "seconds"]
+    return {"summary": whole, "opinions": everyone[kept], "by_k": pd.DataFrame(by_k)}
+
+
+def score_labels(
+    *, runs: list[LabelRun], out: Path, opinions: list[LabelRun] | None = None,
+    unlabeled: str = "Unknown",
+) -> None:  # fmt: skip
     """Score predicted labels where the truth is known.
 
     Parameters
     ----------
     runs
         Mappings to score (JSON).
+    opinions
+        Second opinions to score (JSON), `atlas` being opinions.parquet.
     out
         Folder: classification.csv, classification_per_class.csv, confusion.csv, reliability.csv,
-        trust.csv (prediction sets and verdicts).
+        trust.csv (prediction sets and verdicts), opinions.csv (all methods, with seconds),
+        knn_sensitivity.csv (kNN by number of neighbours).
     unlabeled
         What cells without a label are called.
     """
     scored = [score_run(run, unlabeled) for run in runs]
+    known = set().union(*(tables["known"] for tables in scored))
+    others = [score_opinions(run, known, unlabeled) for run in opinions or []]
+    for name, file in [("opinions", "opinions"), ("by_k", "knn_sensitivity")]:
+        parts = [tables[name] for tables in others if tables]
+        write_scores(parts or [pd.DataFrame(columns=TRUST_KEYS)], out / f"{file}.csv")
     for name, file in [
         ("summary", "classification"),
         ("per_class", "classification_per_class"),
@@ -134,9 +187,16 @@ def score_labels(*, runs: list[LabelRun], out: Path, unlabeled: str = "Unknown")
         ("trust", "trust"),
     ]:
         # The reference's own rows come with every strategy.
-        whole = pd.concat([part for tables in scored for part in tables[name]], ignore_index=True)
-        with written_aside(out / f"{file}.csv") as aside:
-            whole.drop_duplicates().to_csv(aside, index=False)
+        parts = [part for tables in scored for part in tables[name]]
+        if name == "summary":
+            parts += [tables["summary"][list(parts[0])] for tables in others if tables]
+        write_scores(parts, out / f"{file}.csv")
+
+
+def write_scores(parts: list[pd.DataFrame], path: Path) -> None:
+    """Tables as one, each row once."""
+    with written_aside(path) as aside:
+        pd.concat(parts, ignore_index=True).drop_duplicates().to_csv(aside, index=False)
 
 
 def score_embeddings(

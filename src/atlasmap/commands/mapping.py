@@ -15,7 +15,7 @@ from atlasmap.files import written_aside
 from atlasmap.settings import (
     DataConfig,
     Device,
-    Strategy,
+    Surgery,
     SurgerySettings,
     TransferSettings,
     UmapSettings,
@@ -43,9 +43,10 @@ def operate(
     *queries: Path,
     reference_bundle: Path,
     out: Path,
-    strategy: Strategy = "per_batch",
+    strategy: Surgery = "per_batch",
     seed: int = 0,
     surgery: SurgerySettings = SurgerySettings(),
+    probe: Path | None = None,
     device: Device = "auto",
     checkpoint_minutes: float = 5.0,
 ) -> None:
@@ -58,19 +59,22 @@ def operate(
     reference_bundle
         The reference's bundle.
     out
-        Folder of the delta bundle; the latent goes beside it as latent.h5ad.
+        Folder of the delta bundle; beside it latent.h5ad and certificate.json.
     strategy
-        per_batch or joint.
+        per_batch, joint, or frozen (nothing trains).
     seed
         Seed of start values, split, minibatches and noise.
     surgery
         Settings.
+    probe
+        Prepared reference (.h5ad): some of its cells are embedded before and after.
     device
         Where to compute.
     checkpoint_minutes
         Minutes between checkpoints.
     """
     from atlasmap.bundle import load
+    from atlasmap.certificate import probe_cells
     from atlasmap.device import pick_device
     from atlasmap.mapping import joined, map_query
 
@@ -78,7 +82,8 @@ def operate(
     query = joined([anndata.read_h5ad(path) for path in queries])
     checkpoints = checkpoints_in(out, checkpoint_minutes)
     reference = load(reference_bundle, chosen)
-    write_mapping(map_query(reference, query, surgery, strategy, seed, checkpoints), out)
+    seen = probe_cells(probe) if probe and probe.is_file() else None
+    write_mapping(map_query(reference, query, surgery, strategy, seed, checkpoints, seen), out)
     checkpoints.remove()
 
 
@@ -87,8 +92,10 @@ def operate_batches(
     reference_bundle: Path,
     out: Path,
     marker: Path,
+    strategy: Surgery = "per_batch",
     seed: int = 0,
     surgery: SurgerySettings = SurgerySettings(),
+    probe: Path | None = None,
     device: Device = "auto",
     checkpoint_minutes: float = 5.0,
 ) -> None:
@@ -107,23 +114,48 @@ def operate_batches(
         Folder of the batches' folders, each named as its file is.
     marker
         Written when all are mapped (.json).
+    strategy
+        per_batch, or frozen (nothing trains).
     seed
         Seed of start values, split, minibatches and noise.
     surgery
         Settings.
+    probe
+        Prepared reference (.h5ad): some of its cells are embedded before and after.
     device
         Where to compute.
     checkpoint_minutes
         Minutes between checkpoints.
     """
     from atlasmap.bundle import load
+    from atlasmap.certificate import probe_cells
     from atlasmap.commands.data import write_json
     from atlasmap.device import pick_device
 
-    reference, failed = load(reference_bundle, pick_device(device)), {}
+    reference = load(reference_bundle, pick_device(device))
+    seen = probe_cells(probe) if probe and probe.is_file() else None
+    how = How(strategy, seed, surgery, checkpoint_minutes, seen)
+    map_all(reference, queries, out, how)
+    write_json(marker, sorted(path.stem for path in queries))
+
+
+@dataclass(frozen=True)
+class How:
+    """How the batches of a job are mapped; `probe`: reference cells for the certificate."""
+
+    strategy: Surgery
+    seed: int
+    surgery: SurgerySettings
+    minutes: float
+    probe: anndata.AnnData | None
+
+
+def map_all(reference, queries: tuple[Path, ...], out: Path, how: How) -> None:
+    """Map each batch into its folder; raises BATCHES_FAILED when all were tried."""
+    failed = {}
     for path in queries:
         try:
-            map_unless_done(reference, path, out / path.stem, surgery, seed, checkpoint_minutes)
+            map_unless_done(reference, path, out / path.stem, how)
         except Exception as error:
             kind = kind_of(error)
             if kind in ("disk_full", "not_writable"):
@@ -133,24 +165,22 @@ def operate_batches(
             failed[path.stem] = (kind, code)
     if failed:
         raise batches_failed(failed, len(queries))
-    write_json(marker, sorted(path.stem for path in queries))
 
 
-def map_unless_done(
-    reference, path: Path, folder: Path, surgery: SurgerySettings, seed: int, minutes: float
-) -> None:
+def map_unless_done(reference, path: Path, folder: Path, how: How) -> None:
     """Map one batch by itself, unless its folder has this very mapping."""
     from copy import deepcopy
 
     from atlasmap.mapping import is_mapped, map_query
 
-    query, checkpoints = anndata.read_h5ad(path), checkpoints_in(folder, minutes)
-    if is_mapped(folder, reference, query, surgery, "per_batch", seed):
+    query, checkpoints = anndata.read_h5ad(path), checkpoints_in(folder, how.minutes)
+    if is_mapped(folder, reference, query, how.surgery, how.strategy, how.seed):
         log.info("%s: mapped already", path.stem)
         checkpoints.remove()
         return
     own = deepcopy(reference)
-    write_mapping(map_query(own, query, surgery, "per_batch", seed, checkpoints), folder)
+    mapping = map_query(own, query, how.surgery, how.strategy, how.seed, checkpoints, how.probe)
+    write_mapping(mapping, folder)
     checkpoints.remove()
 
 
@@ -167,10 +197,13 @@ def batches_failed(failed: dict[str, tuple[str, str]], n: int) -> BatchesFailed:
 
 
 def write_mapping(mapping, out: Path) -> None:
-    """The delta bundle, and beside it the query's latent."""
+    """The delta bundle, and beside it the query's latent and the certificate."""
     from atlasmap.bundle import save_delta
+    from atlasmap.certificate import FILE
+    from atlasmap.commands.data import write_json
 
     save_delta(mapping.bundle, out, mapping.new)
+    write_json(out / FILE, mapping.certificate)
     with written_aside(out / "latent.h5ad") as aside:
         mapping.latent.write_h5ad(aside)
 
@@ -181,7 +214,7 @@ def map_file(
     query: Path,
     out: Path,
     columns: QueryColumns = QueryColumns(),
-    strategy: Strategy = "per_batch",
+    strategy: Surgery = "per_batch",
     seed: int = 0,
     config: DataConfig = DataConfig(),
     surgery: SurgerySettings = SurgerySettings(),

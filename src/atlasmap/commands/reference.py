@@ -132,6 +132,7 @@ def take_reference(
     categorical: list[str] | None = None,
     continuous: list[str] | None = None,
     levels: list[str] | None = None,
+    frozen: bool = False,
 ) -> None:
     """Take over a trained reference: a bundle, verified and copied, or a save of scvi-tools.
 
@@ -155,6 +156,8 @@ def take_reference(
         Covariates that the config counts on.
     levels
         Further label columns that the reference must have.
+    frozen
+        Queries are only embedded, not operated on: the encoder need not see the batch.
     """
     from atlasmap.bundle import FILES
     from atlasmap.commands.exchange import GivenCells, import_scvi
@@ -165,7 +168,9 @@ def take_reference(
     if scvi_tools:
         import_scvi(source, out=out, cells=GivenCells(adata, counts=counts))
     taken = out if scvi_tools else source
-    check_taken(taken, variant, unlabeled, categorical or [], continuous or [], levels or [])
+    check_taken(
+        taken, variant, unlabeled, categorical or [], continuous or [], levels or [], frozen=frozen
+    )
     if scvi_tools:
         return
     with folder_aside(out, last="settings.json") as scratch:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import recorded, sha256, written_aside
+from atlasmap.files import recorded, sha256, unslug, written_aside
 from atlasmap.settings import TransferSettings, UmapSettings
 
 MANIFEST = ".results"  # names of all results of the last finished run
@@ -181,6 +181,32 @@ def gather_tables(*tables: Path, out: Path) -> None:
         pd.concat([pd.read_csv(path) for path in tables]).to_csv(aside, index=False)
 
 
+def gather_certificates(*certificates: Path, out: Path) -> None:
+    """Gather surgery certificates into one table.
+
+    Parameters
+    ----------
+    certificates
+        certificate.json of mappings in a result tree.
+    out
+        Table (.csv): a row a mapping.
+    """
+    rows = []
+    for path in certificates:
+        said, parts = json.loads(path.read_text(encoding="utf-8")), path.parent.parts
+        reference, query, training = (said[key] for key in ("reference", "query", "training"))
+        rows.append(
+            {"seed": said["seed"], "variant": parts[-3], "strategy": said["strategy"],
+             "mapping": unslug(parts[-1]), "reference_unchanged": reference["unchanged"],
+             "n_golden_cells": reference["n_golden_cells"],
+             "n_probe_cells": reference["n_probe_cells"], "n_cells": query["n_cells"]}
+            | {f"displacement_{key}": value for key, value in query["displacement"].items()}
+            | {key: training[key] for key in ("n_steps", "n_trainable", "stopped")}
+        )  # fmt: skip
+    with written_aside(out) as aside:
+        pd.DataFrame(rows).to_csv(aside, index=False)
+
+
 def publish(source: Path, *, out: Path) -> None:
     """Copy a file of the final mapping to where the answer is looked for.
 
@@ -219,16 +245,24 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
 
 def accuracy_table(scores: pd.DataFrame) -> str:
     """The classifier's scores over all batches as text; mean ± standard deviation over seeds."""
-    table = scores[(scores["method"] == "classifier") & (scores["batch"] == "all")]
-    order = pd.Categorical(table["split"], ["train", "validation", "query"])
-    groups = table.assign(split=order).groupby(["variant", "strategy", "split"], observed=True)
-    shown = groups["n"].first().to_frame()
-    for key in ("accuracy", "macro_f1", "ece"):
-        mean, spread = groups[key].mean(), groups[key].std()
+    whole = scores[(scores["method"] == "classifier") & (scores["batch"] == "all")]
+    order = pd.Categorical(whole["split"], ["train", "validation", "query"])
+    whole, keys = whole.assign(split=order), ["variant", "strategy", "split"]
+    table = whole[whole["probabilities"] == "raw"]
+    calibrated = whole[whole["probabilities"] == "calibrated"]
+    groups = {"accuracy": table, "macro_f1": table, "ece": table}
+    if len(calibrated):
+        calibrated = calibrated.rename(columns={"ece": "calibrated_ece"})
+        groups |= {"calibrated_ece": calibrated}
+    shown = table.groupby(keys, observed=True)["n"].first().to_frame()
+    for key, part in groups.items():
+        by = part.groupby(keys, observed=True)[key]
+        mean, spread = by.mean(), by.std()
         text = mean.map("{:.3f}".format)
         shown[key] = text.where(spread.isna(), text + " ± " + spread.map("{:.3f}".format))
     return (
-        f"\nPredicted labels against known ones:\n\n{shown.reset_index().to_string(index=False)}\n"
+        f"\nPredicted labels against known ones:\n\n"
+        f"{shown.fillna('–').reset_index().to_string(index=False)}\n"
     )
 
 

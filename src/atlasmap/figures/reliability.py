@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from atlasmap.figures.style import (
     BLACK,
     BLUE,
+    GREEN,
+    ORANGE,
     RED,
     STRATEGIES,
     VARIANTS,
@@ -22,7 +24,7 @@ from atlasmap.figures.style import (
 # training.history.N_BINS, whose import would load torch.
 N_BINS = 15
 LEAST_CELLS = 10  # a bin of fewer says little: faint, and not joined to the others
-COLORS = {"": BLACK, "per_batch": BLUE, "joint": RED}
+COLORS = {"": BLACK, "per_batch": BLUE, "joint": RED, "frozen": GREEN, "de_novo": ORANGE}
 SIZE, BELOW, GAP, LEFT, TOP, BOTTOM = 2.1, 0.55, 0.3, 0.55, 0.32, 0.75
 
 

@@ -45,8 +45,9 @@ DPI = 200
 MOST_PIXELS = 12_000
 
 BLUE, RED, BLACK, GREY = "#0072b2", "#d55e00", "#1a1a1a", "#d9d9d9"
+GREEN, ORANGE = "#009e73", "#e69f00"
 VARIANTS = ("prefix", "fixed", "linear")
-STRATEGIES = ("per_batch", "joint")
+STRATEGIES = ("per_batch", "joint", "frozen", "de_novo")
 NUMBERS = ("seed", "epoch", "value", "n", "bin", "confidence", "accuracy")
 
 # Okabe and Ito's seven, then each next colour the one farthest in OKLab from all before it, from

@@ -39,8 +39,12 @@ class CategoryTable(nn.Module):
     def start_row(self, generator: torch.Generator) -> Tensor:
         """Start values (width) of one new category."""
         if self.start_bound is None:
-            return self.reference.detach().mean(0).cpu()
+            return self.mean_row()
         return uniform((self.reference.shape[1],), self.start_bound, generator)
+
+    def mean_row(self) -> Tensor:
+        """Mean of the reference's rows (width): a category like the average one."""
+        return self.reference.detach().mean(0).cpu()
 
     def append(self, rows: Tensor) -> None:
         """Freeze the reference's rows and append trainable ones (new categories × width)."""

@@ -20,27 +20,28 @@ def scvi_of(model: nn.Module) -> Scvi:
 
 
 def append_categories(
-    model: nn.Module, new: NewCategories, seed: int, library: Tensor | None = None
-) -> list[nn.Parameter]:
+    model: nn.Module, new: NewCategories, seed: int, library: Tensor | None = None,
+    *, frozen: bool = False,
+) -> list[nn.Parameter]:  # fmt: skip
     """Freeze `model` and append rows for `new` categories to every table that has them.
 
     Start values of a category are keyed by (seed, its name, the table), so they do not depend on
     what else is mapped with it. `library` (new batches × 2: mean and variance of log library size)
-    is the new batches' prior where the library size is inferred.
+    is the new batches' prior where the library size is inferred. `frozen` leaves new rows at the
+    mean of the reference's: a category like the average one.
 
     Returns the new rows: all that may train.
     """
     model.requires_grad_(False)
     for path, table in model.named_modules():
         if isinstance(table, CategoryTable) and new.get(table.covariate):
-            table.append(
-                torch.stack(
-                    [
-                        table.start_row(keyed_generator(seed, "surgery", name, path))
-                        for name in new[table.covariate]
-                    ]
-                )
-            )
+            rows = [
+                table.mean_row()
+                if frozen
+                else table.start_row(keyed_generator(seed, "surgery", name, path))
+                for name in new[table.covariate]
+            ]
+            table.append(torch.stack(rows))
     if library is not None:
         prior = scvi_of(model).library_prior
         prior.append(library)

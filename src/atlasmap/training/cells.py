@@ -74,6 +74,13 @@ class Cells:
         continuous = None if self.continuous is None else self.continuous[at]
         return Minibatch(self.counts.rows(at), tuple(self.codes[at].T), continuous, self.labels[at])
 
+    def taken(self, index: np.ndarray) -> "Cells":
+        """The cells in `index` alone."""
+        at = torch.as_tensor(index, device=self.device)
+        continuous = None if self.continuous is None else self.continuous[at]
+        counts = Counts.of(self.counts.csr(index), self.device)
+        return Cells(counts, self.codes[at], continuous, self.labels[at], self.names[index])
+
     def in_order(self, size: int):
         """Minibatches of all cells in their order, for inference."""
         for start in range(0, len(self), size):

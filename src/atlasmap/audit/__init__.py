@@ -1,0 +1,1 @@
+"""Questions that users ask of every mapping, answered on their own data."""

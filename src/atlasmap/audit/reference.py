@@ -1,0 +1,104 @@
+"""Why does the accuracy on my reference change with the query?
+
+Because the model does. Under surgery the reference's labels are what they were, bit for bit; where
+reference and query are trained on together (de novo), each query makes another model, and the
+labelled cells are a smaller share of what it sees.
+"""
+
+from dataclasses import dataclass
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from atlasmap.bundle import Bundle, device_of
+from atlasmap.errors import AtlasmapError
+from atlasmap.evaluation.classification import score
+from atlasmap.inference import embed
+from atlasmap.transfer import SoftLabels
+
+
+@dataclass(frozen=True)
+class Named:
+    """Reference cells with what a model calls them: `soft` labels, true `labels`, `split`."""
+
+    soft: SoftLabels
+    labels: np.ndarray
+    split: np.ndarray
+
+
+def named(latent: anndata.AnnData, soft: np.ndarray | None = None) -> Named:
+    """Of a bundle's latent (those rows that are reference cells), or with other soft labels."""
+    if "role" in latent.obs:
+        latent = latent[(latent.obs["role"] == "reference").to_numpy()]
+    names = [str(name) for name in latent.uns["soft_label_names"]]
+    said = np.asarray(latent.obsm["soft_labels"] if soft is None else soft, np.float64)
+    labels, split = (latent.obs[key].astype(str).to_numpy() for key in ("label", "split"))
+    return Named(SoftLabels(said, names), labels, split)
+
+
+def scores(cells: Named, query: str, training: str, unlabeled: str) -> pd.DataFrame:
+    """Rows query, training, split, label (all and each), n, accuracy (of a label: its recall),
+    macro_f1, ece (all labels alone)."""
+    rows, known = [], set(cells.soft.names)
+    for split in ("train", "validation"):
+        at = cells.split == split
+        soft = SoftLabels(cells.soft.probabilities[at], cells.soft.names)
+        predicted = soft.predicted().astype(str)
+        found = score(cells.labels[at], predicted, soft.confidence(), known, unlabeled)
+        if found is None:
+            continue
+        key = {"query": query, "training": training, "split": split}
+        one = found.summary.iloc[0]
+        rows.append(key | {"label": "all"} | one[["n", "accuracy", "macro_f1", "ece"]].to_dict())
+        for _, row in found.per_class.iterrows():
+            rows.append(key | {"label": row["label"], "n": row["n"], "accuracy": row["recall"]})
+    return pd.DataFrame(rows)
+
+
+def under_surgery(latent: anndata.AnnData, cells: anndata.AnnData, operated: Bundle) -> Named:
+    """What the operated model calls the reference's cells (counts in `cells`, in the order of
+    `latent`); raises REFERENCE_MOVED unless it is what the reference calls them, bit for bit."""
+    encoded = operated.registry.encode(cells, device_of(operated.model))
+    said = embed(operated.model, encoded).soft_labels
+    if not np.array_equal(said, latent.obsm["soft_labels"]):
+        worst = float(np.abs(said - latent.obsm["soft_labels"]).max())
+        raise AtlasmapError(
+            "REFERENCE_MOVED",
+            expected="the reference's soft labels after surgery, bit for bit",
+            found=f"a difference of {worst:.2g}",
+            mend="run both on the same device with the same number of threads; if they were, "
+            "please report this",
+        )
+    return named(latent, said)
+
+
+def reasons(about: dict, cells: Named, n_query: int, unlabeled: str) -> dict:
+    """What of a training bears on the classifier: labelled share, how often each labelled cell is
+    shown to it, least cells of a label."""
+    labelled = (cells.labels != unlabeled).sum()
+    training = about["scanvi"]["train"]
+    n_train = float(((cells.labels != unlabeled) & (cells.split == "train")).sum())
+    shown = about["training"]["n_steps"] * training["batch_size"] / max(n_train, 1)
+    sizes = pd.Series(cells.labels[cells.labels != unlabeled]).value_counts()
+    return {
+        "n_reference": len(cells.labels),
+        "n_query": n_query,
+        "labelled_share": float(labelled / (len(cells.labels) + n_query)),
+        "n_samples_per_label": about["scanvi"]["n_samples_per_label"],
+        "epochs_per_labelled_cell": float(shown),
+        "largest_to_smallest_label": float(sizes.max() / sizes.min()),
+    }
+
+
+def answer(table: pd.DataFrame) -> str:
+    """In a sentence or two, from the rows of all queries."""
+    rows = table[(table["label"] == "all") & (table["split"] == "validation")]
+    own = rows.loc[rows["training"] == "reference", "accuracy"].mean()
+    de_novo = rows.loc[rows["training"] == "de_novo", "accuracy"]
+    said = "Under surgery the reference's labels and probabilities are unchanged, bit for bit, "
+    said += f"whatever the query (validation accuracy {own:.3f})."
+    if len(de_novo):
+        said += " Trained together with a query the model is another one each time: "
+        said += f"{de_novo.min():.3f} to {de_novo.max():.3f}."
+    return said

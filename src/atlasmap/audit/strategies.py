@@ -1,0 +1,173 @@
+"""Per batch or joint? What each difference between the two ways of surgery is worth, in numbers.
+
+Every comparison is with the mapping batch by batch: latent, labels and confidence of the same query
+cells. `joint` is surgery on all batches at once as people run it, `joint_by_batch` the same model
+asked batch by batch, `matched` joint surgery in which each batch is trained as if alone, and then
+matched surgery with one of its causes let in again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from atlasmap.bundle import Bundle, device_of
+from atlasmap.errors import AtlasmapError
+from atlasmap.inference import Embedding, embed
+from atlasmap.mapping import as_train_settings, joined
+from atlasmap.models.surgery import append_categories
+from atlasmap.settings import SurgerySettings
+from atlasmap.training.cells import Cells
+from atlasmap.training.matched import Causes, fit_matched, members
+
+MATCHED = {
+    "matched": Causes(),
+    "updates": Causes(updates=True),
+    "scale": Causes(scale=True),
+    "momentum": Causes(momentum=True),
+    "all_three": Causes(updates=True, scale=True, momentum=True),
+}
+FEW_FLIPS = 0.02  # share of cells whose label may differ before the choice matters
+SMALL = 200  # cells; batches below are said to be small
+
+
+@dataclass(frozen=True)
+class Query:
+    """Query batches as one: their cells (batch by batch, by name) and how they are mapped."""
+
+    names: list[str]
+    cells: anndata.AnnData
+    settings: SurgerySettings
+    seed: int
+
+    @classmethod
+    def of(
+        cls, batches: dict[str, anndata.AnnData], settings: SurgerySettings, seed: int
+    ) -> "Query":
+        """From prepared query batches by name."""
+        names = sorted(batches)
+        return cls(names, joined([batches[name] for name in names]), settings, seed)
+
+
+def by_batch(model, cells: Cells) -> Embedding:
+    """The same as `embed`, each batch by itself."""
+    codes = cells.codes[:, 0].cpu().numpy()
+    parts, places = [], []
+    for code in np.unique(codes):
+        at = np.flatnonzero(codes == code)
+        parts.append(embed(model, cells.taken(at)))
+        places.append(at)
+    order = np.argsort(np.concatenate(places))
+    mean, var = (np.concatenate([getattr(p, k) for p in parts])[order] for k in ("mean", "var"))
+    soft = None
+    if parts[0].soft_labels is not None:
+        soft = np.concatenate([part.soft_labels for part in parts])[order]
+    return Embedding(mean, var, soft)
+
+
+def matched(reference: Bundle, query: Query, causes: Causes) -> Embedding:
+    """Operate on `reference` (consumed) with every batch side by side; raises AUDIT_COVARIATES."""
+    new = reference.registry.new_categories(query.cells.obs)
+    if any(names for covariate, names in new.items() if covariate):
+        raise AtlasmapError(
+            "AUDIT_COVARIATES",
+            expected="query batches that bring no new category of a further covariate",
+            found=f"{sum(len(v) for k, v in new.items() if k)} new categories",
+            mend="their columns are shared by batches, so strategies cannot be matched; "
+            "compare the mappings themselves",
+        )
+    append_categories(reference.model, new, query.seed)
+    registry = reference.registry.extended(new)
+    cells = registry.encode(query.cells, device_of(reference.model))
+    train = as_train_settings(query.settings)
+    first = len(reference.registry.batches)
+    batches = members(reference.model, cells, new[0], first, train, query.seed)
+    fit_matched(reference.model, batches, train, causes)
+    return embed(reference.model, cells)
+
+
+def compared(
+    name: str, one: Embedding, other: Embedding, batch: np.ndarray, labels: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of one comparison: by batch (and all), and by label of `one` (and all its batches).
+
+    Distances are in posterior standard deviations of `one`; flips the share of cells with another
+    label; confidence the mean change of the highest probability.
+    """
+    distance = np.linalg.norm(one.mean - other.mean, axis=1)
+    table = pd.DataFrame({"batch": batch, "distance": distance})
+    table["relative"] = distance / np.sqrt(one.var.sum(1))
+    if one.soft_labels is not None:
+        said = one.soft_labels.argmax(1)
+        table["label"] = np.array(labels, object)[said]
+        table["flip"] = said != other.soft_labels.argmax(1)
+        table["confidence"] = other.soft_labels.max(1) - one.soft_labels.max(1)
+
+    def row(part: pd.DataFrame) -> dict:
+        out = {
+            "n": len(part),
+            "latent_median": part["distance"].median(),
+            "latent_max": part["distance"].max(),
+            "median_in_posterior_sd": part["relative"].median(),
+        }
+        if "flip" in part:
+            out |= {"flips": part["flip"].mean(), "confidence": part["confidence"].mean()}
+        return out
+
+    batches = [("all", table), *table.groupby("batch")]
+    of_batch = [{"comparison": name, "batch": key} | row(part) for key, part in batches]
+    of_label = []
+    if "flip" in table:
+        of_label = [
+            {"comparison": name, "label": key} | row(part) for key, part in table.groupby("label")
+        ]
+    return pd.DataFrame(of_batch), pd.DataFrame(of_label)
+
+
+def audit_strategies(
+    fresh: Callable[[], Bundle], query: Query, per_batch: Embedding, joint: Bundle
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compare every way with `per_batch` (in the order of `query.cells`); two tables, by batch and
+    by label. `fresh` gives the reference's bundle anew, `joint` is the joint mapping's."""
+    cells = joint.registry.encode(query.cells, device_of(joint.model))
+    ways = {"joint": embed(joint.model, cells), "joint_by_batch": by_batch(joint.model, cells)}
+    for name, causes in MATCHED.items():
+        ways[name] = matched(fresh(), query, causes)
+    batch = query.cells.obs["batch"].astype(str).to_numpy()
+    labels = joint.registry.labels
+    tables = [compared(name, per_batch, way, batch, labels) for name, way in ways.items()]
+    numerics = compared("inference", ways["joint"], ways["joint_by_batch"], batch, labels)
+    batches, of_labels = zip(*tables, numerics, strict=True)
+    return pd.concat(batches, ignore_index=True), pd.concat(of_labels, ignore_index=True)
+
+
+def recommendation(table: pd.DataFrame) -> str:
+    """What to do, in a sentence or two, from the table by batch."""
+    everyone = table[table["batch"] == "all"].set_index("comparison")
+    moved = everyone.loc["joint", "median_in_posterior_sd"]
+    said = f"Joint surgery moves cells by {moved:.2f} posterior standard deviations (median)"
+    flips = everyone["flips"].get("joint") if "flips" in everyone else None
+    if flips is not None:
+        said += f" and changes the label of {flips:.1%} of them"
+    causes = everyone.loc[["updates", "scale", "momentum"], "latent_median"]
+    said += f"; the most of it comes from {WORDS[causes.idxmax()]}."
+    sizes = table[(table["comparison"] == "joint") & (table["batch"] != "all")]
+    small = sizes[sizes["n"] < SMALL]
+    if flips is not None and flips <= FEW_FLIPS:
+        said += " The choice hardly matters here: per_batch, where a batch's result depends on no"
+        said += " other batch and next month's batch moves none."
+    else:
+        said += " Use per_batch: a batch's result depends on no other batch."
+    if len(small):
+        said += f" {len(small)} batches have fewer than {SMALL} cells and few updates each:"
+        said += " look at their displacement in the certificate, and train them longer."
+    return said
+
+
+WORDS = {
+    "updates": "the number of updates a batch gets",
+    "scale": "the scale of a batch's gradient in mixed minibatches",
+    "momentum": "momentum that moves the columns of absent batches",
+}

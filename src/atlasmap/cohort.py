@@ -1,0 +1,44 @@
+"""De novo: no reference model is kept; reference and query are trained on together, the query
+unlabelled (as in the scANVI label-transfer tutorial)."""
+
+import anndata
+import pandas as pd
+
+from atlasmap.inference import Embedding
+from atlasmap.mapping import joined, query_latent
+from atlasmap.minified import latent_of, variance_of
+
+
+def cohort(
+    reference: anndata.AnnData, queries: list[anndata.AnnData], unlabeled: str
+) -> anndata.AnnData:
+    """Prepared reference and query batches as one reference: X counts, obs batch, label, role.
+
+    True labels of the query are not taken along.
+    """
+    whole = anndata.concat(
+        [reference, joined(queries)], join="outer", keys=["reference", "query"], label="role"
+    )
+    whole.var = reference.var.copy()
+    whole.obs = whole.obs.drop(columns="truth", errors="ignore")
+    named = whole.obs["label"].astype(object).where(whole.obs["role"] == "reference", unlabeled)
+    whole.obs["label"] = pd.Categorical(named.astype(str))
+    if whole.obs_names.has_duplicates:  # batches may share names of cells
+        twice = whole.obs_names.duplicated(keep=False)
+        apart = whole.obs["batch"].astype(str) + ":" + whole.obs_names.astype(str)
+        whole.obs_names = whole.obs_names.where(~twice, apart)
+    for key in whole.obs:  # of a query that lacks a column of the reference
+        if whole.obs[key].dtype == object:
+            whole.obs[key] = pd.Categorical(whole.obs[key].fillna(unlabeled).astype(str))
+    return whole
+
+
+def apart(latent: anndata.AnnData) -> tuple[anndata.AnnData, anndata.AnnData]:
+    """A cohort's latent as (the reference in latent space, the query as mappings write it)."""
+    of_reference = (latent.obs["role"] == "reference").to_numpy()
+    query = latent[~of_reference]
+    soft = query.obsm.get("soft_labels")
+    said = Embedding(latent_of(query), variance_of(query), soft)
+    keep = [key for key in query.obs if key not in ("label", "role", "split")]
+    labels = [str(name) for name in latent.uns.get("soft_label_names", [])]
+    return latent[of_reference].copy(), query_latent(query, said, labels, keep)

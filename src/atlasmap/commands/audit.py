@@ -1,0 +1,129 @@
+"""Commands that answer what users ask of every mapping."""
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from atlasmap.files import written_aside
+from atlasmap.settings import Device, SurgerySettings
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """A table, whole or not there."""
+    with written_aside(path) as aside:
+        table.to_csv(aside, index=False)
+
+
+def audit_strategies(
+    *queries: Path,
+    reference_bundle: Path,
+    per_batch: list[Path],
+    joint: Path,
+    out: Path,
+    seed: int = 0,
+    surgery: SurgerySettings = SurgerySettings(),
+    device: Device = "auto",
+) -> None:
+    """Per batch or joint: how far they differ on these queries, and what each cause is worth.
+
+    Parameters
+    ----------
+    queries
+        Prepared query batches (.h5ad).
+    reference_bundle
+        The reference's bundle.
+    per_batch
+        latent.h5ad of each batch mapped by itself.
+    joint
+        Folder of the joint mapping's delta bundle.
+    out
+        Folder: strategies.csv (by batch), strategies_labels.csv (by label), strategies.json.
+    seed
+        Seed the queries were mapped with.
+    surgery
+        Settings the queries were mapped with.
+    device
+        Where to compute.
+    """
+    from atlasmap.audit import strategies
+    from atlasmap.bundle import load, load_delta
+    from atlasmap.commands.data import write_json
+    from atlasmap.device import pick_device
+    from atlasmap.inference import Embedding
+
+    chosen = pick_device(device)
+    parts = [anndata.read_h5ad(path) for path in queries]
+    batches = {str(part.obs["batch"].iloc[0]): part for part in parts}
+    query = strategies.Query.of(batches, surgery, seed)
+    latents = [anndata.read_h5ad(path) for path in per_batch]
+    latents = sorted(latents, key=lambda one: str(one.obs["batch"].iloc[0]))
+    keys = [key for key in ("X_latent", "latent_var", "soft_labels") if key in latents[0].obsm]
+    known = [np.concatenate([one.obsm[key] for one in latents]) for key in keys]
+    alone = Embedding(*known, *[None] * (3 - len(known)))
+    whole = load_delta(joint, load(reference_bundle, chosen))
+    by_batch, by_label = strategies.audit_strategies(
+        lambda: load(reference_bundle, chosen), query, alone, whole
+    )
+    write_table(by_batch, out / "strategies.csv")
+    write_table(by_label, out / "strategies_labels.csv")
+    said = strategies.recommendation(by_batch)
+    write_json(out / "strategies.json", {"recommendation": said, "seed": seed})
+    print(said)
+
+
+def audit_reference(
+    *mappings: Path,
+    reference_bundle: Path,
+    cells: Path,
+    de_novo: list[Path],
+    out: Path,
+    unlabeled: str = "Unknown",
+    device: Device = "auto",
+) -> None:
+    """Does the reference's accuracy change with the query? Under surgery, and trained together.
+
+    Parameters
+    ----------
+    mappings
+        Folders of mappings batch by batch.
+    reference_bundle
+        The reference's bundle, with reference_latent.h5ad.
+    cells
+        The prepared reference, with counts (.h5ad).
+    de_novo
+        Bundles trained on the reference and one query batch each, with their latents.
+    out
+        Folder: reference.csv, reference.json.
+    unlabeled
+        What cells without a label are called.
+    device
+        Where to compute.
+    """
+    from atlasmap.audit import reference as audit
+    from atlasmap.bundle import load, load_delta, read_about
+    from atlasmap.commands.data import write_json
+    from atlasmap.device import pick_device
+    from atlasmap.files import unslug
+    from atlasmap.taken import read_latent
+
+    chosen, latent = pick_device(device), read_latent(reference_bundle)
+    counts, own = anndata.read_h5ad(cells), audit.named(latent)
+    tables, facts = [audit.scores(own, "", "reference", unlabeled)], {}
+    for folder in mappings:
+        operated = load_delta(folder, load(reference_bundle, chosen))
+        same = audit.under_surgery(latent, counts, operated)
+        tables.append(audit.scores(same, unslug(folder.name), "surgery", unlabeled))
+    for folder in de_novo:
+        query, whole = unslug(folder.parent.name), read_latent(folder)
+        trained = audit.named(whole)
+        tables.append(audit.scores(trained, query, "de_novo", unlabeled))
+        n_query = int((whole.obs["role"] == "query").sum())
+        facts[query] = audit.reasons(read_about(folder), trained, n_query, unlabeled)
+    facts[""] = audit.reasons(read_about(reference_bundle), own, 0, unlabeled)
+    table = pd.concat(tables, ignore_index=True)
+    write_table(table, out / "reference.csv")
+    said = audit.answer(table)
+    write_json(out / "reference.json", {"answer": said, "trainings": facts})
+    print(said)

@@ -1,0 +1,49 @@
+"""Commands of the de novo strategy."""
+
+from pathlib import Path
+
+import anndata
+
+from atlasmap.files import written_aside
+
+
+def join_cohort(*queries: Path, reference: Path, out: Path, unlabeled: str = "Unknown") -> None:
+    """Put a prepared reference and query batches together, to be trained on as one.
+
+    Parameters
+    ----------
+    queries
+        Prepared query batches (.h5ad).
+    reference
+        Prepared reference (.h5ad).
+    out
+        The cohort (.h5ad): the query's cells have no label.
+    unlabeled
+        Label of cells without one.
+    """
+    from atlasmap.cohort import cohort
+
+    parts = [anndata.read_h5ad(path) for path in queries]
+    whole = cohort(anndata.read_h5ad(reference), parts, unlabeled)
+    with written_aside(out) as aside:
+        whole.write_h5ad(aside)
+
+
+def split_cohort(latent: Path, *, reference: Path, query: Path) -> None:
+    """Take the latent of a cohort apart again.
+
+    Parameters
+    ----------
+    latent
+        reference_latent.h5ad of the cohort's bundle.
+    reference
+        The reference's cells (.h5ad).
+    query
+        The query's cells (.h5ad), as mappings write them.
+    """
+    from atlasmap.cohort import apart
+
+    parts = apart(anndata.read_h5ad(latent))
+    for path, part in zip((reference, query), parts, strict=True):
+        with written_aside(path) as aside:
+            part.write_h5ad(aside)

@@ -1,0 +1,112 @@
+"""Second opinions on labels, and what missing genes will cost."""
+
+import json
+from pathlib import Path
+
+import anndata
+import pandas as pd
+
+from atlasmap.files import unslug, written_aside
+from atlasmap.settings import TransferSettings
+
+
+def second_opinions(
+    *latents: Path,
+    reference_latent: Path,
+    queries: list[Path],
+    out: Path,
+    seed: int = 0,
+    unlabeled: str = "Unknown",
+    transfer: TransferSettings = TransferSettings(),
+) -> None:
+    """Name query cells by kNN, random forest and logistic regression on the latent, and by vote.
+
+    Parameters
+    ----------
+    latents
+        latent.h5ad of the mappings.
+    reference_latent
+        reference_latent.h5ad of the bundle mapped onto.
+    queries
+        Prepared query batches, for their known labels (scoring alone).
+    out
+        Folder: opinions.parquet (a row a cell), opinions_seconds.csv.
+    seed
+        Seed of the random forest.
+    unlabeled
+        What cells without a label are called.
+    transfer
+        Settings of kNN.
+    """
+    from atlasmap.commands.results import read_truth
+    from atlasmap.evaluation.opinions import knn_by_k, second_opinions
+    from atlasmap.minified import latent_of
+    from atlasmap.transfer import soft_labels_of
+
+    reference = anndata.read_h5ad(reference_latent)
+    labels = reference.obs["label"].astype(str).to_numpy()
+    known = labels != unlabeled
+    z, labels = latent_of(reference)[known], labels[known]
+    query = anndata.concat([anndata.read_h5ad(path) for path in latents], uns_merge="same")
+    classifier = soft_labels_of(query) if "soft_labels" in query.obsm else None
+    asked = query.obsm["X_latent"]
+    table, seconds = second_opinions(z, labels, asked, classifier, transfer.n_neighbors, seed)
+    by_k = knn_by_k(z, labels, asked).add_prefix("knn_k")
+    table = pd.concat([table, by_k], axis=1)
+    batch = query.obs["batch"].astype(str).to_numpy()
+    table.insert(0, "cell_id", query.obs_names)
+    table.insert(1, "batch", batch)
+    truth = read_truth(queries)
+    if truth is not None:
+        found = truth.reindex(pd.MultiIndex.from_arrays([batch, query.obs_names]))
+        table.insert(2, "truth", found.fillna(unlabeled).to_numpy())
+    with written_aside(out / "opinions.parquet") as aside:
+        table.to_parquet(aside, index=False)
+    with written_aside(out / "opinions_seconds.csv") as aside:
+        pd.Series(seconds, name="seconds").rename_axis("method").to_csv(aside)
+
+
+def gene_gap(
+    *queries: Path,
+    bundle: Path,
+    reference: Path,
+    out: Path,
+) -> None:
+    """What the genes that query batches lack will cost in accuracy, before anything is mapped.
+
+    Parameters
+    ----------
+    queries
+        Facts of prepared query batches (.json), which name the missing genes.
+    bundle
+        The reference's bundle, with reference_latent.h5ad.
+    reference
+        The prepared reference, with counts (.h5ad).
+    out
+        Table (.csv): a row a query batch and label.
+    """
+    from atlasmap.bundle import load
+    from atlasmap.device import pick_device
+    from atlasmap.genegap import gene_gap
+    from atlasmap.taken import read_latent
+
+    loaded, split = load(bundle, pick_device("cpu")), read_latent(bundle).obs["split"]
+    cells = anndata.read_h5ad(reference)
+    cells = cells[(split == "validation").reindex(cells.obs_names).to_numpy(bool)].copy()
+    found: dict[tuple[str, ...], pd.DataFrame] = {}  # batches of one data set lack the same genes
+    tables = []
+    for path in queries:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        missing = tuple(facts["genes_missing"])
+        if missing not in found:
+            found[missing] = gene_gap(loaded, cells, list(missing))
+        tables.append(found[missing].assign(batch=unslug(path.stem)))
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "batch", table.pop("batch"))
+    with written_aside(out) as aside:
+        table.to_csv(aside, index=False)
+    worst = table[table["label"] == "all"].sort_values("loss").iloc[-1]
+    print(
+        f"{len(queries)} batches; most is lost in {worst['batch']}: {worst['n_genes_missing']} "
+        f"genes missing, accuracy {worst['with_all_genes']:.3f} → {worst['without_missing']:.3f}"
+    )

@@ -1,0 +1,116 @@
+"""Joint surgery in which each batch is trained as if it were alone.
+
+As people run it, joint surgery differs from one surgery a batch in how many updates a batch gets,
+in the scale of its gradient (a mixed minibatch scales it by the batch's share, which Adam with a
+large epsilon does not undo), and in that momentum moves the columns of batches that are absent from
+a minibatch. Each of these `Causes` can be let in by itself; without any, both agree to rounding.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from atlasmap.models.random import Noise, keyed_generator
+from atlasmap.settings import TrainSettings
+from atlasmap.training.cells import Cells
+from atlasmap.training.objectives import Unsupervised
+from atlasmap.training.split import split_cells
+
+BETAS = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class Causes:
+    """What is done as in mixed minibatches: `updates` as many a batch as the joint training has,
+    gradients at the `scale` of the batch's share, `momentum` also where the batch is absent."""
+
+    updates: bool = False
+    scale: bool = False
+    momentum: bool = False
+
+
+class RowAdam:
+    """Adam (Kingma & Ba 2015) whose rows have step counts of their own and may sit out a step."""
+
+    def __init__(self, tables: list[nn.Parameter], settings: TrainSettings):
+        self.tables, self.settings = tables, settings
+        self.first = [torch.zeros_like(table) for table in tables]
+        self.second = [torch.zeros_like(table) for table in tables]
+        self.steps = torch.zeros(len(tables[0]), 1, dtype=torch.float64, device=tables[0].device)
+
+    @torch.no_grad()
+    def step(self, rows: torch.Tensor) -> None:
+        """Step the rows of which `rows` (rows, bool) is true; gradients are then forgotten."""
+        self.steps[rows] += 1
+        lr, eps = self.settings.learning_rate, self.settings.adam_eps
+        in_first, in_second = (1 - beta ** self.steps[rows] for beta in BETAS)
+        size, root = (lr / in_first).float(), in_second.sqrt().float()
+        for table, first, second in zip(self.tables, self.first, self.second, strict=True):
+            gradient = table.grad[rows]
+            first[rows] = first[rows].lerp(gradient, 1 - BETAS[0])
+            second[rows] = second[rows] * BETAS[1] + gradient.square() * (1 - BETAS[1])
+            table[rows] -= size * first[rows] / (second[rows].sqrt() / root + eps)
+            table.grad = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """One batch among others: its row in the tables, and its own training."""
+
+    row: int
+    objective: Unsupervised
+
+
+def members(
+    model: nn.Module, cells: Cells, names: list[str], first_code: int, settings: TrainSettings,
+    seed: int,
+) -> list[Member]:  # fmt: skip
+    """The batches in `cells` (their codes begin at `first_code`), each split and shuffled as it is
+    when it is mapped alone."""
+    codes, out = cells.codes[:, 0].cpu().numpy(), []
+    for row, name in enumerate(names):
+        own = np.flatnonzero(codes == first_code + row)
+        split = split_cells(own, settings.train_size, seed)
+        purpose = f"surgery per_batch {name}"
+        objective = Unsupervised(model, cells, split, settings.batch_size, seed, purpose)
+        out.append(Member(row, objective))
+    return out
+
+
+def pieces(member: Member, epoch: int, causes: Causes, n_joint: int) -> list[np.ndarray]:
+    """One batch's minibatches of an epoch."""
+    steps = [step[0] for step in member.objective.steps(epoch)]
+    if not causes.updates:
+        return steps
+    return [part for part in np.array_split(np.concatenate(steps), n_joint) if len(part)]
+
+
+def fit_matched(
+    model: nn.Module, batches: list[Member], settings: TrainSettings, causes: Causes
+) -> None:
+    """Train all batches' rows side by side: a step takes one minibatch of each batch, the loss is
+    the sum of the batches' means, noise and order are those of each batch alone."""
+    tables = [p for p in model.parameters() if p.requires_grad]
+    optimiser = RowAdam(tables, settings)
+    n_train = sum(len(member.objective.split.train) for member in batches)
+    n_joint = -(-n_train // settings.batch_size)
+    device = tables[0].device
+    for epoch in range(settings.max_epochs):
+        weight = min(1.0, epoch / settings.n_epochs_kl_warmup)
+        noises, parts = [], []
+        for member in batches:
+            key = (member.objective.purpose, "noise", epoch)
+            generator = keyed_generator(member.objective.seed, *key, device=device)
+            noises.append(Noise(generator, False, False))
+            parts.append(pieces(member, epoch, causes, n_joint))
+        for step in range(max(map(len, parts))):
+            taken = [part[step] if step < len(part) else None for part in parts]
+            total = sum(len(part) for part in taken if part is not None)
+            for member, part, noise in zip(batches, taken, noises, strict=True):
+                if part is not None:
+                    loss = member.objective.loss((part, None), noise, weight).total
+                    (loss * (len(part) / total if causes.scale else 1.0)).backward()
+            present = torch.tensor([part is not None for part in taken], device=device)
+            optimiser.step(torch.ones_like(present) if causes.momentum else present)

@@ -1,0 +1,92 @@
+"""Other classifiers on the latent, their vote, and what missing genes cost."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CPU
+
+from atlasmap.commands.benchmark import LabelRun, score_opinions
+from atlasmap.evaluation.opinions import knn_by_k, majority, second_opinions
+from atlasmap.genegap import gene_gap, masked
+from atlasmap.inference import embed
+from atlasmap.transfer import SoftLabels
+
+
+@pytest.fixture
+def apart(rng):
+    """Two kinds of cells that are easily told apart: reference, labels, query, truth."""
+    labels = np.repeat(["a", "b"], 150)
+    z = rng.normal(size=(300, 4)) + 6 * (labels == "b")[:, None]
+    query = rng.normal(size=(80, 4)) + 6 * (np.arange(80) < 40)[:, None]
+    return z, labels, query, np.where(np.arange(80) < 40, "b", "a")
+
+
+def test_every_method_names_what_is_easily_told_apart(apart):
+    z, labels, query, truth = apart
+    soft = SoftLabels(np.tile([0.6, 0.4], (80, 1)), ["a", "b"])
+    table, seconds = second_opinions(z, labels, query, soft, 15, 0)
+    for method in ("knn", "random_forest", "logistic", "majority"):
+        assert (table[method] == truth).all(), method
+        assert table[f"{method}_confidence"].between(0.5, 1 + 1e-9).all()
+        assert seconds[method] >= 0
+    assert (table["classifier"] == "a").all()
+    again, _ = second_opinions(z, labels, query, soft, 15, 0)
+    assert table.equals(again)
+    assert (knn_by_k(z, labels, query) == truth[:, None]).all().all()
+    assert list(knn_by_k(z[::10], labels[::10], query)) == [5, 10, 20]
+
+
+def test_opinions_are_scored_beside_the_classifier(apart, tmp_path):
+    z, labels, query, truth = apart
+    table, _ = second_opinions(z, labels, query, None, 15, 0)
+    table = pd.concat([table, knn_by_k(z, labels, query).add_prefix("knn_k")], axis=1)
+    table.insert(0, "batch", np.where(np.arange(80) % 2, "x", "y"))
+    table.insert(1, "truth", truth)
+    table.loc[:3, "truth"] = ["new", "Unknown", "new", "Unknown"]
+    table.to_parquet(tmp_path / "opinions.parquet")
+    (tmp_path / "opinions_seconds.csv").write_text("method,seconds\nknn,0.5\n")
+    run = LabelRun(0, "scvi", "joint", tmp_path / "opinions.parquet")
+    found = score_opinions(run, {"a", "b"}, "Unknown")
+    summary = found["summary"].set_index(["batch", "method"])
+    assert summary.loc[("all", "logistic"), "n"] == 76
+    assert summary.loc[("all", "logistic"), "n_not_in_reference"] == 2
+    assert (summary["accuracy"] == 1).all() and set(summary["probabilities"]) == {"raw"}
+    assert found["opinions"].set_index("method").loc["knn", "seconds"] == 0.5
+    assert list(found["by_k"]["k"]) == [5, 10, 20, 50, 100, 200]
+    assert (found["by_k"]["changed"] == 0).all()
+    table.drop(columns="truth").to_parquet(tmp_path / "opinions.parquet")
+    assert score_opinions(run, {"a", "b"}, "Unknown") == {}
+
+
+def test_majority_by_hand():
+    votes = pd.DataFrame(
+        {"classifier": ["a", "b", "c"], "knn": ["a", "a", "a"], "forest": ["b", "a", "b"]}
+    )
+    found = majority(votes)
+    assert list(found["label"]) == ["a", "a", "c"]  # of three labels the leftmost column's
+    assert found["confidence"].tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3])
+
+
+def test_no_missing_gene_costs_nothing(scanvi, reference):
+    table = gene_gap(scanvi, reference, [])
+    assert (table["loss"] == 0).all() and table["n"].iloc[0] == reference.n_obs
+    assert set(table["label"]) == {"all", *scanvi.registry.labels}
+
+
+def test_missing_genes_are_zero_and_nothing_else_changes(scanvi, reference):
+    lost = list(reference.var_names[:60])
+    cells = masked(reference, lost)
+    assert cells.X[:, :60].nnz == 0
+    kept = np.asarray(reference.X[:, 60:].sum(1)).ravel() > 0
+    assert (cells.X[kept][:, 60:] != reference.X[kept][:, 60:]).nnz == 0
+    assert (np.asarray(cells.X.sum(1)) > 0).all()
+    table = gene_gap(scanvi, reference, lost)
+    by_hand = embed(scanvi.model, scanvi.registry.encode(cells, CPU)).soft_labels.argmax(1)
+    truth = reference.obs["label"].astype(str).to_numpy()
+    right = np.asarray(scanvi.registry.labels, object)[by_hand] == truth
+    everyone = table.set_index("label").loc["all"]
+    assert everyone["without_missing"] == pytest.approx(right.mean())
+    assert everyone["loss"] == pytest.approx(
+        everyone["with_all_genes"] - everyone["without_missing"]
+    )
+    assert everyone["n_genes_missing"] == 60
