@@ -113,7 +113,8 @@ def test_every_promised_result_is_there(done):
         "atlas.h5ad", "labels.csv", "data/reference.h5ad", "data/contract.json",
         *(f"data/queries/{slug(name)}.h5ad" for name in NAMES.values()),
         "benchmark/certificates.csv", "benchmark/classification.csv", "benchmark/scib.csv",
-        "benchmark/history.csv",
+        "benchmark/history.csv", "benchmark/trust.csv", "benchmark/opinions.csv",
+        "benchmark/knn_sensitivity.csv", "benchmark/gene_gap.csv",
         *(f"figures/{name}.{end}" for end in ("svg", "png")
           for name in ("loss_curves", "confusion_validation", "confusion_query", "embeddings",
                        "scib_table", "reliability")),
@@ -498,6 +499,33 @@ def test_a_bad_query_stops_before_anything_trains(tmp_path):
     text = snakemake(folder, ok=False)
     logs = "".join(p.read_text() for p in (folder / TOP / "logs").rglob("*.log"))
     assert "COUNTS_NOT_INTEGER" in logs and "rule train_scvi" not in text
+
+
+def test_audits_and_the_other_strategies(changed):
+    config = CONFIG | {"strategies": ["per_batch", "frozen", "de_novo"]}
+    write(changed, config, SHEET)
+    planned = jobs(snakemake(changed, "-n", "--", "all", "audits"))
+    assert not {"train_scvi", "train_scanvi", "calibrate"} & set(planned)
+    assert planned["train_de_novo_scvi"] == 3  # all, and each batch for the audit
+    snakemake(changed, "--", "all", "audits")
+    for strategy in ("frozen", "de_novo"):
+        labels = pd.read_csv(changed / TOP / f"seed0/mapping/fixed/{strategy}/labels.csv")
+        assert (
+            len(labels) == (anndata.read_h5ad(changed / "atlas.h5ad").obs["role"] == "query").sum()
+        )
+    certificates = pd.read_csv(changed / TOP / "benchmark/certificates.csv")
+    assert certificates["reference_unchanged"].all()
+    frozen = certificates[certificates["strategy"] == "frozen"]
+    assert len(frozen) == 4 and (frozen["displacement_max"] == 0).all()
+    assert (certificates["n_probe_cells"] > 100).all()
+    audit = pd.read_csv(changed / TOP / "audit/strategies.csv").set_index(["comparison", "batch"])
+    assert audit.loc[("matched", "all"), "latent_max"] < 1e-5
+    table = pd.read_csv(changed / TOP / "audit/reference.csv", keep_default_na=False)
+    everyone = table[(table["label"] == "all") & (table["split"] == "validation")]
+    of_surgery = everyone[everyone["training"] == "surgery"]["accuracy"]
+    own = everyone[everyone["training"] == "reference"]["accuracy"].iloc[0]
+    assert len(of_surgery) == 2 and (of_surgery == own).all()
+    assert set(everyone["training"]) == {"reference", "surgery", "de_novo"}
 
 
 def test_lint_and_report(done, tmp_path):

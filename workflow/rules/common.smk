@@ -484,6 +484,8 @@ def final_targets(wildcards):
     if QUERIES and LABELLED:
         targets += [
             f"results/{CONFIG.atlas}/labels.csv",
+            f"results/{CONFIG.atlas}/benchmark/trust.csv",
+            f"results/{CONFIG.atlas}/benchmark/opinions.csv",
             f"results/{CONFIG.atlas}/figures/confusion_query.svg",
             *([] if TAKEN else [f"results/{CONFIG.atlas}/benchmark/gene_gap.csv"]),
         ]
