@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from atlasmap.assembly import assemble
+from atlasmap.commands.results import publish
 from atlasmap.errors import AtlasmapError
 from atlasmap.projection import FittedMap, fit_map, place
 from atlasmap.settings import TransferSettings, UmapSettings
@@ -139,3 +140,24 @@ def test_each_level_is_transferred_from_the_cells_that_have_it(fitted):
     query = latent_file(latent[60:70], "q", names[60:70], half[:10])
     with pytest.raises(AtlasmapError, match="OBS_KEY_MISSING"):
         assemble(reference, [query], None, fit, "Unknown", TransferSettings(), ["none"])
+
+
+def test_seed_agreement_by_hand(tmp_path):
+    """By batch and cell name, whatever the order of the rows."""
+    cells = {"cell_id": ["1", "1", "2"], "batch": ["x", "y", "x"]}
+    one = pd.DataFrame(cells | {"predicted_label": ["a", "b", "NA"]})
+    two = one.assign(predicted_label=["a", "c", "NA"]).iloc[::-1]
+    three = one.assign(predicted_label=["a", "b", "d"])
+    for name, table in (("one", one), ("two", two), ("three", three)):
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    paths = [tmp_path / f"{name}.csv" for name in ("one", "two", "three")]
+    publish(paths[0], out=tmp_path / "labels.csv", seeds=paths)
+    found = pd.read_csv(tmp_path / "labels.csv", keep_default_na=False)
+    assert found["seed_agreement"].tolist() == pytest.approx([1, 2 / 3, 2 / 3])
+    atlas = anndata.AnnData(obs=pd.DataFrame({"role": ["reference", "query", "query", "query"]}))
+    atlas.write_h5ad(tmp_path / "one.h5ad")
+    publish(tmp_path / "one.h5ad", out=tmp_path / "atlas.h5ad", seeds=paths)
+    obs = anndata.read_h5ad(tmp_path / "atlas.h5ad").obs
+    assert obs["seed_agreement"].tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3])
+    publish(paths[0], out=tmp_path / "alone.csv")
+    assert (tmp_path / "alone.csv").read_bytes() == paths[0].read_bytes()

@@ -173,7 +173,15 @@ rule gene_gap:
 
 rule publish:
     input:
-        f"results/{{atlas}}/seed{FINAL.seed}/mapping/{FINAL_MODEL}/{FINAL.strategy}/{{file}}",
+        file=f"results/{{atlas}}/seed{FINAL.seed}/mapping/{FINAL_MODEL}/{FINAL.strategy}/{{file}}",
+        seeds=(
+            [
+                f"results/{{atlas}}/seed{seed}/mapping/{FINAL_MODEL}/{FINAL.strategy}/labels.csv"
+                for seed in sorted(CONFIG.seeds, key=lambda seed: seed != FINAL.seed)
+            ]
+            if LABELLED and len(CONFIG.seeds) > 1
+            else []
+        ),
     output:
         "results/{atlas}/{file}",
     log:
@@ -187,8 +195,12 @@ rule publish:
     threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory("publish", 500),
+        mem_mb=memory("publish", 500, 4),
         runtime=minutes("publish", 30),
+    params:
+        seeds=lambda w, input: " ".join(
+            f"--seeds={shlex.quote(path)}" for path in input.seeds
+        ),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " publish {input:q} --out {output:q}"
+        " publish {input.file:q} --out {output:q} {params.seeds}"

@@ -207,18 +207,47 @@ def gather_certificates(*certificates: Path, out: Path) -> None:
         pd.DataFrame(rows).to_csv(aside, index=False)
 
 
-def publish(source: Path, *, out: Path) -> None:
-    """Copy a file of the final mapping to where the answer is looked for.
+def agreement(labels: list[pd.DataFrame]) -> np.ndarray:
+    """Share of label tables (all of the same cells) that name each cell of the first as it does."""
+    keys = [pd.MultiIndex.from_frame(table[["batch", "cell_id"]].astype(str)) for table in labels]
+    first = labels[0]["predicted_label"].to_numpy()
+    same = [
+        pd.Series(table["predicted_label"].to_numpy(), index=key).reindex(keys[0]).to_numpy()
+        == first
+        for table, key in zip(labels, keys, strict=True)
+    ]
+    return np.mean(same, 0)
+
+
+def publish(source: Path, *, out: Path, seeds: list[Path] | None = None) -> None:
+    """Put a file of the final mapping where the answer is looked for.
 
     Parameters
     ----------
     source
-        File to copy.
+        labels.csv or atlas.h5ad of the final mapping.
     out
         Where to.
+    seeds
+        labels.csv of the same mapping with each seed, the final one first: query cells are given
+        seed_agreement, the share of seeds that name the cell alike.
     """
+    if not seeds:
+        with written_aside(out) as aside:
+            shutil.copyfile(source, aside)
+        return
+    how = {"keep_default_na": False, "dtype": {"cell_id": str}, "float_precision": "round_trip"}
+    labels = [pd.read_csv(path, **how) for path in seeds]
+    agree = agreement(labels)
     with written_aside(out) as aside:
-        shutil.copyfile(source, aside)
+        if source.suffix == ".csv":
+            labels[0].assign(seed_agreement=agree).to_csv(aside, index=False)
+            return
+        atlas = anndata.read_h5ad(source)
+        of_query = (atlas.obs["role"] == "query").to_numpy()
+        atlas.obs["seed_agreement"] = 1.0
+        atlas.obs.loc[of_query, "seed_agreement"] = agree  # both are in the order of the mapping
+        atlas.write_h5ad(aside, compression="gzip")
 
 
 def show_results(folder: Path, *, partial: bool = False) -> None:
