@@ -26,11 +26,13 @@ N_BINS = 15
 LEAST_CELLS = 10  # a bin of fewer says little: faint, and not joined to the others
 COLORS = {"": BLACK, "per_batch": BLUE, "joint": RED, "frozen": GREEN, "de_novo": ORANGE}
 SIZE, BELOW, GAP, LEFT, TOP, BOTTOM = 2.1, 0.55, 0.3, 0.55, 0.32, 0.75
+ROW = SIZE + 0.1 + BELOW + 0.85  # from one kind of probabilities to the next
 
 
 @styled
 def draw_reliability(reliability: pd.DataFrame) -> Figure:
-    """A panel a variant: accuracy against confidence, and beneath it the share of cells in a bin.
+    """A panel a variant: accuracy against confidence, and beneath it the share of cells in a bin;
+    beneath these, where there are any, the same of calibrated probabilities.
 
     `reliability` has columns seed, variant, strategy, batch, split, method, probabilities, level,
     bin, confidence, accuracy, n. Validation cells are one line, query cells (all batches) one a
@@ -39,24 +41,20 @@ def draw_reliability(reliability: pd.DataFrame) -> Figure:
     """
     if reliability.empty:
         return sentence("No cell has a known label: there is no reliability to draw.")
-    table = one_kind(reliability)
-    table = table[table["split"].isin(["validation", "query"]) & (table["batch"] == "all")]
-    if table.empty:
+    kinds = {}
+    for kind in ("raw", "calibrated"):
+        table = one_kind(reliability, kind)
+        table = table[table["split"].isin(["validation", "query"]) & (table["batch"] == "all")]
+        if len(table):
+            kinds[kind] = table
+    if not kinds:
         return sentence("No validation or query cell has a known label: no reliability to draw.")
-    variants = in_order(table["variant"], VARIANTS)
+    variants = in_order(pd.concat(kinds.values())["variant"], VARIANTS)
     wide = max(LEFT + len(variants) * (SIZE + GAP), 4)
-    figure = new_figure(wide, TOP + SIZE + 0.1 + BELOW + BOTTOM)
-    handles, first = {}, None
-    for i, variant in enumerate(variants):
-        left = LEFT + i * (SIZE + GAP)
-        ax = place(figure, left, TOP, SIZE, SIZE)
-        low = place(figure, left, TOP + SIZE + 0.1, SIZE, BELOW, sharex=ax, sharey=first)
-        first = first or low
-        handles |= draw_variant(ax, low, table[table["variant"] == variant])
-        ax.set_title(variant, fontweight="bold")
-        for panel, name in ((ax, "Accuracy"), (low, "Cells")):
-            panel.set_ylabel(name if i == 0 else "")
-            panel.tick_params(labelleft=i == 0)
+    figure = new_figure(wide, TOP + len(kinds) * ROW - (ROW - SIZE - 0.1 - BELOW) + BOTTOM)
+    handles = {}
+    for k, (kind, table) in enumerate(kinds.items()):
+        handles |= draw_row(figure, TOP + k * ROW, table, variants, kind if k else "")
     names = list(reversed(handles))
     middle = (LEFT + (len(variants) * (SIZE + GAP) - GAP) / 2) / wide
     figure.legend(
@@ -67,6 +65,24 @@ def draw_reliability(reliability: pd.DataFrame) -> Figure:
         ncols=len(names),
     )
     return figure
+
+
+def draw_row(
+    figure: Figure, top: float, table: pd.DataFrame, variants: list[str], kind: str
+) -> dict:
+    """One kind of probabilities, a panel a variant; gives legend handles by name."""
+    handles, first = {}, None
+    for i, variant in enumerate(variants):
+        left = LEFT + i * (SIZE + GAP)
+        ax = place(figure, left, top, SIZE, SIZE)
+        low = place(figure, left, top + SIZE + 0.1, SIZE, BELOW, sharex=ax, sharey=first)
+        first = first or low
+        handles |= draw_variant(ax, low, table[table["variant"] == variant])
+        ax.set_title(f"{variant}, {kind}" if kind else variant, fontweight="bold")
+        for panel, name in ((ax, "Accuracy"), (low, "Cells")):
+            panel.set_ylabel(name if i == 0 else "")
+            panel.tick_params(labelleft=i == 0)
+    return handles
 
 
 def draw_variant(ax: Axes, low: Axes, table: pd.DataFrame) -> dict:

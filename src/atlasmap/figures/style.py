@@ -117,12 +117,13 @@ def runs_in(table: pd.DataFrame) -> list[tuple[str, str]]:
     ]
 
 
-def one_kind(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the classifier, at the level of labels, with probabilities as the model gave them.
+def one_kind(table: pd.DataFrame, probabilities: str = "raw") -> pd.DataFrame:
+    """Rows of the classifier, at the level of labels, with one kind of probabilities (raw: as the
+    model gave them).
 
     No strategy is "", also where pandas read it as missing.
     """
-    wanted = {"method": "classifier", "level": "label", "probabilities": "raw"}
+    wanted = {"method": "classifier", "level": "label", "probabilities": probabilities}
     for column, value in wanted.items():
         if column in table:
             table = table[table[column] == value]
