@@ -2,7 +2,10 @@
 
 import os
 
+# One thread, numba's too: it sets the number for torch's OpenMP as well, and a forked child of a
+# process with idle threads waits for them for ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

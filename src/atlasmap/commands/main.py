@@ -97,6 +97,8 @@ def set_environment() -> None:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }.items():
         os.environ.setdefault(name, value)
+    # numba's OpenMP is torch's: what it is told holds for both
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
 def restarts() -> int:
