@@ -1,6 +1,7 @@
 """The certificate proves what it says, and is not given where something moved."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,9 @@ def test_a_latent_that_moved_is_seen_though_weights_did_not(reference, scanvi):
     with pytest.raises(AtlasmapError) as error:
         unmoved(before, changed)
     assert "latent" in error.value.found
+    with pytest.raises(AtlasmapError) as error:  # a weight that nothing which was asked depends on
+        unmoved(before, replace(before, weights="another"))
+    assert "weights" in error.value.found
 
 
 def test_frozen_trains_nothing(scanvi, queries, tmp_path):

@@ -95,6 +95,8 @@ def test_cells_of_a_kind_of_their_own_misfit(reference, scanvi, rng):
         return misfit(scanvi.model, scanvi.registry.encode(batch, CPU), latent)
 
     fitting = found(counts)
+    chemistry = counts * np.where(np.arange(counts.shape[1]) < 15, 4, 1)  # of the whole batch
+    assert np.median(found(chemistry)) < 2.5 * np.median(fitting)
     counts[odd, :10] += rng.poisson(10, (odd.sum(), 10))
     values = found(counts)
     assert np.median(values[odd]) > 2 * np.median(values[~odd])
@@ -270,6 +272,8 @@ def test_held_out_batches_leave_every_label_a_cell(rng):
     assert "b3" not in chosen and 0.15 < cells <= 0.34
     assert chosen == held_out_batches(obs.sample(frac=1, random_state=0), 0.34, "Unknown")
     assert not held_out_batches(obs[obs["batch"] == "b1"], 0.34, "Unknown")
+    own = obs.assign(label=obs["batch"])  # each batch has a label that no other has
+    assert not held_out_batches(own, 0.34, "Unknown")
 
 
 def test_where_no_batch_can_be_spared_cells_stand_in(reference):
@@ -413,4 +417,6 @@ def test_scores_of_sets_and_verdicts_by_hand():
     assert found["new_called_novel"] == 1 and found["accuracy_confident"] == 0.5
     assert found["accuracy_ambiguous"] == 1
     assert score_trust(cells, {"z"}, "Unknown") is None
+    longer = cells.assign(prediction_set="ab")  # a name that holds another
+    assert score_trust(longer, {"a", "b"}, "Unknown")["coverage"] == 0
     assert CutOffs(None, None).novelty(np.ones(3), None).tolist() == [0, 0, 0]
