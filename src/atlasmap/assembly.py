@@ -22,7 +22,13 @@ from atlasmap.transfer import (
     weighted_neighbors,
 )
 from atlasmap.trust.calibrated import Calibration
-from atlasmap.trust.tree import LabelTree
+from atlasmap.trust.tree import (
+    LabelTree,
+    Levels,
+    levels_of_columns,
+    levels_of_tree,
+    rolled_up,
+)
 from atlasmap.trust.verdict import verdicts
 
 
@@ -44,7 +50,6 @@ class Trust:
 
     model: Scanvi
     calibration: Calibration
-    tree: LabelTree | None = None
 
 
 def knn_labels(
@@ -65,7 +70,7 @@ def knn_labels(
 
 def query_labels(
     reference: anndata.AnnData, query: anndata.AnnData, levels: list[str], unlabeled: str,
-    settings: TransferSettings, trust: Trust | None,
+    settings: TransferSettings, trust: Trust | None, coarse: Levels | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:  # fmt: skip
     """Label table, soft labels and calibrated ones of query cells; kNN asks labelled cells."""
     soft = soft_labels_of(query)
@@ -81,12 +86,31 @@ def query_labels(
     if trust:
         verdict, probabilities = verdicts(
             trust.model, trust.calibration, query, reference.obsm["X_latent"],
-            table["predicted_label"].to_numpy(), trust.tree,
+            table["predicted_label"].to_numpy(), coarse.tree if coarse else None,
         )  # fmt: skip
         with_columns(table, verdict)
         calibrated = by_cell(SoftLabels(probabilities, soft.names), query)
+    for level, to in (coarse.groups if coarse else {}).items():
+        at_level(table, soft, calibrated, level, to)
     table.index.name = "cell_id"
     return table, by_cell(soft, query), calibrated
+
+
+def at_level(
+    table: pd.DataFrame, soft: SoftLabels, calibrated: pd.DataFrame | None, level: str,
+    to: dict[str, str],
+) -> None:  # fmt: skip
+    """Add predicted_{level}, confidence_{level} and calibrated_confidence_{level} (of that group):
+    probabilities summed over the labels of a group."""
+    to = {name: to.get(name, name) for name in soft.names}
+    coarse = SoftLabels(*rolled_up(soft.probabilities, soft.names, to))
+    predicted = coarse.predicted().astype(str)
+    table[f"predicted_{level}"], table[f"confidence_{level}"] = predicted, coarse.confidence()
+    if calibrated is not None:
+        p, names = rolled_up(calibrated[soft.names].to_numpy(), soft.names, to)
+        place = {name: k for k, name in enumerate(names)}
+        at = [place[name] for name in predicted]
+        table[f"calibrated_confidence_{level}"] = p[np.arange(len(p)), at]
 
 
 def by_cell(soft: SoftLabels, query: anndata.AnnData) -> pd.DataFrame:
@@ -148,14 +172,16 @@ def in_latent_space(reference: anndata.AnnData, columns: list[str]) -> anndata.A
 def assemble(
     reference: anndata.AnnData, queries: list[anndata.AnnData], truth: pd.Series | None,
     fitted: FittedMap, unlabeled: str, settings: TransferSettings, levels: list[str],
-    trust: Trust | None = None,
+    trust: Trust | None = None, tree: LabelTree | None = None,
 ) -> Atlas:  # fmt: skip
     """Put the reference's latent and the queries' together.
 
     `truth` (by batch and cell name) is copied into obs for scoring and colouring, nothing else.
-    `levels` are further label columns of the reference, which kNN transfers.
+    `levels` are further label columns of the reference, which kNN transfers; at those that are
+    coarser than the label, or at those of `tree`, the classifier's probabilities are summed.
     """
     parts, tables = [], []
+    coarse = levels_of(reference, levels, tree, unlabeled)
     shared = [key for query in queries for key in query.obs]
     sure = None
     if trust and "soft_labels" in reference.obsm:
@@ -173,11 +199,12 @@ def assemble(
         if sure is not None:
             reference.obs["calibrated_confidence"] = sure
             reference.obs["verdict"] = "reference"
+    with_levels([reference, *queries], coarse)
     for query in queries:
         query.obs["role"], query.obs["label"], query.obs["split"] = "query", unlabeled, "query"
         query.obsm["X_umap"] = positions(fitted, query)
         if classified:
-            made = query_labels(reference, query, levels, unlabeled, settings, trust)
+            made = query_labels(reference, query, levels, unlabeled, settings, trust, coarse)
             with_columns(query.obs, made[0].drop(columns="batch"))
             tables.append(made)
         parts.append(query)
@@ -193,6 +220,28 @@ def assemble(
     return Atlas(
         whole, pd.concat(labels), pd.concat(softs), pd.concat(calibrated) if trust else None
     )
+
+
+def levels_of(
+    reference: anndata.AnnData, columns: list[str], tree: LabelTree | None, unlabeled: str
+) -> Levels | None:
+    """Coarser levels of the reference's labels, from a tree or else from its columns."""
+    if "soft_label_names" not in reference.uns:
+        return None
+    if tree is not None:
+        return levels_of_tree(tree, [str(name) for name in reference.uns["soft_label_names"]])
+    there = [column for column in columns if column in reference.obs]
+    return levels_of_columns(reference.obs, there, unlabeled) if there else None
+
+
+def with_levels(parts: list[anndata.AnnData], coarse: Levels | None) -> None:
+    """Add obs truth_{level} where there is a truth: a label without a group is its own."""
+    for level, to in (coarse.groups if coarse else {}).items():
+        for part in parts:
+            if "truth" in part.obs:
+                part.obs[f"truth_{level}"] = [
+                    to.get(label, label) for label in part.obs["truth"].astype(str)
+                ]
 
 
 def reference_confidence(reference: anndata.AnnData, trust: Trust) -> np.ndarray:

@@ -313,7 +313,8 @@ class DataConfig:
     continuous_covariates: list[str] = field(default_factory=list)
     """Numeric columns of obs the model conditions on."""
     label_levels: list[str] = field(default_factory=list)
-    """Further label columns of the reference (coarser or finer levels): kNN transfers each."""
+    """Further label columns of the reference (coarser or finer levels): kNN transfers each, and the
+    classifier's probabilities are summed at those that are coarser."""
     data: DataSettings = field(default_factory=DataSettings)
     """Checks and gene choice."""
 
@@ -358,6 +359,9 @@ class Config(DataConfig):
     """Jobs of the mapping."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     """Minutes between checkpoints of a training."""
+    label_tree: str | None = None
+    """Sheet of labels and their parents (columns child, parent): probabilities are summed at each
+    level, and ambiguous cells are given their labels' common ancestor. null: label_levels."""
     transfer: TransferSettings = field(default_factory=TransferSettings)
     """Label transfer."""
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)

@@ -35,7 +35,13 @@ from atlasmap.trust.novelty import (
     fit_cut_offs,
     local_distance,
 )
-from atlasmap.trust.tree import LabelTree, read_tree, rolled_up
+from atlasmap.trust.tree import (
+    LabelTree,
+    levels_of_columns,
+    levels_of_tree,
+    read_tree,
+    rolled_up,
+)
 from atlasmap.trust.verdict import set_names
 
 SURGERY = SurgerySettings(max_epochs=3)
@@ -307,6 +313,23 @@ def test_probabilities_roll_up(rng):
     assert np.allclose(coarse.sum(1), 1)
 
 
+def test_levels_of_a_tree_and_of_columns():
+    levels = levels_of_tree(TREE, ["CD4", "CD8", "B"])
+    assert list(levels.groups) == ["level0", "level1"]
+    assert levels.groups["level1"] == {
+        "CD4": "T", "CD8": "T", "B": "B", "T": "T", "mono": "mono",
+    }  # fmt: skip
+    obs = pd.DataFrame(
+        {"label": ["CD4", "CD8", "B", "Unknown"], "broad": ["T", "T", "B", "?"],
+         "all": ["lymphoid"] * 3 + ["?"], "finer": ["x", "y", "z", "?"]}
+    ).loc[[0, 0, 1, 2, 3]]  # fmt: skip
+    obs["donor"] = list("abcde")  # not a function of the label
+    found = levels_of_columns(obs, ["all", "broad", "donor"], "Unknown")
+    assert set(found.groups) == {"all", "broad"}
+    assert found.tree.common_ancestor(["CD4", "CD8"]) == "T"
+    assert found.tree.common_ancestor(["CD4", "B"]) == "lymphoid"
+
+
 @pytest.mark.parametrize(
     "text", ["a,b\nx,y\n", "child,parent\nx,y\nx,z\n", "child,parent\nx,y\ny,x\n"]
 )
@@ -379,7 +402,23 @@ def test_query_cells_get_a_verdict(learned, reference, queries, scanvi):
     known.obsm["X_latent"] = known.obsm["scanvi_latent_qzm"]
     trust = Trust(scanvi.model, made)
     query = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0).latent
-    table, raw, calibrated = query_labels(known, query, [], "Unknown", TransferSettings(), trust)
+    labels = scanvi.registry.labels
+    tree = LabelTree({label: label.split(".")[0] for label in labels})
+    coarse = levels_of_tree(tree, labels)
+    table, raw, calibrated = query_labels(
+        known, query, [], "Unknown", TransferSettings(), trust, coarse
+    )
+    of_group = [
+        [n for n in labels if n.split(".")[0] == group] for group in table["predicted_level0"]
+    ]
+    for column, frame in (("confidence_level0", raw), ("calibrated_confidence_level0", calibrated)):
+        summed = [frame[group].iloc[k].sum() for k, group in enumerate(of_group)]
+        assert np.allclose(summed, table[column], atol=1e-6)
+    assert (table["confidence_level0"] >= table["confidence"] - 1e-6).all()
+    several = table["prediction_set_size"] > 1
+    lineages = table.loc[several, "prediction_set"].str.findall(r"L\d+(?=\.)")
+    same = lineages.map(lambda names: names[0] if len(set(names)) == 1 else "")
+    assert (table.loc[several, "common_ancestor"] == same).all()
     assert set(table["verdict"]) <= {"confident", "ambiguous", "novel"}
     assert (table["verdict"] == "novel").equals(table["novelty"] > 1)
     sure = table[table["verdict"] == "confident"]

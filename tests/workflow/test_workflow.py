@@ -502,7 +502,10 @@ def test_a_bad_query_stops_before_anything_trains(tmp_path):
 
 
 def test_audits_and_the_other_strategies(changed):
-    config = CONFIG | {"strategies": ["per_batch", "frozen", "de_novo"]}
+    config = CONFIG | {"strategies": ["per_batch", "frozen", "de_novo"], "label_tree": "tree.csv"}
+    types = anndata.read_h5ad(changed / "atlas.h5ad").obs["cell_type"].unique()
+    tree = "".join(f"{name},{name.split('.')[0]}\n" for name in types)  # L3.1 is of lineage L3
+    (changed / "tree.csv").write_text("child,parent\n" + tree)
     write(changed, config, SHEET)
     planned = jobs(snakemake(changed, "-n", "--", "all", "audits"))
     assert not {"train_scvi", "train_scanvi", "calibrate"} & set(planned)
@@ -513,6 +516,10 @@ def test_audits_and_the_other_strategies(changed):
         assert (
             len(labels) == (anndata.read_h5ad(changed / "atlas.h5ad").obs["role"] == "query").sum()
         )
+    scores = pd.read_csv(changed / TOP / "benchmark/classification.csv", keep_default_na=False)
+    everyone = scores[(scores["batch"] == "all") & (scores["split"] == "query")]
+    by_level = everyone[everyone["method"] == "classifier"].groupby("level")["accuracy"].min()
+    assert set(by_level.index) == {"label", "level0"} and by_level["level0"] >= by_level["label"]
     certificates = pd.read_csv(changed / TOP / "benchmark/certificates.csv")
     assert certificates["reference_unchanged"].all()
     frozen = certificates[certificates["strategy"] == "frozen"]

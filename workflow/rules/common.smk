@@ -324,6 +324,11 @@ def settings_of(*keys):
     return " ".join(as_flag(key, config.get(key) or {}) for key in keys)
 
 
+def label_tree():
+    """The sheet of labels and their parents, if there is one."""
+    return str(found_beside(CONFIG.label_tree, ROOT)) if CONFIG.label_tree else []
+
+
 def calibration_flag(*keys):
     """Those keys of the calibration block that a job depends on; others are no rerun trigger."""
     block = config.get("calibration") or {}

@@ -116,6 +116,7 @@ use rule assemble as assemble_de_novo with:
             atlas=w.atlas,
             batch=query_batches(),
         ),
+        tree=label_tree(),
         calibration=[],
         bundle=[],
     output:

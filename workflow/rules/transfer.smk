@@ -32,6 +32,7 @@ rule assemble:
             atlas=w.atlas,
             batch=query_batches(),
         ),
+        tree=label_tree(),
         calibration=calibration_of,
         bundle=lambda w: (
             expand(
@@ -85,13 +86,15 @@ rule assemble:
             else ""
         ),
         levels=" ".join(f"--levels={shlex.quote(c)}" for c in CONFIG.label_levels),
+        tree=lambda w, input: f"--tree={shlex.quote(input.tree)}" if input.tree else "",
         out=subpath(output.atlas, parent=True),
         numerics=NUMERICS["transfer"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " assemble {params.latents:q} --reference_latent {input.reference:q}"
         " --umap {input.umap:q} {params.queries} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q} {params.settings} {params.levels} {params.trust}"
+        " --unlabeled={params.unlabeled:q} {params.settings} {params.levels} {params.tree}"
+        " {params.trust}"
 
 
 rule second_opinions:

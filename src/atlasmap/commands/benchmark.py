@@ -36,8 +36,8 @@ class EmbeddingRun:
 
 
 def groups(obs: pd.DataFrame):
-    """(batch, split, method, probabilities, cells' truth, predicted label, confidence) of all there
-    is to score.
+    """(batch, split, method, probabilities, level, cells' truth, predicted label, confidence) of
+    all there is to score.
 
     `obs` is an atlas's; reference cells are scored by their label, query cells by their truth.
     """
@@ -47,13 +47,21 @@ def groups(obs: pd.DataFrame):
     for split, part in reference.groupby("split"):
         for name, sure in columns.items():
             said = (part[key] for key in ("label", "predicted_label", sure))
-            yield "all", split, "classifier", name, *said
+            yield "all", split, "classifier", name, "label", *said
     if "truth" not in obs:
         return
     for batch, part in [("all", query), *query.groupby("batch")]:
-        for name, sure in columns.items():
-            said = (part[key] for key in ("truth", "predicted_label", sure))
-            yield batch, "query", "classifier", name, *said
+        for level in ["label", *coarse_levels(obs)]:
+            ending = "" if level == "label" else f"_{level}"
+            for name, sure in columns.items():
+                keys = (f"truth{ending}", f"predicted_{level}", f"{sure}{ending}")
+                said = (part[key] for key in keys)
+                yield batch, "query", "classifier", name, level, *said
+
+
+def coarse_levels(obs: pd.DataFrame) -> list[str]:
+    """Levels above the label that an atlas has."""
+    return [key.removeprefix("truth_") for key in obs if key.startswith("truth_")]
 
 
 def as_strings(obs: pd.DataFrame) -> pd.DataFrame:
@@ -92,13 +100,18 @@ def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
     from atlasmap.evaluation.classification import score
 
     obs = as_strings(observed(run.atlas))
-    known = set(obs.loc[obs["role"] == "reference", "label"]) - {unlabeled}
+    reference = obs[obs["role"] == "reference"]
+    known = set(reference["label"]) - {unlabeled}
+    at_level = {"label": known} | {
+        level: set(reference[f"truth_{level}"]) - {unlabeled} for level in coarse_levels(obs)
+    }
     tables = {name: [] for name in ("summary", "per_class", "confusion", "reliability", "trust")}
     trust = trust_rows(run, obs, known, unlabeled)
     tables["known"] = known
     tables["trust"].append(pd.DataFrame(trust, columns=None if trust else TRUST_KEYS))
-    for batch, split, method, probabilities, *of_cells in groups(obs):
-        scored = score(*(column.to_numpy() for column in of_cells), known, unlabeled)
+    for batch, split, method, probabilities, level, *of_cells in groups(obs):
+        columns = (column.to_numpy() for column in of_cells)
+        scored = score(*columns, at_level[level], unlabeled)
         if scored is None:
             continue
         # The reference's own cells are named alike under every strategy that keeps it.
@@ -106,7 +119,7 @@ def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
         strategy = run.strategy if own else ""
         key = {"seed": run.seed, "variant": run.variant, "strategy": strategy, "batch": batch}
         key |= {"split": split, "method": method, "probabilities": probabilities}
-        key |= {"level": "label"}
+        key |= {"level": level}
         for name in ("summary", "per_class", "confusion", "reliability"):
             if probabilities == "raw" or name in ("summary", "reliability"):  # the labels are one
                 part = getattr(scored, name)

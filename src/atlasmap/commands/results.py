@@ -59,6 +59,18 @@ def read_truth(queries: list[Path]) -> pd.Series | None:
     return pd.concat(parts) if parts else None
 
 
+def check_mapped(latents: tuple[Path, ...]) -> None:
+    """Raise MAPPING_MISSING for latents that are not there."""
+    missing = [str(path) for path in latents if not path.is_file()]
+    if missing:
+        raise AtlasmapError(
+            "MAPPING_MISSING",
+            expected="the latent of every query batch",
+            found=f"no {listed(missing, 4)}",
+            mend=f"snakemake … -- {' '.join(missing)}",
+        )
+
+
 def assemble(
     *latents: Path,
     reference_latent: Path,
@@ -69,6 +81,7 @@ def assemble(
     transfer: TransferSettings = TransferSettings(),
     levels: list[str] | None = None,
     bundle: Path | None = None,
+    tree: Path | None = None,
 ) -> None:
     """Put reference and mapped query batches together and name the query's cells.
 
@@ -93,21 +106,17 @@ def assemble(
     bundle
         The reference's bundle with calibration.json: adds calibrated probabilities, prediction
         sets, verdicts.
+    tree
+        Sheet of labels and their parents (columns child, parent).
     """
     from atlasmap.assembly import assemble
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
     from atlasmap.onestep import trust_in
     from atlasmap.projection import FittedMap
+    from atlasmap.trust.tree import read_tree
 
-    missing = [str(path) for path in latents if not path.is_file()]
-    if missing:
-        raise AtlasmapError(
-            "MAPPING_MISSING",
-            expected="the latent of every query batch",
-            found=f"no {listed(missing, 4)}",
-            mend=f"snakemake … -- {' '.join(missing)}",
-        )
+    check_mapped(latents)
     atlas = assemble(
         anndata.read_h5ad(reference_latent),
         [anndata.read_h5ad(path) for path in latents],
@@ -117,6 +126,7 @@ def assemble(
         transfer,
         levels or [],
         trust_in(bundle, load(bundle, pick_device("cpu"))) if bundle else None,
+        read_tree(tree) if tree else None,
     )
     write_atlas(atlas, out)
 
@@ -275,6 +285,7 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
 def accuracy_table(scores: pd.DataFrame) -> str:
     """The classifier's scores over all batches as text; mean ± standard deviation over seeds."""
     whole = scores[(scores["method"] == "classifier") & (scores["batch"] == "all")]
+    whole = whole[whole["level"] == "label"]
     order = pd.Categorical(whole["split"], ["train", "validation", "query"])
     whole, keys = whole.assign(split=order), ["variant", "strategy", "split"]
     table = whole[whole["probabilities"] == "raw"]

@@ -46,6 +46,48 @@ class LabelTree:
         return max((self.depth(label) for label in labels), default=0)
 
 
+@dataclass(frozen=True)
+class Levels:
+    """What labels are at coarser levels: `groups` level → label → group, and the tree they make."""
+
+    groups: dict[str, dict[str, str]]
+    tree: LabelTree
+
+
+def levels_of_tree(tree: LabelTree, labels: list[str]) -> Levels:
+    """Levels level0 (topmost), level1, … of a tree, down to the parents of the deepest labels.
+
+    Labels of the tree that are not among `labels` (of a query's truth, say) have their groups too.
+    """
+    known = sorted({*labels, *tree.parents})
+    names = {f"level{k}": k for k in range(tree.levels(labels))}
+    groups = {n: {label: tree.at_level(label, k) for label in known} for n, k in names.items()}
+    return Levels(groups, tree)
+
+
+def levels_of_columns(obs: pd.DataFrame, columns: list[str], unlabeled: str) -> Levels:
+    """Those of `columns` that are coarser than `label`: of each label's cells all have one value.
+
+    The tree goes from the label up through them, the finest first.
+    """
+    table = obs[["label", *columns]].astype(str)
+    table = table[table["label"] != unlabeled]
+    groups = {}
+    for column in columns:
+        known = table[table[column] != unlabeled].groupby("label")[column]
+        if len(known) and (known.nunique() == 1).all():
+            groups[column] = known.first().to_dict()
+    parents: dict[str, str] = {}
+    finest_first = sorted(groups, key=lambda column: -len(set(groups[column].values())))
+    for label in table["label"].unique():
+        below = label
+        for column in finest_first:
+            above = groups[column].get(label, below)
+            if above != below and parents.setdefault(below, above) == above:
+                below = above
+    return Levels(groups, LabelTree(parents))
+
+
 def rolled_up(
     probabilities: np.ndarray, names: list[str], to: dict[str, str]
 ) -> tuple[np.ndarray, list[str]]:
