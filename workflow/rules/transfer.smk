@@ -107,8 +107,9 @@ rule second_opinions:
             batch=query_batches(),
         ),
     output:
-        "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/opinions.parquet",
-        "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/opinions_seconds.csv",
+        table="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/opinions.parquet",
+        # Among the logs: no two runs take the same time, and results are the same bits.
+        seconds="results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.seconds.csv",
     log:
         "results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.log",
     benchmark:
@@ -129,12 +130,12 @@ rule second_opinions:
             f"--queries={shlex.quote(q)}" for q in input.queries
         ),
         unlabeled=CONFIG.unlabeled_category,
-        out=subpath(output[0], parent=True),
         numerics=NUMERICS["transfer"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " second-opinions {params.latents:q} --reference_latent {input.reference:q}"
-        " {params.queries} --out {params.out:q} --seed {wildcards.seed}"
+        " {params.queries} --out {output.table:q} --seconds {output.seconds:q}"
+        " --seed {wildcards.seed}"
         " --unlabeled={params.unlabeled:q} {params.settings}"
 
 

@@ -136,7 +136,7 @@ def opinion_groups(table: pd.DataFrame):
 
 def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, pd.DataFrame]:
     """Of one mapping's opinions.parquet: `summary` as classification.csv has it, `opinions` (the
-    same of all batches, with seconds), `by_k` (kNN by number of neighbours)."""
+    same of all batches), `by_k` (kNN by number of neighbours)."""
     from atlasmap.evaluation.classification import score
 
     table, key = pd.read_parquet(run.atlas), {"seed": run.seed, "variant": run.variant}
@@ -161,10 +161,9 @@ def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, 
     if not summary:
         return {}
     whole = pd.concat(summary, ignore_index=True)
-    seconds = pd.read_csv(run.atlas.with_name("opinions_seconds.csv"))
-    everyone = whole[whole["batch"] == "all"].merge(seconds, "left", on="method")
-    kept = [*key, "method", "n", "accuracy", "macro_f1", "ece", "seconds"]
-    return {"summary": whole, "opinions": everyone[kept], "by_k": pd.DataFrame(by_k)}
+    kept = [*key, "method", "n", "accuracy", "macro_f1", "ece"]
+    everyone = whole.loc[whole["batch"] == "all", kept]
+    return {"summary": whole, "opinions": everyone, "by_k": pd.DataFrame(by_k)}
 
 
 def score_labels(
@@ -181,7 +180,7 @@ def score_labels(
         Second opinions to score (JSON), `atlas` being opinions.parquet.
     out
         Folder: classification.csv, classification_per_class.csv, confusion.csv, reliability.csv,
-        trust.csv (prediction sets and verdicts), opinions.csv (all methods, with seconds),
+        trust.csv (prediction sets and verdicts), opinions.csv (all other methods),
         knn_sensitivity.csv (kNN by number of neighbours).
     unlabeled
         What cells without a label are called.

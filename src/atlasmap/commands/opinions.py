@@ -15,6 +15,7 @@ def second_opinions(
     reference_latent: Path,
     queries: list[Path],
     out: Path,
+    seconds: Path,
     seed: int = 0,
     unlabeled: str = "Unknown",
     transfer: TransferSettings = TransferSettings(),
@@ -30,7 +31,9 @@ def second_opinions(
     queries
         Prepared query batches, for their known labels (scoring alone).
     out
-        Folder: opinions.parquet (a row a cell), opinions_seconds.csv.
+        Table (.parquet), a row a cell.
+    seconds
+        What each method took (.csv): among the logs, since no two runs take the same time.
     seed
         Seed of the random forest.
     unlabeled
@@ -50,7 +53,7 @@ def second_opinions(
     query = anndata.concat([anndata.read_h5ad(path) for path in latents], uns_merge="same")
     classifier = soft_labels_of(query) if "soft_labels" in query.obsm else None
     asked = query.obsm["X_latent"]
-    table, seconds = second_opinions(z, labels, asked, classifier, transfer.n_neighbors, seed)
+    table, took = second_opinions(z, labels, asked, classifier, transfer.n_neighbors, seed)
     by_k = knn_by_k(z, labels, asked).add_prefix("knn_k")
     table = pd.concat([table, by_k], axis=1)
     batch = query.obs["batch"].astype(str).to_numpy()
@@ -60,10 +63,10 @@ def second_opinions(
     if truth is not None:
         found = truth.reindex(pd.MultiIndex.from_arrays([batch, query.obs_names]))
         table.insert(2, "truth", found.fillna(unlabeled).to_numpy())
-    with written_aside(out / "opinions.parquet") as aside:
+    with written_aside(out) as aside:
         table.to_parquet(aside, index=False)
-    with written_aside(out / "opinions_seconds.csv") as aside:
-        pd.Series(seconds, name="seconds").rename_axis("method").to_csv(aside)
+    with written_aside(seconds) as aside:
+        pd.Series(took, name="seconds").rename_axis("method").to_csv(aside)
 
 
 def gene_gap(
