@@ -234,6 +234,11 @@ def query_batches():
     return sorted(owners)
 
 
+def cohort_batches(cohort):
+    """Query batches of a cohort."""
+    return query_batches() if cohort == "all" else [cohort]
+
+
 def owner(batch):
     """The query data set a batch belongs to."""
     return next(d for d in QUERIES if batch in batches_of(d))

@@ -2,11 +2,6 @@
 # the audit of the reference) or all of them (strategy de_novo).
 
 
-def cohort_batches(cohort):
-    """Query batches of a cohort."""
-    return query_batches() if cohort == "all" else [cohort]
-
-
 rule join_cohort:
     input:
         reference="results/{atlas}/data/reference.h5ad",
