@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
+from atlasmap.compiled import keep_numba
 from atlasmap.models.random import keyed_seed
 from atlasmap.settings import UmapSettings
 
@@ -39,18 +40,22 @@ class FittedMap:
             return cls(file["latent"], file["positions"], **scalars)
 
 
-def fit_map(latent: np.ndarray, settings: UmapSettings, seed: int) -> FittedMap:
-    """Fit UMAP on (at most `max_cells` of) `latent` (cells × latent)."""
+def umap_unfitted(**settings):
+    """umap.UMAP, and what it compiles is kept."""
     import umap
 
+    keep_numba("umap", "pynndescent")
+    return umap.UMAP(n_jobs=1, **settings)
+
+
+def fit_map(latent: np.ndarray, settings: UmapSettings, seed: int) -> FittedMap:
+    """Fit UMAP on (at most `max_cells` of) `latent` (cells × latent)."""
     seed32 = keyed_seed(seed, "umap") % 2**32
     if len(latent) > settings.max_cells:
         rng = np.random.default_rng(seed32)
         latent = latent[np.sort(rng.choice(len(latent), settings.max_cells, replace=False))]
     n_neighbors = min(settings.n_neighbors, len(latent) - 1)
-    model = umap.UMAP(
-        n_neighbors=n_neighbors, min_dist=settings.min_dist, random_state=seed32, n_jobs=1
-    )
+    model = umap_unfitted(n_neighbors=n_neighbors, min_dist=settings.min_dist, random_state=seed32)
     positions = model.fit_transform(latent)
     return FittedMap(latent, positions, n_neighbors, float(model._a), float(model._b), seed32)
 
@@ -62,10 +67,8 @@ def place(fitted: FittedMap, latent: np.ndarray) -> np.ndarray:
     """
     if np.array_equal(latent, fitted.latent):
         return fitted.positions
-    import umap
-
-    model = umap.UMAP(
-        n_neighbors=fitted.n_neighbors, metric="precomputed", a=fitted.a, b=fitted.b, n_jobs=1,
+    model = umap_unfitted(
+        n_neighbors=fitted.n_neighbors, metric="precomputed", a=fitted.a, b=fitted.b,
         random_state=fitted.seed, transform_seed=fitted.seed,
     )  # fmt: skip
     # What fit() would have left behind; transform() reads nothing else.

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
+from atlasmap.compiled import keep_jax
 from atlasmap.evaluation.classification import score
 from atlasmap.evaluation.scib import (
     AGGREGATES,
@@ -15,7 +16,6 @@ from atlasmap.evaluation.scib import (
     same_eigenvectors,
     score_embedding,
     unintegrated_pca,
-    use_compile_cache,
     why_not,
 )
 
@@ -53,7 +53,7 @@ def test_nothing_to_score_is_none():
 
 @pytest.fixture(scope="module")
 def embedded():
-    use_compile_cache()
+    keep_jax()
     rng = np.random.default_rng(0)
     label = rng.choice(list("abc"), 150)
     batch = rng.choice(["x", "y"], 150)

@@ -1,6 +1,7 @@
 """The shape of the code: layers, function sizes, docstrings, no pickle, light start."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A module may import modules of its own layer and of the layers below it.
 LAYERS = [
-    ["settings", "errors", "files", "packing", "device", "__init__"],
+    ["settings", "errors", "files", "packing", "device", "compiled", "__init__"],
     ["cluster"],
     ["config", "models"],
     ["training"],
@@ -111,3 +112,28 @@ def test_every_command_has_a_summary_and_resolves():
     for name, (_, summary) in COMMANDS.items():
         assert summary.endswith("."), name
         assert app[name].default_command is not None
+
+
+COMPILED = """
+import numpy as np
+from atlasmap.projection import fit_map, place
+from atlasmap.settings import UmapSettings
+x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
+place(fit_map(x, UmapSettings(), 0), x[:9] + 1)
+import umap.umap_
+print(sum(umap.umap_.smooth_knn_dist.stats.cache_hits.values()))
+"""
+
+
+def test_what_numba_compiles_is_compiled_once(tmp_path):
+    before = None
+    for known in (False, True):
+        run = subprocess.run(
+            [sys.executable, "-c", COMPILED], capture_output=True, text=True, check=True,
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        )  # fmt: skip
+        assert (int(run.stdout) > 0) == known
+        files = {path for path in tmp_path.rglob("*") if path.is_file()}
+        assert before in (None, files)
+        before = files
+    assert len(before) > 5

@@ -7,6 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.compiled import keep_jax, keep_numba
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import written_aside
 from atlasmap.settings import BenchmarkSettings
@@ -239,9 +240,10 @@ def score_embeddings(
     """
     import scib_metrics
 
-    from atlasmap.evaluation.scib import score_embedding, use_compile_cache
+    from atlasmap.evaluation.scib import score_embedding
 
-    use_compile_cache()
+    keep_jax()
+    keep_numba("pynndescent")
     rows, pca = [], PcaByCells(counts)
     for run in runs:
         cells, labelled = pca.embedded(run, unlabeled)

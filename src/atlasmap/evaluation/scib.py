@@ -6,11 +6,9 @@ be computed is the text `skipped(reason)` and takes no part in an average.
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -37,15 +35,6 @@ class Embedded:
         """The cells of a mask."""
         label = None if self.label is None else self.label[keep]
         return Embedded(self.x[keep], self.unintegrated[keep], self.batch[keep], label)
-
-
-def use_compile_cache() -> None:
-    """Let JAX keep what it compiled between runs (most of a small job is compilation)."""
-    import jax
-
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "atlasmap" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def neighbors(x: np.ndarray, k: int, exact: bool):
