@@ -57,6 +57,9 @@ class DataSettings:
 
     n_top_genes: Count | None = 2000
     """Highly variable genes (seurat_v3, by batch) the reference keeps; null keeps all."""
+    genes_from: Literal["reference", "all"] = "reference"
+    """Cells that these genes are chosen from. all: the query's too, so that a new query trains the
+    reference anew (for de_novo)."""
     min_cells_per_label: Count = 3
     """Labels with fewer reference cells become unlabelled, and are listed in contract.json."""
     min_cells_per_batch: Annotated[int, Field(ge=3)] = 3

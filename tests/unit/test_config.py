@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from atlasmap.config import as_flag, final_of, load_config, merged, variant_block
-from atlasmap.data.sheet import read_sheet
+from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.settings import Config, ScviSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,3 +114,16 @@ def test_a_flag_survives_a_shell():
     (word,) = shlex.split(as_flag("scvi", block))
     name, text = word.split("=", 1)
     assert name == "--scvi" and json.loads(text) == block
+
+
+@pytest.mark.parametrize(
+    "url, name",
+    [
+        ("https://figshare.com/ndownloader/files/23939711", "a.h5ad"),
+        ("https://zenodo.org/records/1/files/x.h5ad?download=1", "a.h5ad"),
+        ("https://x.org/v1.2/filtered_feature_bc_matrix.h5", "a.h5"),
+        ("builtin:pbmc68k", "a.h5ad"),
+    ],
+)
+def test_what_is_fetched_has_an_ending_that_is_read(url, name):
+    assert Dataset(id="a", path=url, role="query").fetched_as == name

@@ -38,19 +38,26 @@ def test_every_method_names_what_is_easily_told_apart(apart):
 
 def test_opinions_are_scored_beside_the_classifier(apart, tmp_path):
     z, labels, query, truth = apart
-    table, _ = second_opinions(z, labels, query, None, 15, 0)
+    soft = SoftLabels(np.stack([truth == "a", truth == "b"], 1).astype(np.float32), ["a", "b"])
+    table, took = second_opinions(z, labels, query, soft, 15, 0)
+    pd.Series(took, name="seconds").rename_axis("method").to_csv(tmp_path / "seconds.csv")
     table = pd.concat([table, knn_by_k(z, labels, query).add_prefix("knn_k")], axis=1)
     table.insert(0, "batch", np.where(np.arange(80) % 2, "x", "y"))
     table.insert(1, "truth", truth)
     table.loc[:3, "truth"] = ["new", "Unknown", "new", "Unknown"]
     table.to_parquet(tmp_path / "opinions.parquet")
-    run = LabelRun(0, "scvi", "joint", tmp_path / "opinions.parquet")
+    run = LabelRun(0, "fixed", "joint", tmp_path / "opinions.parquet", tmp_path / "seconds.csv")
     found = score_opinions(run, {"a", "b"}, "Unknown")
     summary = found["summary"].set_index(["batch", "method"])
     assert summary.loc[("all", "logistic"), "n"] == 76
     assert summary.loc[("all", "logistic"), "n_not_in_reference"] == 2
     assert (summary["accuracy"] == 1).all() and set(summary["probabilities"]) == {"raw"}
-    assert list(found["opinions"]["method"]) == ["knn", "random_forest", "logistic", "majority"]
+    others = ["knn", "random_forest", "logistic", "majority"]
+    assert list(summary.loc["all"].index) == others  # the classifier's are an atlas's own
+    assert list(found["opinions"]["method"]) == ["classifier", *others]
+    timed = found["timed"].set_index("method")["seconds"]
+    assert timed[others].to_dict() == pytest.approx({k: round(took[k], 2) for k in others})
+    assert np.isnan(timed["classifier"])  # named when it was mapped
     assert list(found["by_k"]["k"]) == [5, 10, 20, 50, 100, 200]
     assert (found["by_k"]["changed"] == 0).all()
     table.drop(columns="truth").to_parquet(tmp_path / "opinions.parquet")

@@ -13,7 +13,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A module may import modules of its own layer and of the layers below it.
 LAYERS = [
-    ["settings", "errors", "files", "packing", "device", "compiled", "__init__"],
+    ["settings", "errors", "files", "packing", "device", "compiled", "report", "__init__"],
     ["cluster"],
     ["config", "models"],
     ["training"],

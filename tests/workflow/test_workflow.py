@@ -115,7 +115,7 @@ def test_every_promised_result_is_there(done):
         *(f"data/queries/{slug(name)}.h5ad" for name in NAMES.values()),
         "benchmark/certificates.csv", "benchmark/classification.csv", "benchmark/scib.csv",
         "benchmark/history.csv", "benchmark/trust.csv", "benchmark/opinions.csv",
-        "benchmark/knn_sensitivity.csv", "benchmark/gene_gap.csv",
+        "benchmark/knn_sensitivity.csv", "benchmark/gene_gap.csv", "logs/opinions.csv",
         *(f"figures/{name}.{end}" for end in ("svg", "png")
           for name in ("loss_curves", "confusion_validation", "confusion_query", "embeddings",
                        "scib_table", "reliability")),

@@ -21,6 +21,12 @@ rule audit_strategies:
         "results/{atlas}/audit/strategies.csv",
         "results/{atlas}/audit/strategies_labels.csv",
         "results/{atlas}/audit/strategies.json",
+        report(
+            "results/{atlas}/audit/strategies.html",
+            caption="../report/audit_strategies.rst",
+            category="Audits",
+            labels={"page": "Per batch or joint"},
+        ),
     log:
         "results/{atlas}/logs/audit_strategies.log",
     benchmark:
@@ -71,7 +77,14 @@ rule audit_reference:
         ),
     output:
         "results/{atlas}/audit/reference.csv",
+        "results/{atlas}/audit/reference_confusion.csv",
         "results/{atlas}/audit/reference.json",
+        report(
+            "results/{atlas}/audit/reference.html",
+            caption="../report/audit_reference.rst",
+            category="Audits",
+            labels={"page": "Reference and query"},
+        ),
     log:
         "results/{atlas}/logs/audit_reference.log",
     benchmark:
@@ -106,9 +119,9 @@ rule audit_reference:
 # Of a reference that was taken over there are no counts, and without labels no accuracy.
 rule audits:
     input:
-        f"results/{CONFIG.atlas}/audit/strategies.json",
+        f"results/{CONFIG.atlas}/audit/strategies.html",
         (
-            f"results/{CONFIG.atlas}/audit/reference.json"
+            f"results/{CONFIG.atlas}/audit/reference.html"
             if LABELLED and not TAKEN
             else []
         ),

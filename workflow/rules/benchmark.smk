@@ -1,6 +1,7 @@
 rule score_labels:
     input:
         [run["atlas"] for run in [*label_runs(), *opinion_runs()]],
+        [run["seconds"] for run in opinion_runs()],
     output:
         expand(
             "results/{{atlas}}/benchmark/{table}.csv",
@@ -13,6 +14,12 @@ rule score_labels:
                 "opinions",
                 "knn_sensitivity",
             ],
+        ),
+        timed=report(
+            "results/{atlas}/logs/opinions.csv",
+            caption="../report/opinions.rst",
+            category="Labels",
+            labels={"figure": "Second opinions"},
         ),
     log:
         "results/{atlas}/logs/score_labels.log",
@@ -34,6 +41,7 @@ rule score_labels:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " score-labels --runs {params.runs} --opinions {params.opinions} --out {params.out:q}"
+        " --timed {output.timed:q}"
         " --unlabeled={params.unlabeled:q}"
 
 
@@ -140,7 +148,13 @@ rule gather_certificates:
             if strategy != "de_novo"
         ],
     output:
-        "results/{atlas}/benchmark/certificates.csv",
+        table="results/{atlas}/benchmark/certificates.csv",
+        page=report(
+            "results/{atlas}/benchmark/certificates.html",
+            caption="../report/certificates.rst",
+            category="Certificates",
+            labels={"page": "Surgery certificates"},
+        ),
     log:
         "results/{atlas}/logs/gather_certificates.log",
     benchmark:
@@ -161,7 +175,7 @@ rule gather_certificates:
         ],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " gather-certificates {params.certificates:q} --out {output:q}"
+        " gather-certificates {params.certificates:q} --out {output.table:q}"
 
 
 rule model_card:

@@ -48,6 +48,8 @@ if any(dataset.role == "query" for dataset in DATASETS.values()):
     check_mappable(CONFIG)
 REFERENCES = [d for d in DATASETS.values() if d.role == "reference"]
 QUERIES = [d for d in DATASETS.values() if d.role == "query"]
+# Whose cells have a say in the choice of genes, besides the reference's.
+CHOOSING = QUERIES if CONFIG.data.genes_from == "all" else []
 DATA_DIR = found_beside(CONFIG.data_dir, ROOT) if CONFIG.data_dir else SHEET.parent
 LABELLED = CONFIG.labels == "given"
 # What query batches are mapped onto: a scANVI variant, or scVI itself without labels.
@@ -115,8 +117,11 @@ FORECAST = json.loads(PLAN.read_text())["resources"] if PLAN.is_file() else {}
 SOURCES = {}
 for dataset in DATASETS.values():
     if dataset.remote and dataset.path not in {d.path for d in SOURCES.values()}:
-        suffix = Path(dataset.path).suffix if "://" in dataset.path else ".h5ad"
-        SOURCES[dataset.id + suffix] = dataset
+        SOURCES[dataset.fetched_as] = dataset
+    if "://" in dataset.gene_lengths:
+        SOURCES[f"{dataset.id}.gene_lengths.txt"] = Dataset(
+            id=dataset.id, path=dataset.gene_lengths, role=dataset.role
+        )
 # so are the files of a reference at a URL
 for name, path in {
     "reference_model.pt": CONFIG.reference.scvi_tools,
@@ -145,20 +150,26 @@ wildcard_constraints:
     source="|".join(SOURCES or ["none"]),
 
 
-def dataset_path(dataset):
-    """Where a data set's file is, or will be once it is fetched."""
+def source_path(dataset, column="path"):
+    """Where a file that the sheet names is, or will be once it is fetched."""
+    named = getattr(dataset, column)
     for name, first in SOURCES.items():
-        if first.path == dataset.path:
+        if first.path == named:
             return f"results/{CONFIG.atlas}/data/sources/{name}"
-    path = DATA_DIR / Path(dataset.path).expanduser()
+    path = DATA_DIR / Path(named).expanduser()
     if not path.exists():
         raise AtlasmapError(
             "FILE_MISSING",
             expected=f"the file that {SHEET} names for {dataset.id}",
             found=f"nothing at {path.absolute()}",
-            mend="correct `path` in the sheet, or `data_dir` in the config",
+            mend=f"correct `{column}` in the sheet, or `data_dir` in the config",
         )
     return str(path)
+
+
+def gene_lengths(datasets):
+    """Tables that counts of data sets are divided by."""
+    return [source_path(d, "gene_lengths") for d in datasets if d.gene_lengths]
 
 
 def prepared_reference():
@@ -190,7 +201,10 @@ def taken_adata():
 
 
 def row(dataset, *keys):
-    """Columns of the sheet that a job depends on; others are no rerun trigger."""
+    """Columns of the sheet that a job depends on; others are no rerun trigger.
+
+    Gene lengths, if any, by where they are.
+    """
     needed = {
         "id",
         "path",
@@ -201,7 +215,11 @@ def row(dataset, *keys):
         "obs_filter",
         *keys,
     }
-    return {key: value for key, value in asdict(dataset).items() if key in needed}
+    values = {key: value for key, value in asdict(dataset).items() if key in needed}
+    lengths = values.pop("gene_lengths", "")
+    return values | (
+        {"gene_lengths": source_path(dataset, "gene_lengths")} if lengths else {}
+    )
 
 
 def data_flag(*settings):
@@ -255,6 +273,13 @@ def of_mappings(seed, variant, strategy, file):
     together = strategy in ("joint", "de_novo")
     folders = ["all"] if together else query_batches()
     return [f"{top}/{folder}/{file}" for folder in folders]
+
+
+def latent_of_reference(w):
+    """The reference's latent that a strategy's labels come from."""
+    if w.strategy == "de_novo":
+        return f"results/{w.atlas}/seed{w.seed}/mapping/{w.variant}/de_novo/all/reference_latent.h5ad"
+    return f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad"
 
 
 def mapped(seed, variant, strategy, file="latent.h5ad"):
@@ -392,11 +417,11 @@ def opinion_runs():
             variant=variant,
             strategy=strategy,
             atlas=f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}/opinions.parquet",
+            seconds=f"results/{CONFIG.atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.seconds.csv",
         )
         for seed in CONFIG.seeds
         for variant in models
         for strategy in CONFIG.strategies
-        if strategy != "de_novo"
     ]
 
 

@@ -30,7 +30,7 @@ rule fetch:
 
 checkpoint find_batches:
     input:
-        lambda w: dataset_path(DATASETS[w.dataset]),
+        lambda w: source_path(DATASETS[w.dataset]),
     output:
         "results/{atlas}/data/batches/{dataset}.json",
     log:
@@ -56,7 +56,8 @@ checkpoint find_batches:
 
 rule prepare_query:
     input:
-        file=lambda w: dataset_path(owner(w.batch)),
+        file=lambda w: source_path(owner(w.batch)),
+        lengths=lambda w: gene_lengths([owner(w.batch)]),
         reference=prepared_reference(),
     output:
         query="results/{atlas}/data/queries/{batch}.h5ad",
@@ -74,7 +75,9 @@ rule prepare_query:
         runtime=minutes("prepare_query", 60),
     params:
         batch=lambda w: shlex.quote(unslug(w.batch)),
-        dataset=lambda w: shlex.quote(json.dumps(row(owner(w.batch), "truth_key"))),
+        dataset=lambda w: shlex.quote(
+            json.dumps(row(owner(w.batch), "truth_key", "gene_lengths"))
+        ),
         config=data_flag("min_gene_overlap", "min_cells_per_batch"),
         numerics=NUMERICS["data"],
     shell:

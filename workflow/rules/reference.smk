@@ -1,6 +1,7 @@
 rule prepare_reference:
     input:
-        lambda w: [dataset_path(dataset) for dataset in REFERENCES],
+        files=lambda w: [source_path(d) for d in [*REFERENCES, *CHOOSING]],
+        lengths=lambda w: gene_lengths([*REFERENCES, *CHOOSING]),
     output:
         reference="results/{atlas}/data/reference.h5ad",
         facts="results/{atlas}/data/reference.json",
@@ -16,12 +17,21 @@ rule prepare_reference:
         mem_mb=memory("prepare_reference", 2000, 12),
         runtime=minutes("prepare_reference", 60),
     params:
-        datasets=shlex.quote(json.dumps([row(d, "label_key") for d in REFERENCES])),
+        datasets=shlex.quote(
+            json.dumps([row(d, "label_key", "gene_lengths") for d in REFERENCES])
+        ),
+        queries=(
+            "--queries "
+            + shlex.quote(json.dumps([row(d, "gene_lengths") for d in CHOOSING]))
+            if CHOOSING
+            else ""
+        ),
         config=data_flag("n_top_genes", "min_cells_per_label", "min_cells_per_batch"),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " prepare-reference {input:q} --datasets {params.datasets} {params.config}"
+        " prepare-reference {input.files:q} --datasets {params.datasets} {params.queries}"
+        " {params.config}"
         " --out {output.reference:q} --facts {output.facts:q}"
 
 

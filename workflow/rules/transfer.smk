@@ -99,7 +99,7 @@ rule assemble:
 
 rule second_opinions:
     input:
-        reference=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad",
+        reference=latent_of_reference,
         mapped=lambda w: mapped(w.seed, w.variant, w.strategy),
         queries=lambda w: expand(
             "results/{atlas}/data/queries/{batch}.h5ad",
@@ -114,8 +114,6 @@ rule second_opinions:
         "results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.log",
     benchmark:
         "results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.tsv"
-    wildcard_constraints:
-        strategy="per_batch|joint|frozen",
     conda:
         CONDA
     threads: 1

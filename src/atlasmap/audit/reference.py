@@ -5,6 +5,7 @@ reference and query are trained on together (de novo), each query makes another 
 labelled cells are a smaller share of what it sees.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import anndata
@@ -13,7 +14,7 @@ import pandas as pd
 
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.errors import AtlasmapError
-from atlasmap.evaluation.classification import score
+from atlasmap.evaluation.classification import Scored, score
 from atlasmap.inference import embed
 from atlasmap.transfer import SoftLabels
 
@@ -37,23 +38,38 @@ def named(latent: anndata.AnnData, soft: np.ndarray | None = None) -> Named:
     return Named(SoftLabels(said, names), labels, split)
 
 
-def scores(cells: Named, query: str, training: str, unlabeled: str) -> pd.DataFrame:
-    """Rows query, training, split, label (all and each), n, accuracy (of a label: its recall),
-    macro_f1, ece (all labels alone)."""
-    rows, known = [], set(cells.soft.names)
+def scored(cells: Named, unlabeled: str) -> Iterator[tuple[str, Scored]]:
+    """Training and validation cells' scores, where there are labelled ones."""
     for split in ("train", "validation"):
         at = cells.split == split
         soft = SoftLabels(cells.soft.probabilities[at], cells.soft.names)
-        predicted = soft.predicted().astype(str)
+        predicted, known = soft.predicted().astype(str), set(cells.soft.names)
         found = score(cells.labels[at], predicted, soft.confidence(), known, unlabeled)
-        if found is None:
-            continue
+        if found is not None:
+            yield split, found
+
+
+def scores(cells: Named, query: str, training: str, unlabeled: str) -> pd.DataFrame:
+    """Rows query, training, split, label (all and each), n, accuracy (of a label: its recall),
+    macro_f1, ece (all labels alone)."""
+    rows = []
+    for split, found in scored(cells, unlabeled):
         key = {"query": query, "training": training, "split": split}
         one = found.summary.iloc[0]
         rows.append(key | {"label": "all"} | one[["n", "accuracy", "macro_f1", "ece"]].to_dict())
         for _, row in found.per_class.iterrows():
             rows.append(key | {"label": row["label"], "n": row["n"], "accuracy": row["recall"]})
     return pd.DataFrame(rows)
+
+
+def confusion(cells: Named, query: str, training: str, unlabeled: str) -> pd.DataFrame:
+    """Rows query, training, split, truth, predicted, n."""
+    key = {"query": query, "training": training}
+    parts = [
+        found.confusion.assign(split=split, **key)[[*key, "split", *found.confusion]]
+        for split, found in scored(cells, unlabeled)
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def under_surgery(latent: anndata.AnnData, cells: anndata.AnnData, operated: Bundle) -> Named:

@@ -1,4 +1,4 @@
-"""The card as JSON, as Markdown with front matter, and as a page for the report."""
+"""The card as JSON, and as Markdown with front matter."""
 
 import shlex
 from pathlib import Path
@@ -9,6 +9,7 @@ import yaml
 
 from atlasmap.card.checks import Tables
 from atlasmap.evaluation.criticism import N_TOP_GENES, P_VALUE
+from atlasmap.report.pages import pairs, table
 
 COLUMNS = {
     "gene_f1": "Gene F1",
@@ -38,12 +39,6 @@ EXPRESSION = (
     f"(adjusted p < {P_VALUE}, or the top ones); genes that fall count as changed too, so a good "
     "model may stay below 0.5."
 )
-STYLE = """<style>
-body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 }
-th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
-pre { background: #f6f6f6; padding: .8em; overflow-x: auto }
-</style>"""
 
 
 def as_json(facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
@@ -76,33 +71,17 @@ def front_matter(facts: dict[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def table(frame: pd.DataFrame) -> str:
-    """A table for people: two decimals, whole numbers whole."""
-    shown = frame.rename(columns=COLUMNS).copy()
-    sides = ["right" if shown[key].dtype.kind in "if" else "left" for key in shown]
-    for key in shown:
-        if shown[key].dtype.kind == "f":
-            whole = (shown[key] % 1 == 0).all() and key in ("n", "N cells")
-            shown[key] = shown[key].map(("{:.0f}" if whole else "{:.2f}").format)
-    return shown.to_markdown(index=False, disable_numparse=True, colalign=sides)
-
-
-def pairs(values: dict[str, Any]) -> str:
-    """Keys and values as a table."""
-    said = {key: "–" if value is None else str(value) for key, value in values.items()}
-    return pd.DataFrame(said.items(), columns=["", "value"]).to_markdown(
-        index=False, disable_numparse=True
-    )
-
-
 def sections(facts: dict[str, Any], tables: Tables, folder: Path) -> list[tuple[str, str]]:
     """Title and text of each section."""
     none = "Left out: the counts of the reference were not given."
     variation, expression = none, none
     if tables.variation is not None:
-        variation = f"{VARIATION}\n\n{table(tables.variation)}"
+        variation = f"{VARIATION}\n\n{table(tables.variation, COLUMNS)}"
     if tables.expression:
-        by = [f"By {method}:\n\n{table(frame)}" for method, frame in tables.expression.items()]
+        by = [
+            f"By {method}:\n\n{table(frame, COLUMNS)}"
+            for method, frame in tables.expression.items()
+        ]
         expression = "\n\n".join([EXPRESSION, *by])
     out = [
         (
@@ -121,7 +100,7 @@ def sections(facts: dict[str, Any], tables: Tables, folder: Path) -> list[tuple[
         ("Map a query onto it", how_to_map(folder)),
     ]
     if tables.classification is not None:
-        out.insert(3, ("Labels: accuracy and calibration", table(tables.classification)))
+        out.insert(3, ("Labels: accuracy and calibration", table(tables.classification, COLUMNS)))
     return out
 
 
@@ -145,12 +124,3 @@ def as_markdown(facts: dict[str, Any], tables: Tables, folder: Path) -> str:
     """The card for people."""
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections(facts, tables, folder))
     return f"{front_matter(facts)}\n# {title(facts)}\n\n{body}\n"
-
-
-def as_html(markdown: str) -> str:
-    """The card as a page of its own, for the report."""
-    from markdown_it import MarkdownIt
-
-    text = markdown.split("---\n", 2)[2]
-    body = MarkdownIt("commonmark").enable("table").render(text)
-    return f'<!doctype html><html><head><meta charset="utf-8">{STYLE}</head><body>{body}</body>\n'

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.files import written_aside
+from atlasmap.report.audits import reference_page, strategies_page
+from atlasmap.report.pages import as_html
 from atlasmap.settings import Device, SurgerySettings
 
 
@@ -14,6 +16,12 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     """A table, whole or not there."""
     with written_aside(path) as aside:
         table.to_csv(aside, index=False)
+
+
+def write_page(markdown: str, path: Path) -> None:
+    """A page for the report."""
+    with written_aside(path) as aside:
+        aside.write_text(as_html(markdown), encoding="utf-8")
 
 
 def audit_strategies(
@@ -39,7 +47,8 @@ def audit_strategies(
     joint
         Folder of the joint mapping's delta bundle.
     out
-        Folder: strategies.csv (by batch), strategies_labels.csv (by label), strategies.json.
+        Folder: strategies.csv (by batch), strategies_labels.csv (by label), strategies.json, a page
+        (.html).
     seed
         Seed the queries were mapped with.
     surgery
@@ -70,6 +79,7 @@ def audit_strategies(
     write_table(by_label, out / "strategies_labels.csv")
     said = strategies.recommendation(by_batch)
     write_json(out / "strategies.json", {"recommendation": said, "seed": seed})
+    write_page(strategies_page(by_batch, by_label, said), out / "strategies.html")
     print(said)
 
 
@@ -95,7 +105,7 @@ def audit_reference(
     de_novo
         Bundles trained on the reference and one query batch each, with their latents.
     out
-        Folder: reference.csv, reference.json.
+        Folder: reference.csv, reference_confusion.csv, reference.json and .html.
     unlabeled
         What cells without a label are called.
     device
@@ -110,20 +120,25 @@ def audit_reference(
 
     chosen, latent = pick_device(device), read_latent(reference_bundle)
     counts, own = anndata.read_h5ad(cells), audit.named(latent)
-    tables, facts = [audit.scores(own, "", "reference", unlabeled)], {}
+    models, facts = [(own, "", "reference")], {}
     for folder in mappings:
         operated = load_delta(folder, load(reference_bundle, chosen))
         same = audit.under_surgery(latent, counts, operated)
-        tables.append(audit.scores(same, unslug(folder.name), "surgery", unlabeled))
+        models.append((same, unslug(folder.name), "surgery"))
     for folder in de_novo:
         query, whole = unslug(folder.parent.name), read_latent(folder)
         trained = audit.named(whole)
-        tables.append(audit.scores(trained, query, "de_novo", unlabeled))
+        models.append((trained, query, "de_novo"))
         n_query = int((whole.obs["role"] == "query").sum())
         facts[query] = audit.reasons(read_about(folder), trained, n_query, unlabeled)
     facts[""] = audit.reasons(read_about(reference_bundle), own, 0, unlabeled)
-    table = pd.concat(tables, ignore_index=True)
+    table, confused = (
+        pd.concat([of(*model, unlabeled) for model in models], ignore_index=True)
+        for of in (audit.scores, audit.confusion)
+    )
     write_table(table, out / "reference.csv")
+    write_table(confused, out / "reference_confusion.csv")
     said = audit.answer(table)
     write_json(out / "reference.json", {"answer": said, "trainings": facts})
+    write_page(reference_page(table, facts, said), out / "reference.html")
     print(said)

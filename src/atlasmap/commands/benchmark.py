@@ -13,17 +13,19 @@ from atlasmap.files import written_aside
 from atlasmap.settings import BenchmarkSettings
 
 TRUST_KEYS = ["seed", "variant", "strategy", "batch"]
-OPINIONS = ("knn", "random_forest", "logistic", "majority")
+OPINIONS = ("classifier", "knn", "random_forest", "logistic", "majority")
 
 
 @dataclass(frozen=True)
 class LabelRun:
-    """One mapping to score: its atlas.h5ad, or a reference_latent.h5ad where nothing is mapped."""
+    """One mapping to score: its atlas.h5ad, or a reference_latent.h5ad where nothing is mapped; of
+    second opinions opinions.parquet, and what they took."""
 
     seed: int
     variant: str
     strategy: str
     atlas: Path
+    seconds: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -131,13 +133,14 @@ def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
 def opinion_groups(table: pd.DataFrame):
     """(batch, method, truth, label, confidence) of the second opinions on query cells."""
     for batch, part in [("all", table), *table.groupby("batch")]:
-        for method in OPINIONS:
+        for method in [name for name in OPINIONS if name in table]:
             yield batch, method, part["truth"], part[method], part[f"{method}_confidence"]
 
 
 def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, pd.DataFrame]:
-    """Of one mapping's opinions.parquet: `summary` as classification.csv has it, `opinions` (the
-    same of all batches), `by_k` (kNN by number of neighbours)."""
+    """Of one mapping's opinions.parquet: `summary` as classification.csv has it (where the
+    classifier is already), `opinions` (of all batches, the classifier too), `by_k` (kNN by number
+    of neighbours), `timed` (opinions, and seconds a method took besides the mapping)."""
     from atlasmap.evaluation.classification import score
 
     table, key = pd.read_parquet(run.atlas), {"seed": run.seed, "variant": run.variant}
@@ -164,12 +167,18 @@ def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, 
     whole = pd.concat(summary, ignore_index=True)
     kept = [*key, "method", "n", "accuracy", "macro_f1", "ece"]
     everyone = whole.loc[whole["batch"] == "all", kept]
-    return {"summary": whole, "opinions": everyone, "by_k": pd.DataFrame(by_k)}
+    seconds = pd.read_csv(run.seconds, index_col="method")["seconds"].round(2)
+    return {
+        "summary": whole[whole["method"] != "classifier"],
+        "opinions": everyone,
+        "by_k": pd.DataFrame(by_k),
+        "timed": everyone.assign(seconds=everyone["method"].map(seconds)),
+    }
 
 
 def score_labels(
     *, runs: list[LabelRun], out: Path, opinions: list[LabelRun] | None = None,
-    unlabeled: str = "Unknown",
+    timed: Path | None = None, unlabeled: str = "Unknown",
 ) -> None:  # fmt: skip
     """Score predicted labels where the truth is known.
 
@@ -179,9 +188,12 @@ def score_labels(
         Mappings to score (JSON).
     opinions
         Second opinions to score (JSON), `atlas` being opinions.parquet.
+    timed
+        opinions.csv and what each method took (.csv): no two runs take the same time, so it is
+        apart from results, which are the same bits.
     out
         Folder: classification.csv, classification_per_class.csv, confusion.csv, reliability.csv,
-        trust.csv (prediction sets and verdicts), opinions.csv (all other methods),
+        trust.csv (prediction sets and verdicts), opinions.csv (the classifier and all others),
         knn_sensitivity.csv (kNN by number of neighbours).
     unlabeled
         What cells without a label are called.
@@ -189,9 +201,10 @@ def score_labels(
     scored = [score_run(run, unlabeled) for run in runs]
     known = set().union(*(tables["known"] for tables in scored))
     others = [score_opinions(run, known, unlabeled) for run in opinions or []]
-    for name, file in [("opinions", "opinions"), ("by_k", "knn_sensitivity")]:
+    files = {"opinions": out / "opinions.csv", "by_k": out / "knn_sensitivity.csv"}
+    for name, file in (files | ({"timed": timed} if timed else {})).items():
         parts = [tables[name] for tables in others if tables]
-        write_scores(parts or [pd.DataFrame(columns=TRUST_KEYS)], out / f"{file}.csv")
+        write_scores(parts or [pd.DataFrame(columns=TRUST_KEYS)], file)
     for name, file in [
         ("summary", "classification"),
         ("per_class", "classification_per_class"),

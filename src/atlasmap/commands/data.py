@@ -66,6 +66,7 @@ def prepare_reference(
     datasets: list[Dataset],
     out: Path,
     facts: Path,
+    queries: list[Dataset] | None = None,
     config: DataConfig = DataConfig(),
 ) -> None:
     """Check reference data sets and choose genes.
@@ -73,19 +74,21 @@ def prepare_reference(
     Parameters
     ----------
     paths
-        Files of the data sets, in their order.
+        Files of the data sets, in their order, then those of `queries`.
     datasets
         Rows of the sheet (JSON).
     out
         Prepared reference (.h5ad).
     facts
         What was found and decided (.json).
+    queries
+        Rows of query data sets (JSON) from whose cells, too, genes are chosen.
     config
         What is checked.
     """
     from atlasmap.data.prepare import prepare_reference
 
-    prepared = prepare_reference(datasets, list(paths), config)
+    prepared = prepare_reference(datasets, list(paths), config, queries or [])
     with written_aside(out) as aside:
         prepared.adata.write_h5ad(aside, compression="gzip")
     write_json(facts, prepared.facts)

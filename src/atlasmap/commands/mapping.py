@@ -35,6 +35,8 @@ class QueryColumns:
     """Where the counts are: X, or a layer."""
     gene_id: str = ""
     """Column of var that holds the gene id; empty: the index."""
+    gene_lengths: str = ""
+    """Table of gene names and lengths, which counts of a full-length protocol are divided by."""
     obs_filter: str = ""
     """pandas expression over obs; only cells for which it holds are mapped."""
 

@@ -222,9 +222,10 @@ def card(
     from atlasmap.bundle import load
     from atlasmap.card.checks import tables_of
     from atlasmap.card.facts import facts_of
-    from atlasmap.card.page import as_html, as_json, as_markdown
+    from atlasmap.card.page import as_json, as_markdown
     from atlasmap.commands.data import write_json
     from atlasmap.device import pick_device
+    from atlasmap.report.pages import as_html
     from atlasmap.taken import read_latent
 
     cells = anndata.read_h5ad(counts) if counts else None
@@ -232,7 +233,8 @@ def card(
     facts, tables = facts_of(model, latent, card), tables_of(model, latent, cells, layer, card)
     out, text = out or bundle, as_markdown(facts, tables, bundle)
     write_json(out / "card.json", as_json(facts, tables))
-    for name, content in (("card.md", text), ("card.html", as_html(text))):
+    page = as_html(text.split("---\n", 2)[2])  # without the front matter
+    for name, content in (("card.md", text), ("card.html", page)):
         with written_aside(out / name) as aside:
             aside.write_text(content, encoding="utf-8")
     print(out / "card.md")

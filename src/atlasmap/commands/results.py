@@ -199,8 +199,11 @@ def gather_certificates(*certificates: Path, out: Path) -> None:
     certificates
         certificate.json of mappings in a result tree.
     out
-        Table (.csv): a row a mapping.
+        Table (.csv): a row a mapping. Beside it a page (.html).
     """
+    from atlasmap.report.certificates import certificates_page
+    from atlasmap.report.pages import as_html
+
     rows = []
     for path in certificates:
         said, parts = json.loads(path.read_text(encoding="utf-8")), path.parent.parts
@@ -213,8 +216,11 @@ def gather_certificates(*certificates: Path, out: Path) -> None:
             | {f"displacement_{key}": value for key, value in query["displacement"].items()}
             | {key: training[key] for key in ("n_steps", "n_trainable", "stopped")}
         )  # fmt: skip
+    table = pd.DataFrame(rows)
     with written_aside(out) as aside:
-        pd.DataFrame(rows).to_csv(aside, index=False)
+        table.to_csv(aside, index=False)
+    with written_aside(out.with_suffix(".html")) as aside:
+        aside.write_text(as_html(certificates_page(table)), encoding="utf-8")
 
 
 def agreement(labels: list[pd.DataFrame]) -> np.ndarray:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from atlasmap.data.counts import check_cells_not_empty, checked_counts
 from atlasmap.data.genes import align, choose_genes, gene_ids, gene_symbols
+from atlasmap.data.lengths import per_length, read_lengths
 from atlasmap.data.obs import batches, column, covariates, filtered, labels
 from atlasmap.data.readers import read_any
 from atlasmap.data.registry import Registry
@@ -28,7 +29,8 @@ class Prepared:
 def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata.AnnData:
     """One data set: counts checked, obs with `batch`, `label` or `truth`, covariates, `dataset`.
 
-    X is CSR float32 (cells × genes), var is indexed by gene id, with `symbol` where known.
+    X is CSR float32 (cells × genes), var is indexed by gene id, with `symbol` where known. uns has
+    `gene_lengths`, what was found, where counts were divided by them.
     """
     raw = filtered(read_any(path), dataset)
     corrected = config.counts == "corrected_float"
@@ -51,7 +53,13 @@ def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata
     var.index = gene_ids(raw, dataset.gene_id, dataset.id)
     if (symbols := gene_symbols(raw)) is not None:
         var["symbol"] = symbols
-    return anndata.AnnData(counts, obs=obs, var=var)
+    if not dataset.gene_lengths:
+        return anndata.AnnData(counts, obs=obs, var=var)
+    lengths = read_lengths(Path(dataset.gene_lengths))
+    divided = per_length(counts, var.index, symbols, lengths, dataset.id)
+    check_cells_not_empty(divided.counts, raw.obs_names, dataset.id, " among genes with a length")
+    uns = {"gene_lengths": divided.facts}
+    return anndata.AnnData(divided.counts, obs=obs, var=var[divided.keep], uns=uns)
 
 
 def check_batches_apart(parts: list[anndata.AnnData], names: list[str]) -> None:
@@ -110,13 +118,22 @@ def drop_rare_labels(obs: pd.DataFrame, config: DataConfig) -> dict:
     }
 
 
-def prepare_reference(datasets: list[Dataset], paths: list[Path], config: DataConfig) -> Prepared:
-    """All reference rows as one AnnData: X counts of the chosen genes, obs batch and label."""
-    parts = [checked_dataset(d, p, config) for d, p in zip(datasets, paths, strict=True)]
-    joined = join_reference(parts, [dataset.id for dataset in datasets])
+def prepare_reference(
+    datasets: list[Dataset], paths: list[Path], config: DataConfig, queries: list[Dataset] = ()
+) -> Prepared:
+    """All reference rows as one AnnData: X counts of the chosen genes, obs batch and label.
+
+    `paths` are the files of `datasets`, then those of `queries`, whose cells have a say in the
+    choice of genes (data.genes_from: all).
+    """
+    rows = [*datasets, *queries]
+    parts = [checked_dataset(d, p, config) for d, p in zip(rows, paths, strict=True)]
+    names, n = [row.id for row in rows], len(datasets)
+    joined = join_reference(parts[:n], names[:n])
     label_facts = drop_rare_labels(joined.obs, config)
-    keep, how = choose_genes(joined, config.data)
-    chosen = joined[:, keep].copy()
+    everyone = join_reference(parts, names) if queries else joined
+    keep, how = choose_genes(everyone, config.data)
+    chosen = joined[:, everyone.var_names[keep]].copy()
     chosen.var = chosen.var[[key for key in ("symbol",) if key in chosen.var]]
     check_cells_not_empty(chosen.X, chosen.obs_names, "the reference", " among the chosen genes")
     columns = (*config.categorical_covariates, *config.label_levels)
@@ -126,8 +143,13 @@ def prepare_reference(datasets: list[Dataset], paths: list[Path], config: DataCo
         "datasets": [dataset.id for dataset in datasets],
         "n_cells": chosen.n_obs,
         "n_genes": chosen.n_vars,
-        "n_genes_shared": joined.n_vars,
-        "genes_chosen": how,
+        "n_genes_shared": everyone.n_vars,
+        "genes_chosen": how | {"from": names},
+        "gene_lengths": {
+            row.id: part.uns["gene_lengths"]
+            for row, part in zip(datasets, parts[:n], strict=True)
+            if "gene_lengths" in part.uns
+        },
         "batches": {k: int(v) for k, v in chosen.obs["batch"].value_counts().sort_index().items()},
         "counts": count_facts(chosen),
     }
@@ -188,6 +210,7 @@ def prepare_query(
         "gene_overlap": round(aligned.match.overlap, 4),
         "genes_missing": aligned.missing,
         "counts": count_facts(adata),
+        **whole.uns,
     }
     if "truth" in cells.obs:
         absent = sorted(

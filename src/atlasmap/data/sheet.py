@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -34,6 +35,9 @@ class Dataset:
     """Where the counts are: X, or the name of a layer."""
     gene_id: str = ""
     """Column of var that holds the gene id; empty: the index."""
+    gene_lengths: str = ""
+    """Table (file or URL) of gene names and lengths in bases: counts of a full-length protocol such
+    as Smart-seq2 are divided by them. Empty: counts stay as they are."""
     obs_filter: str = ""
     """pandas expression over obs; only cells for which it holds are used."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
@@ -43,6 +47,12 @@ class Dataset:
     def remote(self) -> bool:
         """Whether the file has to be fetched or made first."""
         return "://" in self.path or self.path.startswith("builtin:")
+
+    @property
+    def fetched_as(self) -> str:
+        """File name once it is fetched: a URL that does not say what it gives is an .h5ad."""
+        ending = Path(urlsplit(self.path).path).suffix
+        return self.id + (ending if ending == ".h5" else ".h5ad")
 
 
 def read_sheet(path: Path, *, trained: bool = False) -> list[Dataset]:

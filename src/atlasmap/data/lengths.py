@@ -1,0 +1,91 @@
+"""Full-length protocols (Smart-seq2): a gene's reads grow with its length, which is divided out.
+
+Counts become reads × median length / length, rounded, as scvi-tools' Tabula Muris tutorial has it
+(the median over the genes of the data set that have a length).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from atlasmap.data.genes import places
+from atlasmap.errors import AtlasmapError, listed
+
+
+@dataclass(frozen=True)
+class PerLength:
+    """`counts` (cells × kept genes, whole numbers), `keep` (mask of the genes that have a length)
+    and what was found."""
+
+    counts: sparse.csr_matrix
+    keep: np.ndarray
+    facts: dict
+
+
+def read_lengths(path: Path) -> pd.Series:
+    """Gene name → length (bases), from two columns separated by spaces, tabs or commas and without
+    a header; raises GENE_LENGTHS_UNREADABLE."""
+    if not path.is_file():
+        raise unreadable(path, "no such file")
+    try:
+        table = pd.read_csv(
+            path, sep=r"[\s,]+", engine="python", header=None, keep_default_na=False
+        )
+    except (ValueError, UnicodeDecodeError) as error:
+        raise unreadable(path, str(error).splitlines()[0]) from error
+    if table.shape[1] != 2:
+        raise unreadable(path, f"{table.shape[1]} columns")
+    lengths = pd.to_numeric(table[1], errors="coerce")
+    odd = ~(np.isfinite(lengths) & (lengths > 0))
+    if odd.any():
+        rows = table[odd].astype(str).agg(" ".join, axis=1)
+        raise unreadable(path, f"{int(odd.sum())} rows without a positive length: {listed(rows)}")
+    return pd.Series(lengths.to_numpy(float), index=table[0].astype(str))
+
+
+def unreadable(path: Path, found: str) -> AtlasmapError:
+    """The error for a table that is none."""
+    return AtlasmapError(
+        "GENE_LENGTHS_UNREADABLE",
+        expected="a table of gene lengths: gene name and bases in each line, no header",
+        found=f"{path}: {found}",
+        mend="correct `gene_lengths` in the sheet, or the table",
+    )
+
+
+def per_length(
+    counts: sparse.csr_matrix,
+    ids: pd.Index,
+    symbols: np.ndarray | None,
+    lengths: pd.Series,
+    name: str,
+) -> PerLength:
+    """Divide `counts` (cells × genes) by gene length; genes without a length are left out.
+
+    Lengths are looked up by gene id, or by symbol where that finds more. Raises GENE_LENGTHS_NONE.
+    """
+    known = {"ids": pd.Index(ids)} | ({} if symbols is None else {"symbols": pd.Index(symbols)})
+    found = {kind: places(lengths.index, names) for kind, names in known.items()}
+    kind = max(found, key=lambda kind: (found[kind] >= 0).sum())
+    keep = found[kind] >= 0
+    if not keep.any():
+        raise AtlasmapError(
+            "GENE_LENGTHS_NONE",
+            expected=f"lengths of the genes of {name}, such as {listed(ids[:3])}",
+            found=f"names such as {listed(lengths.index[:3])}",
+            mend="give a table with the same kind of gene name (`gene_lengths` in the sheet)",
+        )
+    length = lengths.to_numpy()[found[kind][keep]]
+    median = float(np.median(length))
+    scaled = (counts[:, keep] @ sparse.diags(median / length)).tocsr()
+    scaled.data = np.rint(scaled.data).astype(np.float32)
+    scaled.eliminate_zeros()
+    facts = {
+        "genes_matched": kind,
+        "n_genes_without_length": int((~keep).sum()),
+        "median_length": median,
+    }
+    return PerLength(scaled, keep, facts)
