@@ -22,13 +22,7 @@ from atlasmap.transfer import (
     weighted_neighbors,
 )
 from atlasmap.trust.calibrated import Calibration
-from atlasmap.trust.tree import (
-    LabelTree,
-    Levels,
-    levels_of_columns,
-    levels_of_tree,
-    rolled_up,
-)
+from atlasmap.trust.tree import Levels, levels_of_columns, rolled_up
 from atlasmap.trust.verdict import verdicts
 
 
@@ -172,34 +166,31 @@ def in_latent_space(reference: anndata.AnnData, columns: list[str]) -> anndata.A
 def assemble(
     reference: anndata.AnnData, queries: list[anndata.AnnData], truth: pd.Series | None,
     fitted: FittedMap, unlabeled: str, settings: TransferSettings, levels: list[str],
-    trust: Trust | None = None, tree: LabelTree | None = None,
+    trust: Trust | None = None, coarser: Levels | None = None,
 ) -> Atlas:  # fmt: skip
     """Put the reference's latent and the queries' together.
 
     `truth` (by batch and cell name) is copied into obs for scoring and colouring, nothing else.
-    `levels` are further label columns of the reference, which kNN transfers; at those that are
-    coarser than the label, or at those of `tree`, the classifier's probabilities are summed.
+    `levels` are further label columns of the reference, which kNN transfers. The classifier's
+    probabilities are summed at levels that are `coarser`, or else at those columns that are.
     """
     parts, tables = [], []
-    coarse = levels_of(reference, levels, tree, unlabeled)
+    coarse = coarser or levels_of(reference, levels, unlabeled)
     shared = [key for query in queries for key in query.obs]
-    sure = None
-    if trust and "soft_labels" in reference.obsm:
-        sure = reference_confidence(reference, trust)
+    named = reference_labels(reference, trust, coarse)
     reference = in_latent_space(reference, ["label", "split", *levels, *shared])
     reference.obs["role"] = "reference"
     reference.obsm["X_umap"] = place(fitted, reference.obsm["X_latent"])
-    classified = "soft_labels" in reference.obsm
+    classified = named is not None
     if truth is not None:
         reference.obs["truth"] = reference.obs["label"].astype(str)
         for query in queries:
             with_truth(query, truth, unlabeled)
     if classified:
-        with_columns(reference.obs, label_table(soft_labels_of(reference), reference.obs_names))
-        if sure is not None:
-            reference.obs["calibrated_confidence"] = sure
-            reference.obs["verdict"] = "reference"
-    with_levels([reference, *queries], coarse)
+        with_columns(reference.obs, named)
+        with_levels(reference, "label", coarse)
+    for query in queries:
+        with_levels(query, "truth", coarse)
     for query in queries:
         query.obs["role"], query.obs["label"], query.obs["split"] = "query", unlabeled, "query"
         query.obsm["X_umap"] = positions(fitted, query)
@@ -222,35 +213,38 @@ def assemble(
     )
 
 
-def levels_of(
-    reference: anndata.AnnData, columns: list[str], tree: LabelTree | None, unlabeled: str
-) -> Levels | None:
-    """Coarser levels of the reference's labels, from a tree or else from its columns."""
-    if "soft_label_names" not in reference.uns:
-        return None
-    if tree is not None:
-        return levels_of_tree(tree, [str(name) for name in reference.uns["soft_label_names"]])
+def levels_of(reference: anndata.AnnData, columns: list[str], unlabeled: str) -> Levels | None:
+    """Coarser levels of the reference's labels, from its columns."""
     there = [column for column in columns if column in reference.obs]
     return levels_of_columns(reference.obs, there, unlabeled) if there else None
 
 
-def with_levels(parts: list[anndata.AnnData], coarse: Levels | None) -> None:
-    """Add obs truth_{level} where there is a truth: a label without a group is its own."""
+def with_levels(part: anndata.AnnData, key: str, coarse: Levels | None) -> None:
+    """Add obs {key}_{level} where there is a `key`: a label without a group is its own."""
+    for level, to in (coarse.groups if coarse and key in part.obs else {}).items():
+        part.obs[f"{key}_{level}"] = [to.get(label, label) for label in part.obs[key].astype(str)]
+
+
+def reference_labels(
+    reference: anndata.AnnData, trust: Trust | None, coarse: Levels | None
+) -> pd.DataFrame | None:
+    """What the classifier calls the reference's own cells, at all levels, and how sure it is; None
+    without a classifier."""
+    if "soft_labels" not in reference.obsm:
+        return None
+    soft, calibrated = soft_labels_of(reference), None
+    table = label_table(soft, reference.obs_names)
+    if trust:
+        weighed = trust.calibration.probabilities(
+            trust.model, soft.names, latent_of(reference), variance_of(reference)
+        )
+        said = soft.probabilities.argmax(1)
+        table["calibrated_confidence"] = weighed[np.arange(len(weighed)), said]
+        table["verdict"] = "reference"
+        calibrated = pd.DataFrame(weighed, columns=soft.names)
     for level, to in (coarse.groups if coarse else {}).items():
-        for part in parts:
-            if "truth" in part.obs:
-                part.obs[f"truth_{level}"] = [
-                    to.get(label, label) for label in part.obs["truth"].astype(str)
-                ]
-
-
-def reference_confidence(reference: anndata.AnnData, trust: Trust) -> np.ndarray:
-    """Calibrated probability of the label that the classifier gave each reference cell."""
-    soft = soft_labels_of(reference)
-    calibrated = trust.calibration.probabilities(
-        trust.model, soft.names, latent_of(reference), variance_of(reference)
-    )
-    return calibrated[np.arange(len(calibrated)), soft.probabilities.argmax(1)]
+        at_level(table, soft, calibrated, level, to)
+    return table
 
 
 def tidy_obs(obs: pd.DataFrame, unlabeled: str) -> None:

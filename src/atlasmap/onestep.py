@@ -21,6 +21,7 @@ from atlasmap.settings import (
 )
 from atlasmap.taken import check_latent, read_latent
 from atlasmap.trust.calibrated import FILE, read_calibration
+from atlasmap.trust.tree import read_levels
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class MapRequest:
     surgery: SurgerySettings
     transfer: TransferSettings
     umap: UmapSettings
+    label_tree: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ def trust_in(folder: Path, bundle: Bundle) -> Trust | None:
 def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapped:
     """Map every batch of `request.dataset` onto the reference bundle in `folder`."""
     bundle = load(folder, device)
-    registry = bundle.registry
+    registry, coarser = bundle.registry, None
+    if request.label_tree and registry.labels:
+        coarser = read_levels(request.label_tree, registry.labels)
     config = replace(
         request.config,
         unlabeled_category=registry.unlabeled_category,
@@ -88,6 +92,6 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
     atlas = assemble(
         latent, [mapping.latent for mapping in mappings.values()], None, fitted,
         registry.unlabeled_category, request.transfer, request.config.label_levels,
-        trust_in(folder, bundle),
+        trust_in(folder, bundle), coarser,
     )  # fmt: skip
     return Mapped(atlas, mappings, {name: part.facts for name, part in prepared.items()})

@@ -363,7 +363,8 @@ class Config(DataConfig):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     """Minutes between checkpoints of a training."""
     label_tree: str | None = None
-    """Sheet of labels and their parents (columns child, parent): probabilities are summed at each
+    """Sheet of labels and their parents (columns child, parent), or of labels and their levels (the
+    name, then columns with `level` in their names, topmost first): probabilities are summed at each
     level, and ambiguous cells are given their labels' common ancestor. null: label_levels."""
     transfer: TransferSettings = field(default_factory=TransferSettings)
     """Label transfer."""

@@ -54,7 +54,7 @@ def snakemake(folder: Path, *args: str, ok: bool = True) -> str:
         "--cores", "2", *args,
     ]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    env["PATH"] = "/usr/local/bin:/usr/bin:/bin"
+    env["PATH"] = f"{Path(__file__).parent / 'no_slurm'}:/usr/local/bin:/usr/bin:/bin"
     run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     text = run.stdout + run.stderr
     assert (run.returncode == 0) == ok, text[-6000:]
@@ -481,14 +481,16 @@ def test_a_reference_alone_is_trained_and_scored(tmp_path):
     [
         ({"varaints": ["fixed"]}, "did you mean variants?"),
         ({"data": {"n_top_genes": 9999}}, "HVG_TOO_MANY"),
+        ({"label_tree": "tree.csv"}, "LABEL_TREE"),
     ],
 )
 def test_bad_config_stops_before_anything_trains(tmp_path, config, said):
     folder = new_folder(tmp_path, CONFIG | config)
+    (folder / "tree.csv").write_text("child,parent\nL0.0,L0\nL0,L0.0\n")
     text = snakemake(folder, ok=False)
     logs = "".join(p.read_text() for p in folder.rglob("*.log") if ".snakemake" not in p.parts)
     assert said in text + logs and "train_scvi:" not in text
-    assert not (folder / TOP / "data/reference.h5ad").exists()
+    assert not list((folder / TOP).glob("seed*/reference"))
 
 
 def test_a_bad_query_stops_before_anything_trains(tmp_path):
@@ -521,6 +523,10 @@ def test_audits_and_the_other_strategies(changed):
     everyone = scores[(scores["batch"] == "all") & (scores["split"] == "query")]
     by_level = everyone[everyone["method"] == "classifier"].groupby("level")["accuracy"].min()
     assert set(by_level.index) == {"label", "level0"} and by_level["level0"] >= by_level["label"]
+    own = scores[(scores["split"] == "validation") & (scores["level"] == "level0")]
+    assert set(own["probabilities"]) == {"raw", "calibrated"} and set(own["batch"]) == {"all"}
+    contract = json.loads((changed / TOP / "data/contract.json").read_text())
+    assert contract["reference"]["label_tree"]["levels"] == {"level0": 2}
     certificates = pd.read_csv(changed / TOP / "benchmark/certificates.csv")
     assert certificates["reference_unchanged"].all()
     frozen = certificates[certificates["strategy"] == "frozen"]

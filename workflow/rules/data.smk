@@ -95,6 +95,7 @@ checkpoint write_contract:
             atlas=w.atlas,
             batch=query_batches(),
         ),
+        tree=label_tree() if LABELLED else [],
     output:
         "results/{atlas}/data/contract.json",
     log:
@@ -110,8 +111,11 @@ checkpoint write_contract:
         runtime=minutes("write_contract", 10),
     params:
         configfiles=CONFIGFILES,
+        tree=lambda w, input: (
+            f"--label_tree={shlex.quote(input.tree)}" if input.tree else ""
+        ),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " write-contract {input.queries:q} --reference {input.reference:q}"
-        " {params.configfiles}"
+        " {params.configfiles} {params.tree}"
         " --out {output:q}"

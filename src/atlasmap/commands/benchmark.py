@@ -47,24 +47,22 @@ def groups(obs: pd.DataFrame):
     reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
     columns = {"raw": "confidence", "calibrated": "calibrated_confidence"}
     columns = {name: column for name, column in columns.items() if column in obs}
-    for split, part in reference.groupby("split"):
-        for name, sure in columns.items():
-            said = (part[key] for key in ("label", "predicted_label", sure))
-            yield "all", split, "classifier", name, "label", *said
-    if "truth" not in obs:
-        return
-    for batch, part in [("all", query), *query.groupby("batch")]:
+    parts = [("all", split, "label", part) for split, part in reference.groupby("split")]
+    if "truth" in obs:
+        of_batch = [("all", query), *query.groupby("batch")]
+        parts += [(batch, "query", "truth", part) for batch, part in of_batch]
+    for batch, split, key, part in parts:
         for level in ["label", *coarse_levels(obs)]:
             ending = "" if level == "label" else f"_{level}"
             for name, sure in columns.items():
-                keys = (f"truth{ending}", f"predicted_{level}", f"{sure}{ending}")
-                said = (part[key] for key in keys)
-                yield batch, "query", "classifier", name, level, *said
+                keys = (f"{key}{ending}", f"predicted_{level}", f"{sure}{ending}")
+                yield batch, split, "classifier", name, level, *(part[key] for key in keys)
 
 
 def coarse_levels(obs: pd.DataFrame) -> list[str]:
     """Levels above the label that an atlas has."""
-    return [key.removeprefix("truth_") for key in obs if key.startswith("truth_")]
+    named = [key.removeprefix("predicted_") for key in obs if key.startswith("predicted_")]
+    return [level for level in named if level != "label"]
 
 
 def as_strings(obs: pd.DataFrame) -> pd.DataFrame:
@@ -106,7 +104,7 @@ def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
     reference = obs[obs["role"] == "reference"]
     known = set(reference["label"]) - {unlabeled}
     at_level = {"label": known} | {
-        level: set(reference[f"truth_{level}"]) - {unlabeled} for level in coarse_levels(obs)
+        level: set(reference[f"label_{level}"]) - {unlabeled} for level in coarse_levels(obs)
     }
     tables = {name: [] for name in ("summary", "per_class", "confusion", "reliability", "trust")}
     trust = trust_rows(run, obs, known, unlabeled)

@@ -164,9 +164,10 @@ def prepare_query(
 
 
 def write_contract(
-    *queries: Path, reference: Path, out: Path, configfiles: list[Path] | None = None
-) -> None:
-    """Gather what was checked and decided into contract.json.
+    *queries: Path, reference: Path, out: Path, configfiles: list[Path] | None = None,
+    label_tree: Path | None = None,
+) -> None:  # fmt: skip
+    """Gather what was checked and decided into contract.json; check the tree of labels.
 
     Parameters
     ----------
@@ -178,6 +179,8 @@ def write_contract(
         contract.json.
     configfiles
         The config files of the run; none: the default one.
+    label_tree
+        Sheet of labels and their parents, or of labels and their levels.
     """
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in queries]
     contract = {
@@ -185,8 +188,25 @@ def write_contract(
         "reference": json.loads(reference.read_text(encoding="utf-8")),
         "queries": {fact.pop("batch"): fact for fact in facts},
     }
-    write_json(out, contract)
     found = contract["reference"]
+    if label_tree:
+        found["label_tree"] = tree_facts(label_tree, list(found["labels"]))
+    write_json(out, contract)
     print(f"reference: {found['n_cells']} cells, {found['n_genes']} genes")
     for batch, fact in contract["queries"].items():
         print(f"query {batch}: {fact['n_cells']} cells, {fact['gene_overlap']:.1%} of the genes")
+
+
+def tree_facts(path: Path, labels: list[str]) -> dict:
+    """Number of groups at each level, and labels that the tree lacks; raises LABEL_TREE."""
+    from atlasmap.trust.tree import read_levels
+
+    levels = read_levels(path, labels)
+    parents = levels.tree.parents
+    return {
+        "levels": {
+            level: len({to.get(label, label) for label in labels})
+            for level, to in levels.groups.items()
+        },
+        "labels_not_in_it": [x for x in labels if x not in {*parents, *parents.values()}],
+    }

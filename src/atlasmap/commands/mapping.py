@@ -222,6 +222,7 @@ def map_file(
     surgery: SurgerySettings = SurgerySettings(),
     transfer: TransferSettings = TransferSettings(),
     umap: UmapSettings = UmapSettings(),
+    label_tree: Path | None = None,
     device: Device = "auto",
 ) -> None:
     """Map a query file onto a reference bundle, without Snakemake.
@@ -245,6 +246,8 @@ def map_file(
         What is checked.
     surgery, transfer, umap
         Settings.
+    label_tree
+        Sheet of labels and their parents (columns child, parent), or of labels and their levels.
     device
         Where to compute.
     """
@@ -257,7 +260,7 @@ def map_file(
 
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", query.stem).lstrip("_.-") or "query"
     dataset = Dataset(id=name, path=str(query), role="query", **asdict(columns))
-    request = MapRequest(dataset, strategy, seed, config, surgery, transfer, umap)
+    request = MapRequest(dataset, strategy, seed, config, surgery, transfer, umap, label_tree)
     mapped = map_dataset(reference, request, pick_device(device))
     write_json(out / "contract.json", {"queries": mapped.facts})
     for group, mapping in mapped.mappings.items():

@@ -107,18 +107,20 @@ def assemble(
         The reference's bundle with calibration.json: adds calibrated probabilities, prediction
         sets, verdicts.
     tree
-        Sheet of labels and their parents (columns child, parent).
+        Sheet of labels and their parents (columns child, parent), or of labels and their levels.
     """
     from atlasmap.assembly import assemble
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
     from atlasmap.onestep import trust_in
     from atlasmap.projection import FittedMap
-    from atlasmap.trust.tree import read_tree
+    from atlasmap.trust.tree import read_levels
 
     check_mapped(latents)
+    reference = anndata.read_h5ad(reference_latent)
+    names = [str(name) for name in reference.uns.get("soft_label_names", [])]
     atlas = assemble(
-        anndata.read_h5ad(reference_latent),
+        reference,
         [anndata.read_h5ad(path) for path in latents],
         read_truth(queries),
         FittedMap.load(umap),
@@ -126,7 +128,7 @@ def assemble(
         transfer,
         levels or [],
         trust_in(bundle, load(bundle, pick_device("cpu"))) if bundle else None,
-        read_tree(tree) if tree else None,
+        read_levels(tree, names) if tree and names else None,
     )
     write_atlas(atlas, out)
 

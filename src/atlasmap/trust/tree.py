@@ -1,6 +1,9 @@
 """A tree of labels: probabilities rolled up, and what ambiguous labels have in common."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -97,20 +100,57 @@ def rolled_up(
     return probabilities @ member, coarse
 
 
-def read_tree(path: Path) -> LabelTree:
-    """From a sheet (comma or tab separated) with columns child and parent.
+def read_levels(path: Path, labels: list[str]) -> Levels:
+    """From a sheet (comma or tab separated): either columns child and parent, or a row a label, its
+    name first, and columns with "level" in their names, the topmost first (as the HLCA has them).
 
     Raises LABEL_TREE for other columns, two parents of one label, or a circle.
     """
     table = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False)
-    if not {"child", "parent"} <= set(table):
-        raise wrong(path, f"columns {listed(table)}")
-    table = table[["child", "parent"]].apply(lambda column: column.str.strip())
-    table = table[(table["child"] != "") & (table["parent"] != "")].drop_duplicates()
-    twice = table.loc[table["child"].duplicated(), "child"]
-    if len(twice):
-        raise wrong(path, f"more than one parent of {listed(twice)}")
-    return checked(dict(table.itertuples(index=False)), path)
+    table = table.apply(lambda column: column.str.strip())
+    levels = [column for column in table if "level" in column.lower()]
+    if {"child", "parent"} <= set(table):
+        table = table[["child", "parent"]]
+        table = table[(table != "").all(axis=1)].drop_duplicates()
+        return levels_of_tree(as_tree(table.itertuples(index=False), path), labels)
+    if levels and levels[0] != table.columns[0]:
+        return levels_of_sheet(table.set_index(table.columns[0])[levels], path)
+    raise wrong(path, f"columns {listed(table)}")
+
+
+def levels_of_sheet(table: pd.DataFrame, path: Path) -> Levels:
+    """Levels of `table` (label × level, topmost first); those at which every label is itself are
+    left out. A level that is empty, or says `3_x` where the one above says x, is the one above."""
+    named, above = pd.DataFrame(index=table.index), pd.Series("", index=table.index)
+    for level in table:
+        same = [bool(re.fullmatch(rf"\d+_{re.escape(a)}", v)) or not v
+                for a, v in zip(above, table[level], strict=True)]  # fmt: skip
+        above = table[level].where(~np.array(same), above)
+        named[level] = above
+    chains = [
+        list(dict.fromkeys(filter(None, [label, *reversed(row)])))
+        for label, *row in named.itertuples(name=None)
+    ]
+    tree = as_tree({pair for chain in chains for pair in pairwise(chain)}, path)
+    groups = {}
+    for k, level in enumerate(named):
+        of_label = dict(
+            zip(named.index, named[level].where(named[level] != "", named.index), strict=True)
+        )
+        for finer in named.columns[k + 1 :]:  # a query's truth may be coarser than any label
+            of_label = dict(zip(named[finer], named[level], strict=True)) | of_label
+        if any(label != group for label, group in of_label.items()):
+            groups[level] = of_label
+    return Levels(groups, tree)
+
+
+def as_tree(pairs: Iterable[tuple[str, str]], path: Path) -> LabelTree:
+    """From (child, parent); raises LABEL_TREE for two parents of one, or a circle."""
+    parents: dict[str, str] = {}
+    for child, parent in pairs:
+        if parents.setdefault(child, parent) != parent:
+            raise wrong(path, f"more than one parent of {child}")
+    return checked(parents, path)
 
 
 def checked(parents: dict[str, str], path: Path) -> LabelTree:
@@ -129,7 +169,8 @@ def wrong(path: Path, found: str) -> AtlasmapError:
     """LABEL_TREE."""
     return AtlasmapError(
         "LABEL_TREE",
-        expected="a sheet with columns child and parent, one parent a label, no circle",
+        expected="a sheet with columns child and parent, or label and levels, the topmost first; "
+        "one parent a label, no circle",
         found=f"{path}: {found}",
         mend="correct the sheet that label_tree names",
     )
