@@ -29,6 +29,10 @@ from atlasmap.models.likelihoods import CountDistribution
 from atlasmap.reference import fit_scvi, reference_latent
 from atlasmap.settings import CardSettings
 from atlasmap.taken import read_latent
+from atlasmap.trust.calibrated import Calibration
+from atlasmap.trust.calibration import Scaling
+from atlasmap.trust.conformal import Thresholds
+from atlasmap.trust.novelty import CutOffs
 
 
 def test_draws_have_the_mean_and_variance_of_the_distribution():
@@ -168,3 +172,20 @@ def test_large_references_are_looked_at_in_part(folder, reference, scanvi):
     of_cells = ["train", "validation"]
     count = [t.variation.set_index("part").loc[of_cells, "n"].sum() for t in (whole, part)]
     assert count == [reference.n_obs, 100]
+
+
+def test_a_card_shows_what_was_learned_of_the_labels(folder, scanvi):
+    labels = scanvi.registry.labels
+    n = len(labels)
+    Calibration(
+        "held-out batches", ["batch3"], 150, labels, 32,
+        Scaling("temperature", [0.5] * n, [0.0] * n), Thresholds(0.9, [0.8] * n, [True] * n),
+        CutOffs(None, 2.5), [{"label": labels[0], "n": 40, "detected": 0.75, "auroc": 0.93}],
+    ).write(folder / "calibration.json")  # fmt: skip
+    card(folder)
+    text = (folder / "card.md").read_text()
+    section = text.split("## How far to trust a label")[1].split("\n## ")[0]
+    for said in ("150 cells of held-out batches: batch3", "temperature 2.00", "90% of cells",
+                 "poorly explained by the decoder", f"| {labels[0]} ", "0.75", "0.93"):  # fmt: skip
+        assert said in section, said
+    assert "far from every reference cell" not in section

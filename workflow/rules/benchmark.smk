@@ -185,6 +185,11 @@ rule model_card:
             file=[*BUNDLE, "reference_latent.h5ad"],
         ),
         counts=[] if TAKEN else "results/{atlas}/data/reference.h5ad",
+        calibration=lambda w: (
+            f"results/{w.atlas}/seed{w.seed}/reference/{w.folder}/calibration.json"
+            if CALIBRATED and w.folder != "scvi"
+            else []
+        ),
     output:
         "results/{atlas}/seed{seed}/reference/{folder}/card.md",
         "results/{atlas}/seed{seed}/reference/{folder}/card.json",

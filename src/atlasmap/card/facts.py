@@ -8,10 +8,13 @@ import atlasmap
 from atlasmap.bundle import Bundle
 from atlasmap.errors import listed
 from atlasmap.settings import CardSettings
+from atlasmap.trust.calibrated import Calibration
 
 
-def facts_of(bundle: Bundle, latent: anndata.AnnData, settings: CardSettings) -> dict[str, Any]:
-    """What a bundle and its reference in latent space say of themselves."""
+def facts_of(
+    bundle: Bundle, latent: anndata.AnnData, settings: CardSettings, learned: Calibration | None
+) -> dict[str, Any]:
+    """What a bundle, its reference in latent space and what it learned of its labels say."""
     about, registry = bundle.about, bundle.registry
     origin = about.get("origin", {})
     return {
@@ -34,6 +37,8 @@ def facts_of(bundle: Bundle, latent: anndata.AnnData, settings: CardSettings) ->
             "continuous_covariate_keys": registry.continuous,
         },
         "training": training_of(about),
+        "trust": trust_of(learned) if learned else None,
+        "left_out": learned.left_out if learned else [],
         "summary": {
             "n_cells": latent.n_obs,
             "n_genes": len(registry.genes),
@@ -55,6 +60,29 @@ def facts_of(bundle: Bundle, latent: anndata.AnnData, settings: CardSettings) ->
             "data (SHA-256)": about.get("data", {}).get("sha256") or "not known (imported)",
         },
         "versions": about["versions"] | {"atlasmap of this card": atlasmap.__version__},
+    }
+
+
+def trust_of(learned: Calibration) -> dict[str, Any]:
+    """What was learned of the labels, in words and numbers."""
+    cuts = learned.cut_offs
+    return {
+        "learned from": f"{learned.n_cells} cells of {learned.scheme}"
+        + (f": {listed(learned.batches, 10)}" if learned.batches else ""),
+        "probabilities": f"mean of {learned.n_draws} draws from each cell's posterior, "
+        f"{learned.scaling.method} (temperature {learned.scaling.temperature:.2f})",
+        "prediction sets hold the label of": f"{learned.thresholds.coverage:.0%} of cells",
+        "labels with a threshold of their own": f"{sum(learned.thresholds.own)} "
+        f"of {len(learned.labels)}",
+        "novel is what is": " or ".join(
+            said
+            for said, cut in (
+                ("far from every reference cell", cuts.distance),
+                ("poorly explained by the decoder", cuts.misfit),
+            )
+            if cut is not None
+        )
+        or "not told: nothing separated left-out labels from others",
     }
 
 

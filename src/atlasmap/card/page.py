@@ -101,7 +101,22 @@ def sections(facts: dict[str, Any], tables: Tables, folder: Path) -> list[tuple[
     ]
     if tables.classification is not None:
         out.insert(3, ("Labels: accuracy and calibration", table(tables.classification, COLUMNS)))
+    if facts["trust"]:
+        out.insert(4, ("How far to trust a label", trusted(facts)))
     return out
+
+
+def trusted(facts: dict[str, Any]) -> str:
+    """What the reference learned of its own labels."""
+    if not facts["left_out"]:
+        return pairs(facts["trust"])
+    found = pd.DataFrame(facts["left_out"]).rename(columns={"auroc": "AUROC"})
+    return f"""{pairs(facts["trust"])}
+
+Labels left out one at a time, as if the reference lacked them: the share of their cells that would
+be called novel, and how well the score tells them from known cells.
+
+{table(found, {"n": "cells", "detected": "called novel"})}"""
 
 
 def how_to_map(folder: Path) -> str:

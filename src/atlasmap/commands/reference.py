@@ -208,7 +208,8 @@ def card(
     Parameters
     ----------
     bundle
-        Folder of a reference's bundle, with reference_latent.h5ad.
+        Folder of a reference's bundle, with reference_latent.h5ad; calibration.json is shown where
+        it is there.
     out
         Folder of the card; none: the bundle's own.
     counts
@@ -227,10 +228,13 @@ def card(
     from atlasmap.device import pick_device
     from atlasmap.report.pages import as_html
     from atlasmap.taken import read_latent
+    from atlasmap.trust.calibrated import FILE, read_calibration
 
     cells = anndata.read_h5ad(counts) if counts else None
     model, latent = load(bundle, pick_device("cpu")), read_latent(bundle)
-    facts, tables = facts_of(model, latent, card), tables_of(model, latent, cells, layer, card)
+    learned = read_calibration(bundle / FILE) if (bundle / FILE).is_file() else None
+    facts = facts_of(model, latent, card, learned)
+    tables = tables_of(model, latent, cells, layer, card)
     out, text = out or bundle, as_markdown(facts, tables, bundle)
     write_json(out / "card.json", as_json(facts, tables))
     page = as_html(text.split("---\n", 2)[2])  # without the front matter
