@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from atlasmap.compiled import keep_jax
-from atlasmap.evaluation.classification import score
+from atlasmap.evaluation.classification import risk_coverage, score
 from atlasmap.evaluation.scib import (
     AGGREGATES,
     BATCH,
@@ -44,6 +44,19 @@ def test_ece_is_the_gap_of_the_reliability_bins(rng):
     expected = ((bins["accuracy"] - bins["confidence"]).abs() * bins["n"]).sum() / 500
     assert scored.summary["ece"].iloc[0] == pytest.approx(expected, abs=1e-9)
     assert bins["n"].sum() == 500
+
+
+def test_accuracy_of_the_surest_cells_by_hand():
+    confidence = np.array([0.2, 0.9, 0.5, 0.8])
+    table = risk_coverage(confidence, np.array([False, True, False, True]))
+    assert len(table) == 20 and table["coverage"].iloc[-1] == 1
+    by = table.set_index("coverage")
+    assert by.loc[0.25, ["accuracy", "least_confidence", "n"]].tolist() == [1, 0.9, 1]
+    assert by.loc[0.3, "n"] == 2 and by.loc[0.5, ["accuracy", "least_confidence"]].tolist() == [
+        1,
+        0.8,
+    ]
+    assert by.loc[0.75, "accuracy"] == pytest.approx(2 / 3) and by.loc[1.0, "accuracy"] == 0.5
 
 
 def test_nothing_to_score_is_none():

@@ -19,6 +19,7 @@ from atlasmap.figures.confusion import draw_confusion
 from atlasmap.figures.embeddings import draw_embeddings
 from atlasmap.figures.loss_curves import draw_loss_curves
 from atlasmap.figures.reliability import draw_reliability
+from atlasmap.figures.risk_coverage import draw_risk_coverage
 from atlasmap.figures.scib_table import draw_scib_table, embedding_name
 from atlasmap.figures.style import GREY, PALETTE, colors_of, read_table
 
@@ -310,6 +311,36 @@ def test_reliability_pools_seeds_and_batches():
     assert "no reliability to draw" in words(draw_reliability(reliability().query("batch == 'b1'")))
 
 
+def risk_coverage() -> pd.DataFrame:
+    """Two seeds, of which one is right and one wrong once all cells are kept."""
+    rows = [
+        (seed, "fixed", strategy, "all", split, kind, coverage, accuracy)
+        for seed, last in ((0, 1.0), (1, 0.6))
+        for strategy, split in (("", "validation"), ("per_batch", "query"))
+        for kind, less in (("raw", 0.1), ("calibrated", 0))
+        for coverage, accuracy in ((0.5, 1 - less), (1.0, last))
+    ]
+    columns = ["seed", "variant", "strategy", "batch", "split", "probabilities", "coverage"]
+    table = pd.DataFrame(rows, columns=[*columns, "accuracy"])
+    return table.assign(**{key: value for key, value in KIND.items() if key != "probabilities"})
+
+
+def test_risk_coverage_averages_seeds_and_dashes_raw_probabilities():
+    figure = draw_risk_coverage(risk_coverage())
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["validation", "query, per batch", "raw"]
+    calibrated, _, raw, *_ = figure.axes[0].lines
+    np.testing.assert_allclose(calibrated.get_ydata(), [1, 0.8])
+    np.testing.assert_allclose(raw.get_ydata(), [0.9, 0.8])
+    assert raw.get_linestyle() == "--" and calibrated.get_linestyle() == "-"
+    alone = draw_risk_coverage(risk_coverage().query("probabilities == 'raw'"))
+    assert [t.get_text() for t in alone.legends[0].get_texts()] == [
+        "validation",
+        "query, per batch",
+    ]
+    assert "nothing to draw" in words(draw_risk_coverage(risk_coverage().iloc[:0]))
+
+
 def test_read_table_keeps_text(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("strategy,truth,n,total\n,NA,1,0.5\njoint,T,,skipped(no labels)\n")
@@ -323,7 +354,8 @@ def test_read_table_keeps_text(tmp_path):
 def write_inputs(folder: Path) -> dict[str, dict]:
     """Inputs of every command: command → arguments but `out`."""
     tables = {"history": history(), "confusion": confusion(), "scib": scib(labels=False)}
-    for name, table in (tables | {"reliability": reliability()}).items():
+    tables |= {"reliability": reliability(), "risk_coverage": risk_coverage()}
+    for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     part = cells()
     obs = part[["batch", "role"]].assign(label=part["name"], predicted_label="T")
@@ -337,6 +369,7 @@ def write_inputs(folder: Path) -> dict[str, dict]:
         "plot_embeddings": {"runs": [figures.MapRun("fixed", "joint", folder / "atlas.h5ad")]},
         "plot_scib_table": {"scib": folder / "scib.csv"},
         "plot_reliability": {"reliability": folder / "reliability.csv"},
+        "plot_risk_coverage": {"risk_coverage": folder / "risk_coverage.csv"},
     }
 
 

@@ -13,6 +13,7 @@ from scipy.optimize import check_grad
 from scipy.special import softmax
 
 from atlasmap.assembly import Trust, query_labels
+from atlasmap.commands.results import strange_batches
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import draw
@@ -29,11 +30,13 @@ from atlasmap.trust.conformal import Thresholds, fit_thresholds, quantile
 from atlasmap.trust.heldout import held_out_batches, split_off
 from atlasmap.trust.misfit import misfit, residuals
 from atlasmap.trust.novelty import (
+    BatchFit,
     CutOffs,
     HeldOut,
     batch_medians,
     cut_offs,
     distances_if_missing,
+    fit_batches,
     fit_cut_offs,
     local_distance,
 )
@@ -44,7 +47,7 @@ from atlasmap.trust.tree import (
     read_levels,
     rolled_up,
 )
-from atlasmap.trust.verdict import set_names
+from atlasmap.trust.verdict import fitness, set_names
 
 SURGERY = SurgerySettings(max_epochs=3)
 
@@ -472,6 +475,55 @@ def test_query_cells_get_a_verdict(learned, reference, queries, scanvi):
     assert np.allclose(own, table["calibrated_confidence"])
     assert (table["predicted_label"] == np.array(names)[raw[names].to_numpy().argmax(1)]).all()
     assert table["confidence"].mean() != table["calibrated_confidence"].mean()
+
+
+def test_a_batch_that_is_strange_as_a_whole_is_novel_as_a_whole(
+    learned, reference, queries, scanvi
+):
+    made, _ = learned
+    split = fit_scvi(reference, scanvi.registry, SCVI, 0, CPU)[1]
+    known = reference_latent(reference, scanvi, split, CPU)
+    known.obsm["X_latent"] = known.obsm["scanvi_latent_qzm"]
+    query = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0).latent
+    far = np.median(local_distance(known.obsm["X_latent"], query.obsm["X_latent"]))
+    for fit, word in [
+        (BatchFit(far, far + 1), "fits"),
+        (BatchFit(far - 0.7, far + 0.3), "doubtful"),
+        (BatchFit(far - 2, far - 1), "does not fit"),
+    ]:
+        trust = Trust(scanvi.model, Calibration(**vars(made) | {"batch_fit": fit}))
+        table, *_ = query_labels(known, query, [], "Unknown", TransferSettings(), trust)
+        found = fitness(table)
+        assert found["reference"] == word and found["n"] == query.n_obs
+        assert (found["novel"] == 1) == (word == "does not fit")
+        assert found["novel"] + found["ambiguous"] + found["confident"] == pytest.approx(1)
+    assert made.batch_fit is None or made.batch_fit.missing > made.batch_fit.typical
+
+
+def test_how_strange_a_batch_is_by_hand():
+    batches = np.array(["a", "a", "a", "b", "b", "b"])
+    fit = BatchFit(1.0, 3.0)
+    found = fit.strangeness(np.array([0.5, 0.8, 9.0, 1.0, 4.0, 6.0]), batches)
+    assert found.tolist() == [0, 0, 0, 1.5, 1.5, 1.5]
+
+
+def test_what_batches_are_like_is_learned(rng):
+    distance, batches = np.array([1.0, 1.1, 1.2, 1.3, 1.4, 1.5]), np.array(list("aaabbb"))
+    labels, missing = np.array(list("xxyyzz")), np.array([2.0, 2, 3, 3, np.nan, np.nan])
+    assert fit_batches(distance, batches, missing, labels) == BatchFit(1.4, 2.5)
+    assert fit_batches(distance, batches, distance / 2, labels) is None
+    assert fit_batches(distance, batches, np.full(6, np.nan), labels) is None
+
+
+def test_a_run_ends_with_the_batches_that_do_not_fit():
+    rows = [("b1", "fixed", 0.1, "fits"), ("b1", "linear", 0.7, "doubtful"),
+            ("b2", "fixed", 0, "fits"), ("b3", "fixed", 1.6, "does not fit")]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["batch", "variant", "strangeness", "reference"])
+    said = strange_batches(table.assign(strategy="per_batch"))
+    assert said.splitlines() == [
+        "reference doubtful: batch b1, strangeness 0.70 (linear, per_batch)",
+        "reference does not fit: batch b3, strangeness 1.60 (fixed, per_batch)",
+    ]
 
 
 def test_sets_are_named_the_likeliest_first():

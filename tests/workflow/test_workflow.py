@@ -115,10 +115,11 @@ def test_every_promised_result_is_there(done):
         *(f"data/queries/{slug(name)}.h5ad" for name in NAMES.values()),
         "benchmark/certificates.csv", "benchmark/classification.csv", "benchmark/scib.csv",
         "benchmark/history.csv", "benchmark/trust.csv", "benchmark/opinions.csv",
+        "benchmark/fitness.csv",
         "benchmark/knn_sensitivity.csv", "benchmark/gene_gap.csv", "logs/opinions.csv",
         *(f"figures/{name}.{end}" for end in ("svg", "png")
           for name in ("loss_curves", "confusion_validation", "confusion_query", "embeddings",
-                       "scib_table", "reliability")),
+                       "scib_table", "reliability", "risk_coverage")),
     ]  # fmt: skip
     for model in ("scvi", "scanvi_fixed", "scanvi_linear"):
         for name in ("settings.json", "registry.json", "weights.safetensors", "golden.npz"):
@@ -419,10 +420,10 @@ def test_check_results_names_what_is_missing_or_altered(changed):
     assert "missing  results/tiny/figures/embeddings.png" in run.stdout
     assert "altered  results/tiny/benchmark/scib.csv" in run.stdout
     commands = re.findall(r"^ +snakemake (.*)$", run.stdout, re.MULTILINE)
-    assert len(commands) == 12 + 1
+    assert len(commands) == 14 + 1
     for line in commands[:1] + commands[-1:]:
         snakemake(changed, *[w for w in line.split() if w == "--force" or w.startswith("results/")])
-    assert check().stdout.count("missing  ") == 10
+    assert check().stdout.count("missing  ") == 12
     snakemake(changed)
     assert check().returncode == 0
 

@@ -3,13 +3,20 @@ rule score_labels:
         [run["atlas"] for run in [*label_runs(), *opinion_runs()]],
         [run["seconds"] for run in opinion_runs()],
     output:
-        expand(
+        fitness=report(
+            "results/{atlas}/benchmark/fitness.csv",
+            caption="../report/fitness.rst",
+            category="Labels",
+            labels={"figure": "Does the reference fit?"},
+        ),
+        tables=expand(
             "results/{{atlas}}/benchmark/{table}.csv",
             table=[
                 "classification",
                 "classification_per_class",
                 "confusion",
                 "reliability",
+                "risk_coverage",
                 "trust",
                 "opinions",
                 "knn_sensitivity",
@@ -36,7 +43,7 @@ rule score_labels:
         runs=shlex.quote(json.dumps(label_runs())),
         opinions=shlex.quote(json.dumps(opinion_runs())),
         unlabeled=CONFIG.unlabeled_category,
-        out=subpath(output[0], parent=True),
+        out=subpath(output.fitness, parent=True),
         numerics=NUMERICS["classification"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"

@@ -492,6 +492,7 @@ def final_targets(wildcards):
         targets += [
             f"results/{CONFIG.atlas}/benchmark/classification.csv",
             f"results/{CONFIG.atlas}/figures/reliability.svg",
+            f"results/{CONFIG.atlas}/figures/risk_coverage.svg",
         ]
     targets += [
         f"results/{CONFIG.atlas}/seed{seed}/reference/{folder}/card.md"
@@ -520,6 +521,7 @@ def final_targets(wildcards):
         targets += [
             f"results/{CONFIG.atlas}/labels.csv",
             f"results/{CONFIG.atlas}/benchmark/trust.csv",
+            f"results/{CONFIG.atlas}/benchmark/fitness.csv",
             f"results/{CONFIG.atlas}/benchmark/opinions.csv",
             f"results/{CONFIG.atlas}/figures/confusion_query.svg",
             *([] if TAKEN else [f"results/{CONFIG.atlas}/benchmark/gene_gap.csv"]),

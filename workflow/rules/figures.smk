@@ -158,3 +158,33 @@ rule plot_reliability:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " plot-reliability {input:q} --out {params.out:q}"
+
+
+rule plot_risk_coverage:
+    input:
+        "results/{atlas}/benchmark/risk_coverage.csv",
+    output:
+        report(
+            "results/{atlas}/figures/risk_coverage.svg",
+            caption="../report/risk_coverage.rst",
+            category="Labels",
+            labels={"figure": "Risk and coverage"},
+        ),
+        "results/{atlas}/figures/risk_coverage.png",
+    log:
+        "results/{atlas}/logs/plot_risk_coverage.log",
+    benchmark:
+        "results/{atlas}/logs/plot_risk_coverage.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("plot_risk_coverage", 1500),
+        runtime=minutes("plot_risk_coverage", 10),
+    params:
+        out=subpath(output[0], strip_suffix=".svg"),
+        numerics=NUMERICS["figures"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " plot-risk-coverage {input:q} --out {params.out:q}"

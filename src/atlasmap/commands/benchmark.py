@@ -13,6 +13,7 @@ from atlasmap.files import written_aside
 from atlasmap.settings import BenchmarkSettings
 
 TRUST_KEYS = ["seed", "variant", "strategy", "batch"]
+PARTS = ("summary", "per_class", "confusion", "reliability", "risk_coverage")
 OPINIONS = ("classifier", "knn", "random_forest", "logistic", "majority")
 
 
@@ -85,6 +86,17 @@ def trust_rows(run: LabelRun, obs: pd.DataFrame, known: set[str], unlabeled: str
     return rows
 
 
+def fitness_rows(run: LabelRun, obs: pd.DataFrame) -> list[dict]:
+    """Whether the reference fits, a row a query batch; needs no truth."""
+    from atlasmap.trust.verdict import fitness
+
+    if "strangeness" not in obs:
+        return []
+    key = {"seed": run.seed, "variant": run.variant, "strategy": run.strategy}
+    batches = obs[obs["role"] == "query"].groupby("batch")
+    return [key | {"batch": batch} | fitness(part) for batch, part in batches]
+
+
 def observed(path: Path) -> pd.DataFrame:
     """obs of an atlas; that of a reference's latent is given what an atlas adds."""
     from atlasmap.transfer import label_table, soft_labels_of
@@ -106,10 +118,11 @@ def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
     at_level = {"label": known} | {
         level: set(reference[f"label_{level}"]) - {unlabeled} for level in coarse_levels(obs)
     }
-    tables = {name: [] for name in ("summary", "per_class", "confusion", "reliability", "trust")}
-    trust = trust_rows(run, obs, known, unlabeled)
+    tables = {name: [] for name in PARTS}
     tables["known"] = known
-    tables["trust"].append(pd.DataFrame(trust, columns=None if trust else TRUST_KEYS))
+    of_trust = {"trust": trust_rows(run, obs, known, unlabeled), "fitness": fitness_rows(run, obs)}
+    for name, rows in of_trust.items():
+        tables[name] = [pd.DataFrame(rows, columns=None if rows else TRUST_KEYS)]
     for batch, split, method, probabilities, level, *of_cells in groups(obs):
         columns = (column.to_numpy() for column in of_cells)
         scored = score(*columns, at_level[level], unlabeled)
@@ -121,8 +134,8 @@ def score_run(run: LabelRun, unlabeled: str) -> dict[str, list[pd.DataFrame]]:
         key = {"seed": run.seed, "variant": run.variant, "strategy": strategy, "batch": batch}
         key |= {"split": split, "method": method, "probabilities": probabilities}
         key |= {"level": level}
-        for name in ("summary", "per_class", "confusion", "reliability"):
-            if probabilities == "raw" or name in ("summary", "reliability"):  # the labels are one
+        for name in PARTS:
+            if probabilities == "raw" or name not in ("per_class", "confusion"):  # of labels alone
                 part = getattr(scored, name)
                 tables[name].append(part.assign(**key)[[*key, *part]])
     return tables
@@ -191,7 +204,9 @@ def score_labels(
         apart from results, which are the same bits.
     out
         Folder: classification.csv, classification_per_class.csv, confusion.csv, reliability.csv,
-        trust.csv (prediction sets and verdicts), opinions.csv (the classifier and all others),
+        risk_coverage.csv (accuracy of the surest cells),
+        trust.csv (prediction sets and verdicts), fitness.csv (does the reference fit a batch?),
+        opinions.csv (the classifier and all others),
         knn_sensitivity.csv (kNN by number of neighbours).
     unlabeled
         What cells without a label are called.
@@ -208,7 +223,9 @@ def score_labels(
         ("per_class", "classification_per_class"),
         ("confusion", "confusion"),
         ("reliability", "reliability"),
+        ("risk_coverage", "risk_coverage"),
         ("trust", "trust"),
+        ("fitness", "fitness"),
     ]:
         # The reference's own rows come with every strategy.
         parts = [part for tables in scored for part in tables[name]]

@@ -116,3 +116,19 @@ def plot_reliability(reliability: Path, *, out: Path) -> None:
     from atlasmap.figures.style import read_table, save
 
     save(draw_reliability(read_table(reliability)), out)
+
+
+def plot_risk_coverage(risk_coverage: Path, *, out: Path) -> None:
+    """Draw the accuracy of the surest cells, the more of them are kept.
+
+    Parameters
+    ----------
+    risk_coverage
+        risk_coverage.csv of score-labels.
+    out
+        Figure, without suffix: .svg and .png are written.
+    """
+    from atlasmap.figures.risk_coverage import draw_risk_coverage
+    from atlasmap.figures.style import read_table, save
+
+    save(draw_risk_coverage(read_table(risk_coverage)), out)

@@ -69,6 +69,7 @@ COMMANDS = {
     "plot-embeddings": ("figures:plot_embeddings", "Maps by label, batch and role."),
     "plot-scib-table": ("figures:plot_scib_table", "The scib-metrics table as a picture."),
     "plot-reliability": ("figures:plot_reliability", "Reliability curves."),
+    "plot-risk-coverage": ("figures:plot_risk_coverage", "Accuracy of the surest cells."),
 }
 
 app = App(

@@ -281,6 +281,9 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
     scores = folder / "benchmark" / "classification.csv"
     if scores.is_file():
         print(accuracy_table(pd.read_csv(scores, keep_default_na=False)))
+    fitness = folder / "benchmark" / "fitness.csv"
+    if fitness.is_file():
+        print(strange_batches(pd.read_csv(fitness, dtype={"batch": str})), end="")
     for what, path in [("figures", "figures"), ("atlas", "atlas.h5ad"), ("labels", "labels.csv")]:
         if (folder / path).exists():
             print(f"{what + ':':9}{folder / path}")
@@ -288,6 +291,19 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
         return
     names = [path.relative_to(folder) for path in recorded(folder) if path.exists()]
     (folder / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def strange_batches(fitness: pd.DataFrame) -> str:
+    """Batches that the reference does not fit, or may not, a line each."""
+    lines = []
+    for batch, rows in fitness.groupby("batch"):
+        worst = rows.loc[rows["strangeness"].idxmax()]
+        if worst["reference"] != "fits":
+            said = (
+                f"strangeness {worst['strangeness']:.2f} ({worst['variant']}, {worst['strategy']})"
+            )
+            lines.append(f"reference {worst['reference']}: batch {batch}, {said}\n")
+    return "".join(lines)
 
 
 def accuracy_table(scores: pd.DataFrame) -> str:

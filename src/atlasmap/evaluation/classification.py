@@ -14,16 +14,19 @@ from sklearn.metrics import (
 
 from atlasmap.training.history import N_BINS, expected_calibration_error
 
+N_COVERAGES = 20
+
 
 @dataclass(frozen=True)
 class Scored:
     """Tables of one group of cells: `summary` (one row), `per_class`, `confusion` (long: truth,
-    predicted, n) and `reliability` (confidence bins)."""
+    predicted, n), `reliability` (confidence bins) and `risk_coverage` (accuracy of the surest)."""
 
     summary: pd.DataFrame
     per_class: pd.DataFrame
     confusion: pd.DataFrame
     reliability: pd.DataFrame
+    risk_coverage: pd.DataFrame
 
 
 def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
@@ -32,6 +35,23 @@ def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFram
     table = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": correct.astype(float)})
     grouped = table.groupby("bin")
     return grouped.mean().assign(n=grouped.size()).reset_index()
+
+
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
+    """Accuracy of the surest cells, and their least confidence, for 5 %, 10 %, … of all cells
+    (El-Yaniv & Wiener 2010, JMLR 11:1605)."""
+    order = np.argsort(-confidence, kind="stable")
+    right = np.cumsum(correct[order])
+    coverage = np.linspace(1 / N_COVERAGES, 1, N_COVERAGES)
+    n = np.ceil(coverage * len(order) - 1e-9).astype(int)
+    return pd.DataFrame(
+        {
+            "coverage": coverage.round(4),
+            "accuracy": right[n - 1] / n,
+            "least_confidence": confidence[order][n - 1],
+            "n": n,
+        }
+    )
 
 
 def score(
@@ -66,5 +86,6 @@ def score(
     confusion = pd.DataFrame(matrix, index=everyone, columns=everyone).rename_axis("truth")
     long = confusion.reset_index().melt("truth", var_name="predicted", value_name="n")
     return Scored(
-        pd.DataFrame([summary]), per_class, long[long["n"] > 0], reliability_bins(c, correct)
-    )
+        pd.DataFrame([summary]), per_class, long[long["n"] > 0], reliability_bins(c, correct),
+        risk_coverage(c, correct),
+    )  # fmt: skip

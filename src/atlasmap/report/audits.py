@@ -46,6 +46,9 @@ def strategies_page(by_batch: pd.DataFrame, by_label: pd.DataFrame, recommendati
         "way; in standard deviations of the cell's posterior one is as far as noise. Other label: "
         "share of cells. Confidence: mean change of the highest probability.",
         table(everyone, COLUMNS),
+        "Matched surgery agrees to numerical accuracy; what each cause adds is what it is worth. "
+        "Another, trained weights that batches share (affine batch norm elsewhere), is worth "
+        "nothing: surgery here trains the columns of new batches alone.",
         "## Joint surgery, by batch",
         table(joint.drop(columns="comparison"), COLUMNS),
     ]

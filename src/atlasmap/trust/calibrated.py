@@ -15,10 +15,12 @@ from atlasmap.settings import CalibrationSettings
 from atlasmap.trust.calibration import Scaling, fit_scaling
 from atlasmap.trust.conformal import Thresholds, fit_thresholds
 from atlasmap.trust.novelty import (
+    BatchFit,
     CutOffs,
     HeldOut,
     batch_medians,
     distances_if_missing,
+    fit_batches,
     fit_cut_offs,
     local_distance,
 )
@@ -31,7 +33,8 @@ FILE = "calibration.json"
 class Calibration:
     """Learned on `n_cells` held-out cells of `batches` (`scheme` says how), for `labels`.
 
-    `left_out`: what leaving out each label would show (label, n, detected, auroc).
+    `left_out`: what leaving out each label would show (label, n, detected, auroc). `batch_fit`: how
+    far whole batches may be (None where that tells nothing).
     """
 
     scheme: str
@@ -43,6 +46,7 @@ class Calibration:
     thresholds: Thresholds
     cut_offs: CutOffs
     left_out: list[dict]
+    batch_fit: BatchFit | None = None
 
     def probabilities(
         self, model: Scanvi, labels: list[str], mean: np.ndarray, var: np.ndarray
@@ -84,6 +88,8 @@ def read_calibration(path: Path) -> Calibration:
         if said.pop("format") != FORMAT:
             raise ValueError("another format")
         parts = {"scaling": Scaling, "thresholds": Thresholds, "cut_offs": CutOffs}
+        if said.get("batch_fit"):
+            parts["batch_fit"] = BatchFit
         return Calibration(**said | {key: cls(**said[key]) for key, cls in parts.items()})
     except (ValueError, KeyError, TypeError) as error:
         raise AtlasmapError(
@@ -97,8 +103,9 @@ def read_calibration(path: Path) -> Calibration:
 def held_out_scores(
     held: anndata.AnnData, at: np.ndarray, labels: np.ndarray, reference: np.ndarray,
     reference_labels: np.ndarray,
-) -> HeldOut:  # fmt: skip
-    """Scores of held-out cells, those of cells `at` relative to the batch's median of all."""
+) -> tuple[HeldOut, BatchFit | None]:  # fmt: skip
+    """Scores of held-out cells, those of cells `at` relative to the batch's median of all, and what
+    whole batches are like."""
     batch = held.obs["batch"].astype(str).to_numpy()
     latent = latent_of(held)
     distance = local_distance(reference, latent)
@@ -110,7 +117,8 @@ def held_out_scores(
         ordinary = batch_medians(values, batch)[at]
         misfit = values[at] / ordinary
         misfit_missing = held.obs["misfit_if_missing"].to_numpy(float)[at] / ordinary
-    return HeldOut(labels[at], distance[at] / middle, missing / middle, misfit, misfit_missing)
+    held_out = HeldOut(labels[at], distance[at] / middle, missing / middle, misfit, misfit_missing)
+    return held_out, fit_batches(distance, batch, missing, labels[at])
 
 
 def calibrate(
@@ -139,11 +147,12 @@ def calibrate(
     thresholds = fit_thresholds(
         scaling(averaged), codes, settings.coverage, settings.min_cells_per_label
     )
-    scores = held_out_scores(
+    scores, batch_fit = held_out_scores(
         held, at, labels, latent_of(reference), reference.obs["label"].astype(str).to_numpy()
     )
     cuts, left = fit_cut_offs(scores, settings.false_novel, settings.min_cells_per_label)
     batches = sorted(held.obs["batch"].astype(str).unique())
     return Calibration(
-        scheme, batches, int(at.sum()), names, settings.n_draws, scaling, thresholds, cuts, left
-    )
+        scheme, batches, int(at.sum()), names, settings.n_draws, scaling, thresholds, cuts, left,
+        batch_fit,
+    )  # fmt: skip

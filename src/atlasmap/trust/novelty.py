@@ -2,7 +2,8 @@
 
 Both scores are taken relative to the median of the cell's own batch, so that a chemistry which the
 whole batch shares makes nobody novel. Cut-offs come from reference cells whose batch was held out,
-and the balance between the two scores from leaving out one label at a time.
+and the balance between the two scores from leaving out one label at a time. What this cannot see, a
+batch that is strange as a whole, is told by the median itself.
 """
 
 from dataclasses import dataclass
@@ -50,6 +51,32 @@ def batch_medians(values: np.ndarray, batches: np.ndarray) -> np.ndarray:
         own = batches == batch
         out[own] = max(float(np.median(values[own])), 1e-12)
     return out
+
+
+@dataclass(frozen=True)
+class BatchFit:
+    """Median distance of a held-out batch (the farthest one's), and of a batch of nothing but cells
+    of a label that the reference lacks (the median of labels)."""
+
+    typical: float
+    missing: float
+
+    def strangeness(self, distance: np.ndarray, batches: np.ndarray) -> np.ndarray:
+        """Of each cell's batch (cells): 0 no farther than a held-out batch, 1 as far as cells of a
+        label that the reference lacks."""
+        beyond = batch_medians(distance, batches) - self.typical
+        return np.maximum(beyond / (self.missing - self.typical), 0)
+
+
+def fit_batches(
+    distance: np.ndarray, batches: np.ndarray, if_missing: np.ndarray, labels: np.ndarray
+) -> BatchFit | None:
+    """From held-out cells: distances as they are and without the cell's own label (of those that
+    `labels` names); None where missing labels are no farther."""
+    typical = float(batch_medians(distance, batches).max())
+    far = [np.median(if_missing[labels == label]) for label in np.unique(labels)]
+    missing = float(np.nanmedian(far)) if np.isfinite(far).any() else typical
+    return BatchFit(typical, missing) if missing > typical else None
 
 
 @dataclass(frozen=True)

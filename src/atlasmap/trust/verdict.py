@@ -1,4 +1,5 @@
-"""A verdict a cell: confident, ambiguous (between which labels), or novel."""
+"""A verdict a cell: confident, ambiguous (between which labels), or novel; and one a batch: does
+the reference fit it?"""
 
 import anndata
 import numpy as np
@@ -28,7 +29,8 @@ def verdicts(
     `query`: obs batch (and misfit), obsm X_latent, latent_var, uns soft_label_names; `reference`
     the reference's latent; `predicted` the labels that the classifier gave. Columns:
     calibrated_confidence (of that label), prediction_set, prediction_set_size, common_ancestor
-    (with a tree), distance, misfit, novelty (novel above 1), verdict.
+    (with a tree), distance, misfit, novelty (novel above 1), strangeness (of the cell's batch: all
+    of it is novel above 1), verdict.
     """
     names = [str(name) for name in query.uns["soft_label_names"]]
     latent, batch = query.obsm["X_latent"], query.obs["batch"].astype(str).to_numpy()
@@ -36,8 +38,10 @@ def verdicts(
     column = {name: k for k, name in enumerate(names)}
     own = np.array([column[label] for label in predicted.astype(str)])
     sets = calibration.sets(probabilities, names)
-    distance, misfit = local_distance(reference, latent), None
-    distance = distance / batch_medians(distance, batch)
+    far, misfit, strange = local_distance(reference, latent), None, np.zeros(len(latent))
+    if calibration.batch_fit is not None:
+        strange = calibration.batch_fit.strangeness(far, batch)
+    distance = far / batch_medians(far, batch)
     if "misfit" in query.obs:
         misfit = query.obs["misfit"].to_numpy(float)
         misfit = misfit / batch_medians(misfit, batch)
@@ -57,6 +61,23 @@ def verdicts(
     table["distance"] = distance
     if misfit is not None:
         table["misfit"] = misfit
-    table["novelty"] = novelty
-    table["verdict"] = np.where(novelty > 1, NOVEL, np.where(sure, CONFIDENT, AMBIGUOUS))
+    table["novelty"], table["strangeness"] = novelty, strange
+    is_novel = (novelty > 1) | (strange > 1)
+    table["verdict"] = np.where(is_novel, NOVEL, np.where(sure, CONFIDENT, AMBIGUOUS))
     return table, probabilities
+
+
+def fitness(cells: pd.DataFrame) -> dict:
+    """Of the query cells of a batch (as `verdicts` has them): does the reference fit? `fits`: no
+    farther than half-way from a held-out batch to cells that the reference lacks; `doubtful`: no
+    farther than those; `does not fit`: farther, and none of its labels is to be believed."""
+    strange, verdict = float(cells["strangeness"].median()), cells["verdict"]
+    shares = {name: float((verdict == name).mean()) for name in (CONFIDENT, AMBIGUOUS, NOVEL)}
+    return {
+        "n": len(cells),
+        "reference": "fits" if strange <= 0.5 else "doubtful" if strange <= 1 else "does not fit",
+        "strangeness": strange,
+        **shares,
+        "set_size": float(cells["prediction_set_size"].mean()),
+        "calibrated_confidence": float(cells["calibrated_confidence"].mean()),
+    }

@@ -1,0 +1,82 @@
+"""Risk and coverage: how often the surest cells are right, the more of them are kept."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from atlasmap.figures.reliability import COLORS
+from atlasmap.figures.style import (
+    BLUE,
+    STRATEGIES,
+    VARIANTS,
+    in_order,
+    new_figure,
+    one_kind,
+    place,
+    sentence,
+    styled,
+)
+
+SIZE, GAP, LEFT, TOP, BOTTOM = 2.1, 0.3, 0.6, 0.32, 1.0
+DASHES = {"calibrated": "-", "raw": (0, (2, 1.5))}
+
+
+@styled
+def draw_risk_coverage(table: pd.DataFrame) -> Figure:
+    """A panel a variant: accuracy of the surest share of cells.
+
+    `table` has columns seed, variant, strategy, batch, split, method, probabilities, level,
+    coverage, accuracy. Validation cells are one colour, query cells (all batches) one a strategy;
+    seeds are averaged. Where labels were calibrated, raw probabilities are dashed.
+    """
+    kinds = {} if table.empty else {kind: one_kind(table, kind) for kind in DASHES}
+    kinds = {
+        kind: rows[rows["split"].isin(["validation", "query"]) & (rows["batch"] == "all")]
+        for kind, rows in kinds.items()
+    }
+    kinds = {kind: rows for kind, rows in kinds.items() if len(rows)}
+    if not kinds:
+        return sentence("No validation or query cell has a known label: nothing to draw.")
+    everyone = pd.concat(kinds.values())
+    variants = in_order(everyone["variant"], VARIANTS)
+    wide = max(LEFT + len(variants) * (SIZE + GAP), 4)
+    figure = new_figure(wide, TOP + SIZE + BOTTOM)
+    least = min(0.9, everyone["accuracy"].min())
+    handles = {}
+    for i, variant in enumerate(variants):
+        ax = place(figure, LEFT + i * (SIZE + GAP), TOP, SIZE, SIZE)
+        of_variant = {k: rows[rows["variant"] == variant] for k, rows in kinds.items()}
+        handles |= draw_variant(ax, of_variant)
+        ax.set(xlim=(0, 1), ylim=(least - 0.02, 1.01), xticks=(0, 0.5, 1), xlabel="Cells kept")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        ax.set_ylabel("Accuracy" if i == 0 else "")
+        ax.tick_params(labelleft=i == 0)
+        ax.set_title(variant, fontweight="bold")
+    middle = (LEFT + (len(variants) * (SIZE + GAP) - GAP) / 2) / wide
+    figure.legend(
+        handles.values(), handles, loc="lower center", bbox_to_anchor=(middle, 0),
+        ncols=min(len(handles), 2 * len(variants)),
+    )  # fmt: skip
+    return figure
+
+
+def draw_variant(ax: Axes, kinds: dict[str, pd.DataFrame]) -> dict:
+    """The curves of one variant; gives legend handles by name."""
+    handles = {}
+    for kind, rows in kinds.items():
+        dashed = DASHES[kind] if len(kinds) > 1 else "-"
+        for strategy in in_order(rows["strategy"], ("", *STRATEGIES)):
+            curve = rows[rows["strategy"] == strategy].groupby("coverage")["accuracy"].mean()
+            name = f"query, {strategy.replace('_', ' ')}" if strategy else "validation"
+            (line,) = ax.plot(
+                curve.index,
+                curve,
+                color=COLORS.get(strategy, BLUE),
+                linewidth=1.2,
+                linestyle=dashed,
+            )
+            if kind == next(iter(kinds)):
+                handles[name] = line
+    if len(kinds) > 1:
+        (handles["raw"],) = ax.plot([], [], color="#808080", linewidth=1.2, linestyle=DASHES["raw"])
+    return handles
