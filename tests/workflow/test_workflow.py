@@ -511,10 +511,10 @@ def test_audits_and_the_other_strategies(changed):
     tree = "".join(f"{name},{name.split('.')[0]}\n" for name in types)  # L3.1 is of lineage L3
     (changed / "tree.csv").write_text("child,parent\n" + tree)
     write(changed, config, SHEET)
-    planned = jobs(snakemake(changed, "-n", "--", "all", "audits"))
-    assert not {"train_scvi", "train_scanvi", "calibrate"} & set(planned)
-    assert planned["train_de_novo_scvi"] == 3  # all, and each batch for the audit
-    snakemake(changed, "--", "all", "audits")
+    text = snakemake(changed, "--", "all", "audits")
+    run = re.findall(r"^(?:rule|checkpoint|localrule) (\w+):", text, re.MULTILINE)
+    assert not {"train_scvi", "train_scanvi", "calibrate"} & set(run)
+    assert run.count("train_de_novo_scvi") == 3  # all, and each batch for the audit
     for strategy in ("frozen", "de_novo"):
         labels = pd.read_csv(changed / TOP / f"seed0/mapping/fixed/{strategy}/labels.csv")
         assert (
