@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 
 from atlasmap.assembly import assemble
+from atlasmap.commands.benchmark import LabelRun, score_run
 from atlasmap.commands.results import publish
 from atlasmap.errors import AtlasmapError
 from atlasmap.projection import FittedMap, fit_map, place
 from atlasmap.settings import TransferSettings, UmapSettings
 from atlasmap.transfer import SoftLabels, label_table, votes, weighted_neighbors
+from atlasmap.trust.tree import LabelTree, Levels
 
 
 def test_label_table_by_hand():
@@ -140,6 +142,29 @@ def test_each_level_is_transferred_from_the_cells_that_have_it(fitted):
     query = latent_file(latent[60:70], "q", names[60:70], half[:10])
     with pytest.raises(AtlasmapError, match="OBS_KEY_MISSING"):
         assemble(reference, [query], None, fit, "Unknown", TransferSettings(), ["none"])
+
+
+def test_the_references_own_cells_are_named_at_coarser_levels_too(fitted, tmp_path):
+    """Without any truth of the query, they are what can be scored at those levels."""
+    latent, fit = fitted
+    soft = np.where(np.arange(120)[:, None] % 3 == 0, [0.7, 0.3], [0.2, 0.8])
+    names = [f"c{k}" for k in range(120)]
+    reference = latent_file(latent, "r", names, soft, ["a", "b"] * 60)
+    query = latent_file(latent[:10] + 1e-3, "q", names[:10], soft[:10])
+    levels = Levels({"top": {"a": "A", "b": "A"}, "mid": {"a": "a", "b": "B"}}, LabelTree({}))
+    atlas = assemble(
+        reference, [query], None, fit, "Unknown", TransferSettings(5), [], coarser=levels
+    )
+    obs = atlas.adata.obs[atlas.adata.obs["role"] == "reference"]
+    assert (obs["label_top"] == "A").all() and np.allclose(obs["confidence_top"], 1)
+    assert list(obs["label_mid"]) == ["a", "B"] * 60
+    assert list(obs["predicted_mid"]) == ["a" if k % 3 == 0 else "B" for k in range(120)]
+    assert np.allclose(obs["confidence_mid"], soft.max(1))
+    atlas.adata.write_h5ad(tmp_path / "atlas.h5ad")
+    run = LabelRun(0, "fixed", "joint", tmp_path / "atlas.h5ad")
+    scores = pd.concat(score_run(run, "Unknown")["summary"]).set_index("level")
+    assert scores.loc["top", "accuracy"] == 1 and set(scores["split"]) == {"train"}
+    assert scores.loc["mid", "accuracy"] == scores.loc["label", "accuracy"] == 0.5
 
 
 def test_seed_agreement_by_hand(tmp_path):

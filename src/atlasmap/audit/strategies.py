@@ -152,7 +152,7 @@ def recommendation(table: pd.DataFrame) -> str:
     if flips is not None:
         said += f" and changes the label of {flips:.1%} of them"
     causes = everyone.loc[["updates", "scale", "momentum"], "latent_median"]
-    said += f"; the most of it comes from {WORDS[causes.idxmax()]}."
+    said += f"; most of it comes from {WORDS[causes.idxmax()]}."
     sizes = table[(table["comparison"] == "joint") & (table["batch"] != "all")]
     small = sizes[sizes["n"] < SMALL]
     if flips is not None and flips <= FEW_FLIPS:
