@@ -27,6 +27,7 @@ def test_names_are_text():
     page = as_html(table(frame, {"n": "cells"}))
     assert "<script>" not in page and "<em>" not in page and "<code>" not in page
     assert "&lt;script&gt;a|b*c*`d`[e](f)" in page and page.count("<td") == 6
+    assert "<script>" not in as_html("<script>alert(1)</script>")
     assert ">1<" in page and ">0.50<" in page
 
 

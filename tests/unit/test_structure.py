@@ -120,7 +120,9 @@ from atlasmap.projection import fit_map, place
 from atlasmap.settings import UmapSettings
 x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
 place(fit_map(x, UmapSettings(), 0), x[:9] + 1)
-import umap.umap_
+import umap.umap_, pynndescent.pynndescent_ as nn
+from numba.core.caching import NullCache
+assert isinstance(nn.process_candidates._cache, NullCache)  # it takes a function
 print(sum(umap.umap_.smooth_knn_dist.stats.cache_hits.values()))
 """
 
