@@ -27,9 +27,6 @@ def cohort(
         twice = whole.obs_names.duplicated(keep=False)
         apart = whole.obs["batch"].astype(str) + ":" + whole.obs_names.astype(str)
         whole.obs_names = whole.obs_names.where(~twice, apart)
-    for key in whole.obs:  # of a query that lacks a column of the reference
-        if whole.obs[key].dtype == object:
-            whole.obs[key] = pd.Categorical(whole.obs[key].fillna(unlabeled).astype(str))
     return whole
 
 

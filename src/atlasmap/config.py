@@ -18,6 +18,8 @@ from atlasmap.settings import Config, FinalSettings, ScanviSettings
 RESERVED = {
     "batch", "label", "truth", "dataset", "role", "split", "barcode", "predicted_label",
     "confidence", "entropy", "runner_up", "runner_up_probability", "knn_label", "knn_uncertainty",
+    "calibrated_confidence", "prediction_set", "prediction_set_size", "common_ancestor", "distance",
+    "misfit", "novelty", "strangeness", "verdict", "seed_agreement",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from atlasmap.bundle import Bundle, device_of, fingerprint, read_about, reference_hash
 from atlasmap.certificate import FILE, certificate, witness
@@ -120,16 +121,16 @@ def map_query(
     new = own.new_categories(query.obs)
     check_query(reference, query, new, strategy)
     before = witness(reference.model, own, probe)
-    library = None
-    if not scvi_of(reference.model).settings.use_observed_lib_size:
-        library = torch.tensor(library_moments(query, new[0]), dtype=torch.float32)
+    library = library_of(reference.model, query, new[0])
     append_categories(reference.model, new, seed, library, frozen=strategy == "frozen")
     registry = own.extended(new)
     cells = registry.encode(query, device)
     about = reference.about | inputs(query, settings, strategy, seed)
     history = History().table()
     if strategy == "frozen":
-        about["training"] = {"n_steps": 0, "stopped": "nothing trains", "n_trainable": 0}
+        about["training"] = {
+            "n_epochs": 0, "n_steps": 0, "stopped": "nothing trains", "n_trainable": 0,
+        }  # fmt: skip
     else:
         what = new[0][0] if strategy == "per_batch" else "all"
         history, about["training"] = trained_rows(
@@ -142,6 +143,13 @@ def map_query(
     latent.obs["misfit"] = misfit(bundle.model, cells, said.mean)
     proof = certificate(before, bundle, probe, own, cells, said)
     return Mapping(bundle, new, latent, proof)
+
+
+def library_of(model: nn.Module, query: anndata.AnnData, batches: list[str]) -> torch.Tensor | None:
+    """Moments of the batches' log library sizes (batches × 2), where the model infers these."""
+    if scvi_of(model).settings.use_observed_lib_size:
+        return None
+    return torch.tensor(library_moments(query, batches), dtype=torch.float32)
 
 
 def trained_rows(
@@ -164,14 +172,14 @@ def trained_rows(
 
 def map_held_out(
     twin: Bundle, cells: anndata.AnnData, reference: anndata.AnnData, settings: SurgerySettings,
-    seed: int, checkpoints: Checkpoints | None = None,
+    strategy: Surgery, seed: int, checkpoints: Checkpoints | None = None,
 ) -> anndata.AnnData:  # fmt: skip
     """A reference batch that `twin` (consumed) was not trained on, mapped as a query is.
 
     Its latent, with obs label, misfit, and misfit_if_missing: if the twin lacked the cell's label.
     `reference` is the twin's own latent.
     """
-    mapping = map_query(twin, cells, settings, "per_batch", seed, checkpoints)
+    mapping = map_query(twin, cells, settings, strategy, seed, checkpoints)
     latent, labels = mapping.latent, cells.obs["label"].astype(str).to_numpy()
     latent.obs["label"] = labels
     latent.obs["misfit_if_missing"] = misfit_if_missing(

@@ -41,6 +41,7 @@ def with_epochs(settings: TrainSettings, default: int) -> TrainSettings:
 def outcome_facts(outcome: Outcome, split: Split) -> dict:
     """What training left behind, for settings.json."""
     return {
+        "n_epochs": outcome.n_epochs,
         "n_steps": outcome.n_steps,
         "stopped": outcome.stopped,
         "n_train": len(split.train),

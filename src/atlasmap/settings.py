@@ -43,7 +43,7 @@ NUMERICS = {
     "surgery": 2,
     "umap": 1,
     "transfer": 3,
-    "calibration": 2,
+    "calibration": 3,
     "classification": 3,
     "scib": 1,
     "card": 1,
@@ -196,7 +196,8 @@ class CalibrationSettings:
     queries are; validation: the reference's validation cells, of batches that it has seen (no
     further training, but too kind); none: labels are left as the classifier gives them."""
     share: Annotated[float, Field(gt=0, le=0.5)] = 0.34
-    """Most cells that the held-out batches may have."""
+    """Most cells that the held-out batches may have, unless the smallest that can be spared has
+    more."""
     method: Scaling = "temperature"
     """One temperature, or a weight and a bias for each label (vector)."""
     n_draws: Count = 32

@@ -1,5 +1,7 @@
 """Joint and per-batch surgery agree where their differences are taken away, and only there."""
 
+from copy import deepcopy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,14 @@ import torch
 from conftest import CPU, SCANVI, SCVI
 from torch import nn
 
-from atlasmap.audit.reference import answer, named, reasons, scores, under_surgery
+from atlasmap.audit.reference import (
+    answer,
+    named,
+    reasons,
+    scores,
+    soft_labels,
+    under_surgery,
+)
 from atlasmap.audit.strategies import (
     MATCHED,
     Query,
@@ -127,12 +136,31 @@ def test_the_audit_says_what_each_cause_is_worth(alone, uneven, scanvi):
     joint = map_query(load(folder, CPU), query.cells, SURGERY, "joint", 0).bundle
     table, labels = audit_strategies(lambda: load(folder, CPU), query, said, joint)
     everyone = table[table["batch"] == "all"].set_index("comparison")
-    assert set(everyone.index) == {"joint", "joint_by_batch", *MATCHED, "inference"}
+    assert set(everyone.index) == {
+        "joint", "joint_by_batch", *MATCHED, "another_seed", "inference",
+    }  # fmt: skip
     assert everyone.loc["matched", "latent_max"] < 1e-5 < everyone.loc["joint", "latent_max"]
     assert everyone.loc["inference", "latent_max"] < 1e-5
     assert set(table["batch"]) == {"all", "query0", "query1"} and len(labels)
-    text = recommendation(table)
-    assert "per_batch" in text and "batches have fewer than" in text
+    assert everyone.loc["another_seed", "latent_max"] > 1e-3
+    text = recommendation(table, SURGERY)
+    assert "per_batch" in text and "batches have fewer than" in text and "another seed" in text
+    odd = SurgerySettings(early_stopping=True, gradient_clip=1.0)
+    assert "without early_stopping, gradient_clip" in recommendation(table, odd)
+    one = table[table["batch"] != "query1"]
+    assert "one query batch" in recommendation(one, SURGERY)
+
+
+def test_matched_surgery_knows_inferred_library_sizes(reference, uneven):
+    settings = SCVI.__class__(**vars(SCVI) | {"use_observed_lib_size": False})
+    registry = Registry.of(reference, "Unknown", [], [])
+    bundle, _ = fit_scvi(reference, registry, settings, 0, CPU)
+    alone = [
+        map_query(deepcopy(bundle), uneven[name], SURGERY, "per_batch", 0).latent.obsm["X_latent"]
+        for name in sorted(uneven)
+    ]
+    said = matched(bundle, Query.of(uneven, SURGERY, 0), Causes())
+    assert np.abs(said.mean - np.concatenate(alone)).max() < 1e-5
 
 
 def test_shared_columns_cannot_be_matched(alone, uneven):
@@ -159,13 +187,14 @@ def kept(reference, scanvi):
 def test_under_surgery_the_reference_is_named_as_ever(reference, scanvi, kept, queries):
     own = named(kept)
     operated = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0).bundle
-    again = under_surgery(kept, reference, operated)
+    before = soft_labels(scanvi, reference)
+    again = under_surgery(kept, reference, operated, before)
     assert np.array_equal(own.soft.probabilities, again.soft.probabilities)
     one, other = (scores(cells, "q", "x", "Unknown") for cells in (own, again))
     assert one.equals(other) and set(one["split"]) == {"train", "validation"}
-    kept.obsm["soft_labels"][3, 0] += 1e-6
+    before[3, 0] += 1e-6
     with pytest.raises(AtlasmapError) as error:
-        under_surgery(kept, reference, operated)
+        under_surgery(kept, reference, operated, before)
     assert error.value.code == "REFERENCE_MOVED"
 
 

@@ -36,7 +36,7 @@ def test_certificates_have_a_page(tmp_path):
         "seed": 0, "strategy": "per_batch",
         "reference": {"unchanged": True, "n_golden_cells": 8, "n_probe_cells": 100},
         "query": {"n_cells": 50, "displacement": {"median": 0.123}},
-        "training": {"n_steps": 7, "n_trainable": 64, "stopped": "max_epochs"},
+        "training": {"n_epochs": 3, "n_steps": 7, "n_trainable": 64, "stopped": "max_epochs"},
     }  # fmt: skip
     paths = []
     for batch in ("a", "b"):

@@ -169,16 +169,17 @@ def test_the_references_own_cells_are_named_at_coarser_levels_too(fitted, tmp_pa
 
 def test_seed_agreement_by_hand(tmp_path):
     """By batch and cell name, whatever the order of the rows."""
-    cells = {"cell_id": ["1", "1", "2"], "batch": ["x", "y", "x"]}
-    one = pd.DataFrame(cells | {"predicted_label": ["a", "b", "NA"]})
-    two = one.assign(predicted_label=["a", "c", "NA"]).iloc[::-1]
-    three = one.assign(predicted_label=["a", "b", "d"])
+    cells = {"cell_id": ["1", "1", "2"], "batch": ["007", "y", "007"]}
+    one = pd.DataFrame(cells | {"predicted_label": ["01", "b", "NA"], "confidence": "0.10"})
+    two = one.assign(predicted_label=["01", "c", "NA"]).iloc[::-1]
+    three = one.assign(predicted_label=["01", "b", "d"])
     for name, table in (("one", one), ("two", two), ("three", three)):
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     paths = [tmp_path / f"{name}.csv" for name in ("one", "two", "three")]
     publish(paths[0], out=tmp_path / "labels.csv", seeds=paths)
-    found = pd.read_csv(tmp_path / "labels.csv", keep_default_na=False)
-    assert found["seed_agreement"].tolist() == pytest.approx([1, 2 / 3, 2 / 3])
+    found = pd.read_csv(tmp_path / "labels.csv", keep_default_na=False, dtype=str)
+    assert found.drop(columns="seed_agreement").equals(one)  # nothing is read as a number
+    assert found["seed_agreement"].astype(float).tolist() == pytest.approx([1, 2 / 3, 2 / 3])
     atlas = anndata.AnnData(obs=pd.DataFrame({"role": ["reference", "query", "query", "query"]}))
     atlas.write_h5ad(tmp_path / "one.h5ad")
     publish(tmp_path / "one.h5ad", out=tmp_path / "atlas.h5ad", seeds=paths)

@@ -25,7 +25,7 @@ from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
 from atlasmap.settings import CalibrationSettings, SurgerySettings, TransferSettings
 from atlasmap.trust import calibration as scaling_module
 from atlasmap.trust.calibrated import Calibration, calibrate, read_calibration
-from atlasmap.trust.calibration import Scaling, fit_scaling
+from atlasmap.trust.calibration import Scaling, cross_scaled, fit_scaling
 from atlasmap.trust.conformal import Thresholds, fit_thresholds, quantile
 from atlasmap.trust.heldout import held_out_batches, split_off
 from atlasmap.trust.misfit import misfit, residuals
@@ -196,11 +196,37 @@ def test_quantile_by_hand():
 @pytest.mark.parametrize("min_cells", [50, 10**6])
 def test_sets_cover_as_often_as_asked(rng, min_cells):
     said, codes, _ = overconfident(rng, 8000)
-    thresholds = fit_thresholds(said[:4000], codes[:4000], 0.9, min_cells)
-    sets = thresholds.sets(said[4000:])
+    given = said.argmax(1)
+    assert (given == codes).mean() < 0.85
+    thresholds = fit_thresholds(said[:4000], codes[:4000], given[:4000], 0.9, min_cells)
+    sets = thresholds.sets(said[4000:], given[4000:])
     covered = sets[np.arange(4000), codes[4000:]]
     assert abs(covered.mean() - 0.9) < 0.02
     assert all(thresholds.own) == (min_cells == 50)
+
+
+def test_no_set_is_empty_or_lacks_the_given_label(rng):
+    """Also where the classifier is right more often than was asked: a set of others alone says
+    nothing that a scientist could use."""
+    codes = rng.choice(4, 3000)
+    given = np.where(rng.random(3000) < 0.98, codes, (codes + 1) % 4)
+    said = np.full((3000, 4), 0.01) + 0.9 * np.eye(4)[given] + 0.05 * np.eye(4)[(given + 2) % 4]
+    thresholds = fit_thresholds(said, codes, given, 0.9, 50)
+    sets = thresholds.sets(said, given)
+    assert sets[np.arange(3000), given].all() and (sets.sum(1) == 1).all()
+    other = (given + 2) % 4  # a label that is not the likeliest
+    assert thresholds.sets(said, other)[np.arange(3000), other].all()
+
+
+def test_cells_do_not_scale_themselves(rng):
+    """With a weight and a bias a label and few cells, in-sample probabilities are too good."""
+    codes = rng.choice(6, 60)
+    said = rng.dirichlet(np.ones(6), 60)
+    own = fit_scaling(said, codes, "vector")(said)[np.arange(60), codes]
+    others = cross_scaled(said, codes, "vector")[np.arange(60), codes]
+    assert np.log(others).mean() < np.log(own).mean() - 0.05
+    assert np.allclose(cross_scaled(said, codes, "vector").sum(1), 1)
+    assert (cross_scaled(said, codes, "vector") == cross_scaled(said, codes, "vector")).all()
 
 
 def test_a_hard_label_is_covered_better_with_a_threshold_of_its_own(rng):
@@ -214,7 +240,8 @@ def test_a_hard_label_is_covered_better_with_a_threshold_of_its_own(rng):
     old, new = slice(0, 6000), slice(6000, None)
     coverage = {}
     for least in (50, 10**6):
-        sets = fit_thresholds(said[old], codes[old], 0.9, least).sets(said[new])
+        thresholds = fit_thresholds(said[old], codes[old], sure[old], 0.9, least)
+        sets = thresholds.sets(said[new], sure[new])
         covered = sets[np.arange(3000), codes[new]]
         coverage[least] = pd.Series(covered).groupby(codes[new]).mean()
     assert coverage[50][2] > coverage[10**6][2] + 0.2
@@ -240,7 +267,8 @@ def held(rng):
     """Misfit tells left-out labels, distance does not."""
     labels, n = np.repeat(["a", "b"], 500), 1000
     distance, misfit_ = rng.lognormal(0, 0.2, n), rng.lognormal(0, 0.1, n)
-    return HeldOut(labels, distance, distance, misfit_, misfit_ * 2)
+    batches = np.repeat("batch", n)
+    return HeldOut(labels, batches, distance, distance, misfit_, misfit_ * 2)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
@@ -253,15 +281,36 @@ def test_the_score_that_finds_left_out_labels_is_given_the_weight(held):
     cuts, found = fit_cut_offs(held, 0.05, 20)
     assert cuts.misfit is not None and {row["label"] for row in found} == {"a", "b"}
     assert min(row["detected"] for row in found) > 0.95 and found[0]["auroc"] > 0.99
-    worse = HeldOut(held.labels, held.distance, held.distance * 3, held.misfit, held.misfit)
+    worse = HeldOut(
+        held.labels, held.batches, held.distance, held.distance * 3, held.misfit, held.misfit
+    )
     cuts, found = fit_cut_offs(worse, 0.05, 20)
     assert cuts.distance is not None and min(row["detected"] for row in found) > 0.9
 
 
 def test_without_misfit_the_distance_decides(held):
-    blind = HeldOut(held.labels, held.distance, held.distance * 4, None, None)
+    blind = HeldOut(held.labels, held.batches, held.distance, held.distance * 4, None, None)
     cuts, _ = fit_cut_offs(blind, 0.05, 20)
     assert cuts.misfit is None and cuts.novelty(np.array([99.0]), None) > 1
+
+
+def test_both_scores_count_where_labels_do_not_tell(held):
+    """Too few cells of each, or neither score better than the other."""
+    for least in (20, 10**6):
+        same = HeldOut(held.labels, held.batches, held.distance, held.distance * 1.5, held.misfit,
+                       held.misfit * 1.25)  # fmt: skip
+        cuts, _ = fit_cut_offs(same, 0.05, least)
+        assert cuts.distance is not None and cuts.misfit is not None
+
+
+def test_cut_offs_hold_in_a_batch_that_varies_more(rng):
+    batches, n = np.repeat(["calm", "wild"], 500), 1000
+    spread = np.where(batches == "calm", 0.1, 0.5)
+    misfit_ = np.exp(rng.normal(size=n) * spread)
+    held = HeldOut(np.repeat("a", n), batches, misfit_, misfit_, misfit_, misfit_)
+    cuts = cut_offs(held, 0.0, 0.05)
+    called = (cuts.novelty(misfit_, misfit_) > 1)[batches == "wild"].mean()
+    assert 0.04 < called < 0.08  # of both batches together twice that would be called
 
 
 def test_a_left_out_label_is_far_from_the_rest(rng):
@@ -401,7 +450,7 @@ def learned(reference):
     scvi, _ = fit_scvi(twin_cells, registry, SCVI, 0, CPU)
     twin, split = fit_scanvi(twin_cells, scvi, SCANVI, "fixed", 0, CPU)
     latent = reference_latent(twin_cells, twin, split, CPU)
-    held = map_held_out(twin, out, latent, SURGERY, 0)
+    held = map_held_out(twin, out, latent, SURGERY, "per_batch", 0)
     settings = CalibrationSettings(min_cells_per_label=10)
     made = calibrate(twin.model, registry.labels, held, latent, "held-out batches", settings)
     return made, held
@@ -430,7 +479,7 @@ def test_a_label_that_no_held_out_cell_could_have_is_treated_as_the_others(learn
     names = scanvi.registry.labels
     p = fewer.probabilities(scanvi.model, names, z, np.ones_like(z))
     assert np.allclose(p, made.probabilities(scanvi.model, names, z, np.ones_like(z)))
-    assert fewer.sets(p, names).shape == p.shape
+    assert fewer.sets(p, names, p.argmax(1)).shape == p.shape
 
 
 def test_too_few_cells_to_learn_from_are_an_error(learned, reference, scanvi):
@@ -498,6 +547,23 @@ def test_a_batch_that_is_strange_as_a_whole_is_novel_as_a_whole(
         assert (found["novel"] == 1) == (word == "does not fit")
         assert found["novel"] + found["ambiguous"] + found["confident"] == pytest.approx(1)
     assert made.batch_fit is None or made.batch_fit.missing > made.batch_fit.typical
+    trust = Trust(scanvi.model, Calibration(**vars(made) | {"batch_fit": None}))
+    table, *_ = query_labels(known, query, [], "Unknown", TransferSettings(), trust)
+    assert fitness(table)["reference"] == "not known"
+
+
+def test_how_far_batches_may_be_is_not_learned_of_batches_that_were_seen(
+    learned, scanvi, reference
+):
+    _, held = learned
+    split = fit_scvi(reference, scanvi.registry, SCVI, 0, CPU)[1]
+    latent = reference_latent(reference, scanvi, split, CPU)
+    settings = CalibrationSettings(min_cells_per_label=10)
+    stand_in = held.copy()
+    stand_in.obs["batch"] = [f"held out: {name}" for name in stand_in.obs["batch"]]
+    for cells, scheme in [(held, "validation cells"), (stand_in, "held-out batches")]:
+        made = calibrate(scanvi.model, scanvi.registry.labels, cells, latent, scheme, settings)
+        assert made.batch_fit is None
 
 
 def test_how_strange_a_batch_is_by_hand():

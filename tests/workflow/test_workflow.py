@@ -269,6 +269,16 @@ def test_an_intermediate_that_is_named_is_remade(changed):
     assert sha256(changed / weights) == before
 
 
+def test_de_novo_alone_certifies_nothing_and_frozen_alone_is_calibrated_frozen(changed):
+    write(changed, CONFIG | {"strategies": ["de_novo"]}, SHEET)
+    planned = jobs(snakemake(changed, "-n"))
+    assert planned["assemble_de_novo"] == 2 and "gather_certificates" not in planned
+    write(changed, CONFIG | {"strategies": ["frozen"]}, SHEET)
+    text = snakemake(changed, "-np")
+    assert text.count("--strategy frozen") > text.count("operate") > 0
+    assert re.search(r"map-held-out .* --strategy frozen", text)
+
+
 def test_large_atlases_are_scored_one_embedding_a_job(changed):
     write(changed, CONFIG | {"benchmark": {"split_above": 499}}, SHEET)
     assert jobs(snakemake(changed, "-n"))["score_embeddings"] == 8

@@ -96,7 +96,6 @@ rule audit_reference:
         attempt=this_attempt,
         mem_mb=memory("audit_reference", 3000, 10),
         runtime=minutes("audit_reference", 120),
-        device=CONFIG.device,
     params:
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         mappings=lambda w: [
@@ -113,7 +112,7 @@ rule audit_reference:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " audit-reference {params.mappings:q} --reference_bundle {params.bundle:q}"
         " --cells {input.cells:q} {params.de_novo} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q} --device {resources.device}"
+        " --unlabeled={params.unlabeled:q}"
 
 
 # Of a reference that was taken over there are no counts, and without labels no accuracy.

@@ -84,11 +84,12 @@ rule map_held_out:
     params:
         settings=settings_of("surgery"),
         bundle=subpath(output[0], parent=True),
+        strategy=HELD_OUT_STRATEGY,
         numerics=NUMERICS["surgery"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " map-held-out {input.held_out:q} --reference_bundle {params.bundle:q} --out {output:q}"
-        " --seed {wildcards.seed} {params.settings}"
+        " --strategy {params.strategy} --seed {wildcards.seed} {params.settings}"
         " --device {resources.device} {resources.checkpoint}"
 
 

@@ -1,22 +1,23 @@
 """Per batch or joint? What each difference between the two ways of surgery is worth, in numbers.
 
-Every comparison is with the mapping batch by batch: latent, labels and confidence of the same query
-cells. `joint` is surgery on all batches at once as people run it, `joint_by_batch` the same model
-asked batch by batch, `matched` joint surgery in which each batch is trained as if alone, and then
-matched surgery with one of its causes let in again.
+Latent, labels and confidence of the same query cells are compared. With the mapping batch by batch:
+`joint`, surgery on all batches at once as people run it, `joint_by_batch`, the same model asked
+batch by batch, and `matched`, joint surgery in which each batch is trained as if alone. With
+matched surgery: the same with one of the causes let in again, and with another seed, which says how
+far chance alone would move cells.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anndata
 import numpy as np
 import pandas as pd
 
 from atlasmap.bundle import Bundle, device_of
-from atlasmap.errors import AtlasmapError
+from atlasmap.errors import AtlasmapError, listed
 from atlasmap.inference import Embedding, embed
-from atlasmap.mapping import as_train_settings, joined
+from atlasmap.mapping import as_train_settings, joined, library_of
 from atlasmap.models.surgery import append_categories
 from atlasmap.settings import SurgerySettings
 from atlasmap.training.cells import Cells
@@ -29,6 +30,7 @@ MATCHED = {
     "momentum": Causes(momentum=True),
     "all_three": Causes(updates=True, scale=True, momentum=True),
 }
+WHOLE = ("joint", "joint_by_batch", "matched")  # compared with the mapping batch by batch
 FEW_FLIPS = 0.02  # share of cells whose label may differ before the choice matters
 SMALL = 200  # cells; batches below are said to be small
 
@@ -78,7 +80,8 @@ def matched(reference: Bundle, query: Query, causes: Causes) -> Embedding:
             mend="their columns are shared by batches, so strategies cannot be matched; "
             "compare the mappings themselves",
         )
-    append_categories(reference.model, new, query.seed)
+    library = library_of(reference.model, query.cells, new[0])
+    append_categories(reference.model, new, query.seed, library)
     registry = reference.registry.extended(new)
     cells = registry.encode(query.cells, device_of(reference.model))
     train = as_train_settings(query.settings)
@@ -135,39 +138,62 @@ def audit_strategies(
     ways = {"joint": embed(joint.model, cells), "joint_by_batch": by_batch(joint.model, cells)}
     for name, causes in MATCHED.items():
         ways[name] = matched(fresh(), query, causes)
+    ways["another_seed"] = matched(fresh(), replace(query, seed=query.seed + 1), Causes())
     batch = query.cells.obs["batch"].astype(str).to_numpy()
     labels = joint.registry.labels
-    tables = [compared(name, per_batch, way, batch, labels) for name, way in ways.items()]
+    tables = [
+        compared(name, per_batch if name in WHOLE else ways["matched"], way, batch, labels)
+        for name, way in ways.items()
+    ]
     numerics = compared("inference", ways["joint"], ways["joint_by_batch"], batch, labels)
     batches, of_labels = zip(*tables, numerics, strict=True)
     return pd.concat(batches, ignore_index=True), pd.concat(of_labels, ignore_index=True)
 
 
-def recommendation(table: pd.DataFrame) -> str:
-    """What to do, in a sentence or two, from the table by batch."""
+def recommendation(table: pd.DataFrame, settings: SurgerySettings) -> str:
+    """What to do, in a few sentences, from the table by batch."""
     everyone = table[table["batch"] == "all"].set_index("comparison")
-    moved = everyone.loc["joint", "median_in_posterior_sd"]
-    said = f"Joint surgery moves cells by {moved:.2f} posterior standard deviations (median)"
-    flips = everyone["flips"].get("joint") if "flips" in everyone else None
-    if flips is not None:
-        said += f" and changes the label of {flips:.1%} of them"
-    causes = everyone.loc[["updates", "scale", "momentum"], "latent_median"]
-    said += f"; most of it comes from {WORDS[causes.idxmax()]}."
     sizes = table[(table["comparison"] == "joint") & (table["batch"] != "all")]
-    small = sizes[sizes["n"] < SMALL]
-    if flips is not None and flips <= FEW_FLIPS:
+    if len(sizes) == 1:
+        return "There is one query batch: joint surgery is surgery batch by batch."
+    moved, chance = (
+        everyone.loc[way, "median_in_posterior_sd"] for way in ("joint", "another_seed")
+    )
+    said = f"Joint surgery moves cells by {moved:.2g} posterior standard deviations (median)"
+    few = False
+    if "flips" in everyone:
+        flips, by_chance = everyone.loc["joint", "flips"], everyone.loc["another_seed", "flips"]
+        few = flips <= max(FEW_FLIPS, by_chance)
+        said += f" and changes the label of {flips:.1%}; another seed alone moves them by"
+        said += f" {chance:.2g} and changes {by_chance:.1%}."
+    else:
+        said += f", another seed alone by {chance:.2g}."
+    causes = everyone.loc[["updates", "scale", "momentum"], "latent_median"]
+    said += f" Of the causes {WORDS[causes.idxmax()]} is worth most."
+    if few:
         said += " The choice hardly matters here: per_batch, where a batch's result depends on no"
         said += " other batch and next month's batch moves none."
     else:
         said += " Use per_batch: a batch's result depends on no other batch."
-    if len(small):
-        said += f" {len(small)} batches have fewer than {SMALL} cells and few updates each:"
+    small = (sizes["n"] < SMALL).sum()
+    if small:
+        said += f" {small} batches have fewer than {SMALL} cells and few updates each:"
         said += " look at their displacement in the certificate, and train them longer."
-    return said
+    return said + not_matched(settings)
 
 
+def not_matched(settings: SurgerySettings) -> str:
+    """Settings of the mapping that matched surgery, which runs every epoch plainly, leaves out."""
+    plain = SurgerySettings()
+    odd = [key for key in ADAPTIVE if getattr(settings, key) != getattr(plain, key)]
+    if not odd:
+        return ""
+    return f" (Matched surgery is without {listed(odd)}: it need not be the mapping itself.)"
+
+
+ADAPTIVE = ("early_stopping", "reduce_lr_on_plateau", "gradient_clip", "surgery_dropout")
 WORDS = {
-    "updates": "the number of updates a batch gets",
+    "updates": "the number of updates that a batch gets",
     "scale": "the scale of a batch's gradient in mixed minibatches",
     "momentum": "momentum that moves the columns of absent batches",
 }

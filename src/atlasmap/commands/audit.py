@@ -77,7 +77,7 @@ def audit_strategies(
     )
     write_table(by_batch, out / "strategies.csv")
     write_table(by_label, out / "strategies_labels.csv")
-    said = strategies.recommendation(by_batch)
+    said = strategies.recommendation(by_batch, surgery)
     write_json(out / "strategies.json", {"recommendation": said, "seed": seed})
     write_page(strategies_page(by_batch, by_label, said), out / "strategies.html")
     print(said)
@@ -90,7 +90,6 @@ def audit_reference(
     de_novo: list[Path],
     out: Path,
     unlabeled: str = "Unknown",
-    device: Device = "auto",
 ) -> None:
     """Does the reference's accuracy change with the query? Under surgery, and trained together.
 
@@ -108,8 +107,6 @@ def audit_reference(
         Folder: reference.csv, reference_confusion.csv, reference.json and .html.
     unlabeled
         What cells without a label are called.
-    device
-        Where to compute.
     """
     from atlasmap.audit import reference as audit
     from atlasmap.bundle import load, load_delta, read_about
@@ -118,12 +115,15 @@ def audit_reference(
     from atlasmap.files import unslug
     from atlasmap.taken import read_latent
 
-    chosen, latent = pick_device(device), read_latent(reference_bundle)
-    counts, own = anndata.read_h5ad(cells), audit.named(latent)
+    # Without training a CPU will do, and stored labels may have been computed on a GPU.
+    cpu, latent = pick_device("cpu"), read_latent(reference_bundle)
+    counts = anndata.read_h5ad(cells)
+    before = audit.soft_labels(load(reference_bundle, cpu), counts)
+    own = audit.named(latent, before)
     models, facts = [(own, "", "reference")], {}
     for folder in mappings:
-        operated = load_delta(folder, load(reference_bundle, chosen))
-        same = audit.under_surgery(latent, counts, operated)
+        operated = load_delta(folder, load(reference_bundle, cpu))
+        same = audit.under_surgery(latent, counts, operated, before)
         models.append((same, unslug(folder.name), "surgery"))
     for folder in de_novo:
         query, whole = unslug(folder.parent.name), read_latent(folder)

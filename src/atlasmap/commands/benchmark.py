@@ -63,7 +63,7 @@ def groups(obs: pd.DataFrame):
 def coarse_levels(obs: pd.DataFrame) -> list[str]:
     """Levels above the label that an atlas has."""
     named = [key.removeprefix("predicted_") for key in obs if key.startswith("predicted_")]
-    return [level for level in named if level != "label"]
+    return [level for level in named if f"confidence_{level}" in obs]  # others are a user's own
 
 
 def as_strings(obs: pd.DataFrame) -> pd.DataFrame:

@@ -95,7 +95,9 @@ def gene_gap(
 
     loaded, split = load(bundle, pick_device("cpu")), read_latent(bundle).obs["split"]
     cells = anndata.read_h5ad(reference)
-    cells = cells[(split == "validation").reindex(cells.obs_names).to_numpy(bool)].copy()
+    validated = (split == "validation").reindex(cells.obs_names).to_numpy(bool)
+    if validated.any():  # where all cells were trained on, these are what there is
+        cells = cells[validated].copy()
     found: dict[tuple[str, ...], pd.DataFrame] = {}  # batches of one data set lack the same genes
     tables = []
     for path in queries:

@@ -216,7 +216,7 @@ def gather_certificates(*certificates: Path, out: Path) -> None:
              "n_golden_cells": reference["n_golden_cells"],
              "n_probe_cells": reference["n_probe_cells"], "n_cells": query["n_cells"]}
             | {f"displacement_{key}": value for key, value in query["displacement"].items()}
-            | {key: training[key] for key in ("n_steps", "n_trainable", "stopped")}
+            | {key: training.get(key) for key in ("n_epochs", "n_steps", "n_trainable", "stopped")}
         )  # fmt: skip
     table = pd.DataFrame(rows)
     with written_aside(out) as aside:
@@ -254,8 +254,8 @@ def publish(source: Path, *, out: Path, seeds: list[Path] | None = None) -> None
         with written_aside(out) as aside:
             shutil.copyfile(source, aside)
         return
-    how = {"keep_default_na": False, "dtype": {"cell_id": str}, "float_precision": "round_trip"}
-    labels = [pd.read_csv(path, **how) for path in seeds]
+    # all as text: a batch called 007 stays so, and numbers keep their digits
+    labels = [pd.read_csv(path, keep_default_na=False, dtype=str) for path in seeds]
     agree = agreement(labels)
     with written_aside(out) as aside:
         if source.suffix == ".csv":
@@ -296,7 +296,7 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
 def strange_batches(fitness: pd.DataFrame) -> str:
     """Batches that the reference does not fit, or may not, a line each."""
     lines = []
-    for batch, rows in fitness.groupby("batch"):
+    for batch, rows in fitness.dropna(subset="strangeness").groupby("batch"):
         worst = rows.loc[rows["strangeness"].idxmax()]
         if worst["reference"] != "fits":
             said = (

@@ -6,7 +6,7 @@ import anndata
 
 from atlasmap.commands.reference import checkpoints_in
 from atlasmap.files import slug, written_aside
-from atlasmap.settings import CalibrationSettings, Device, SurgerySettings
+from atlasmap.settings import CalibrationSettings, Device, Surgery, SurgerySettings
 
 
 def hold_out(
@@ -48,6 +48,7 @@ def map_held_out(
     *,
     reference_bundle: Path,
     out: Path,
+    strategy: Surgery = "per_batch",
     seed: int = 0,
     surgery: SurgerySettings = SurgerySettings(),
     device: Device = "auto",
@@ -63,6 +64,8 @@ def map_held_out(
         The twin's bundle, with reference_latent.h5ad.
     out
         Latent, labels and misfit of the held-out cells (.h5ad).
+    strategy
+        per_batch, or frozen (where nothing else is).
     seed
         Seed of start values, split, minibatches and noise.
     surgery
@@ -85,7 +88,9 @@ def map_held_out(
     for name in sorted(batch.unique()):
         checkpoints = checkpoints_in(out.parent / slug(name), checkpoint_minutes)
         part = cells[(batch == name).to_numpy()].copy()
-        mapped.append(map_one(deepcopy(twin), part, reference, surgery, seed, checkpoints))
+        mapped.append(
+            map_one(deepcopy(twin), part, reference, surgery, strategy, seed, checkpoints)
+        )
         checkpoints.remove()
     with written_aside(out) as aside:
         anndata.concat(mapped, uns_merge="same").write_h5ad(aside)
@@ -114,11 +119,12 @@ def calibrate(
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
     from atlasmap.taken import read_latent
+    from atlasmap.trust.calibrated import NEW_BATCHES
     from atlasmap.trust.calibrated import calibrate as learn
 
     model, reference = load(bundle, pick_device("cpu")), read_latent(bundle)
     if held_out:
-        cells, scheme = anndata.read_h5ad(held_out), "held-out batches"
+        cells, scheme = anndata.read_h5ad(held_out), NEW_BATCHES
     else:
         seen = (reference.obs["split"] == "validation").to_numpy()
         cells, reference = reference[seen].copy(), reference[~seen].copy()

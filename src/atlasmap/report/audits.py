@@ -12,10 +12,11 @@ WAYS = {
     "scale": "matched, but gradients scaled by a batch's share",
     "momentum": "matched, but momentum moves absent batches",
     "all_three": "matched, but all three",
+    "another_seed": "matched, but another seed",
     "inference": "joint surgery: asked at once or batch by batch",
 }
 COLUMNS = {
-    "comparison": "against per batch",
+    "comparison": "what",
     "n": "cells",
     "latent_median": "latent, median",
     "latent_max": "latent, most",
@@ -42,9 +43,10 @@ def strategies_page(by_batch: pd.DataFrame, by_label: pd.DataFrame, recommendati
     parts = [
         "# Per batch or joint?",
         recommendation,
-        "Distances are between the latents of the same cells, mapped batch by batch and in another "
-        "way; in standard deviations of the cell's posterior one is as far as noise. Other label: "
-        "share of cells. Confidence: mean change of the highest probability.",
+        "Distances are between the latents of the same cells: the first three rows against the "
+        "mapping batch by batch, the causes against matched surgery. In standard deviations of the "
+        "cell's posterior one is as far as noise. Other label: share of cells. Confidence: mean "
+        "change of the highest probability.",
         table(everyone, COLUMNS),
         "Matched surgery agrees to numerical accuracy; what each cause adds is what it is worth. "
         "Another, trained weights that batches share (affine batch norm elsewhere), is worth "

@@ -10,6 +10,7 @@ COLUMNS = {
     "displacement_q90": "moved, 90th percentile",
     "displacement_median_in_posterior_sd": "moved, posterior s.d.",
     "displacement_labels_changed": "labels changed",
+    "n_epochs": "epochs",
     "n_steps": "steps",
     "n_trainable": "trained parameters",
     "stopped": "ended by",

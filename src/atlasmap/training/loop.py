@@ -28,9 +28,10 @@ LR_FACTOR, LR_PATIENCE = 0.6, 30
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training left: the history, steps taken, and why it ended."""
+    """What training left: the history, epochs and steps taken, and why it ended."""
 
     history: History
+    n_epochs: int
     n_steps: int
     stopped: str
 
@@ -269,4 +270,4 @@ def fit(
         progress.bar.close()
         if watch.signal:  # it came after the last look
             raise watch.reason()
-    return Outcome(training.history, training.n_steps, training.stopped)
+    return Outcome(training.history, training.epoch, training.n_steps, training.stopped)

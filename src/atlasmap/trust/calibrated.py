@@ -12,8 +12,9 @@ from atlasmap.inference import posterior_soft_labels
 from atlasmap.minified import latent_of, variance_of
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.settings import CalibrationSettings
-from atlasmap.trust.calibration import Scaling, fit_scaling
+from atlasmap.trust.calibration import Scaling, cross_scaled, fit_scaling
 from atlasmap.trust.conformal import Thresholds, fit_thresholds
+from atlasmap.trust.heldout import STAND_IN
 from atlasmap.trust.novelty import (
     BatchFit,
     CutOffs,
@@ -26,6 +27,7 @@ from atlasmap.trust.novelty import (
 )
 
 FORMAT = 1
+NEW_BATCHES = "held-out batches"  # a scheme
 FILE = "calibration.json"
 
 
@@ -65,15 +67,16 @@ class Calibration:
         )
         return scaling(posterior_soft_labels(model, mean, var, self.n_draws))
 
-    def sets(self, probabilities: np.ndarray, labels: list[str]) -> np.ndarray:
-        """Prediction sets (cells × `labels`, bool) of calibrated probabilities."""
+    def sets(self, probabilities: np.ndarray, labels: list[str], given: np.ndarray) -> np.ndarray:
+        """Prediction sets (cells × `labels`, bool) of calibrated probabilities; `given` is the
+        column of each cell's predicted label."""
         pooled = [
             v for v, own in zip(self.thresholds.values, self.thresholds.own, strict=True) if not own
         ]
         other = pooled[0] if pooled else max(self.thresholds.values)
         known = dict(zip(self.labels, self.thresholds.values, strict=True))
         values = [known.get(name, other) for name in labels]
-        return Thresholds(self.thresholds.coverage, values, []).sets(probabilities)
+        return Thresholds(self.thresholds.coverage, values, []).sets(probabilities, given)
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -117,8 +120,15 @@ def held_out_scores(
         ordinary = batch_medians(values, batch)[at]
         misfit = values[at] / ordinary
         misfit_missing = held.obs["misfit_if_missing"].to_numpy(float)[at] / ordinary
-    held_out = HeldOut(labels[at], distance[at] / middle, missing / middle, misfit, misfit_missing)
+    held_out = HeldOut(
+        labels[at], batch[at], distance[at] / middle, missing / middle, misfit, misfit_missing
+    )
     return held_out, fit_batches(distance, batch, missing, labels[at])
+
+
+def all_new(scheme: str, batches: list[str]) -> bool:
+    """Whether the cells learned from are of batches that the model had never seen."""
+    return scheme == NEW_BATCHES and not any(name.startswith(STAND_IN) for name in batches)
 
 
 def calibrate(
@@ -127,8 +137,10 @@ def calibrate(
 ) -> Calibration:  # fmt: skip
     """Learn from cells that `model` was not trained on.
 
-    `held`: obs batch, label (and misfit, misfit_if_missing) and a posterior; `reference`: the cells
-    that it was trained on, obs label and a posterior. Raises CALIBRATION_CELLS.
+    `held`: obs batch, label (and misfit, misfit_if_missing), soft labels and a posterior;
+    `reference`: the cells that it was trained on, obs label and a posterior. Thresholds come from
+    probabilities scaled by what the other folds say (cross-conformal, Vovk 2015). Raises
+    CALIBRATION_CELLS.
     """
     labels = held.obs["label"].astype(str).to_numpy()
     at = np.isin(labels, names)
@@ -144,9 +156,11 @@ def calibrate(
     posterior = (latent_of(held)[at], variance_of(held)[at])
     averaged = posterior_soft_labels(model, *posterior, settings.n_draws)
     scaling = fit_scaling(averaged, codes, settings.method)
+    given = np.asarray(held.obsm["soft_labels"])[at].argmax(1)
     thresholds = fit_thresholds(
-        scaling(averaged), codes, settings.coverage, settings.min_cells_per_label
-    )
+        cross_scaled(averaged, codes, settings.method), codes, given, settings.coverage,
+        settings.min_cells_per_label,
+    )  # fmt: skip
     scores, batch_fit = held_out_scores(
         held, at, labels, latent_of(reference), reference.obs["label"].astype(str).to_numpy()
     )
@@ -154,5 +168,5 @@ def calibrate(
     batches = sorted(held.obs["batch"].astype(str).unique())
     return Calibration(
         scheme, batches, int(at.sum()), names, settings.n_draws, scaling, thresholds, cuts, left,
-        batch_fit,
+        batch_fit if all_new(scheme, batches) else None,
     )  # fmt: skip

@@ -12,9 +12,11 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from atlasmap.models.random import keyed_seed
 from atlasmap.settings import Scaling as Method
 
 EPS = 1e-12
+N_FOLDS = 5
 LOG_T = (-2.0, 4.0)  # where log temperatures are looked for
 
 
@@ -67,3 +69,13 @@ def fit_scaling(probabilities: np.ndarray, codes: np.ndarray, method: Method) ->
 
     found = minimize(loss_and_slope, start, jac=True, method="L-BFGS-B").x
     return Scaling(method, found[:n_labels].tolist(), found[n_labels:].tolist())
+
+
+def cross_scaled(probabilities: np.ndarray, codes: np.ndarray, method: Method) -> np.ndarray:
+    """Each cell's probabilities, scaled by what was fitted on the other folds' cells."""
+    order = np.random.default_rng(keyed_seed(0, "folds", len(codes))).permutation(len(codes))
+    out = np.empty(probabilities.shape)
+    for fold in np.array_split(order, N_FOLDS):
+        others = np.setdiff1d(order, fold)
+        out[fold] = fit_scaling(probabilities[others], codes[others], method)(probabilities[fold])
+    return out

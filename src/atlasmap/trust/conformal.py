@@ -1,10 +1,9 @@
 """Prediction sets: labels such that the true one is among them as often as was asked.
 
-Split-conformal (Vovk et al. 2005) with the score 1 − p (Sadinle et al. 2019). A label that has the
-cells for it has a threshold half-way between its own and that of all: its own alone is so tight for
-large, easy labels that another batch breaks it (of one held-out batch's thresholds on another, on
-the simulated atlas: coverage 0.84–0.96 with labels' own, 0.87–0.94 half-way), that of all alone
-leaves rare labels out.
+Conformal (Vovk et al. 2005) with the score 1 − p (Sadinle et al. 2019), and 0 for the label that
+the classifier gives, which is in every set: none is empty, none names others alone. A label that
+has the cells for it has a threshold half-way between its own and that of all: its own alone is so
+tight for large, easy labels that another batch breaks it, that of all alone leaves rare labels out.
 """
 
 from dataclasses import dataclass
@@ -14,15 +13,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Thresholds:
-    """A label is in a cell's set where 1 − its probability is at most the label's threshold."""
+    """A label is in a cell's set where 1 − its probability is at most the label's threshold, or
+    where it is the one that the classifier gives."""
 
     coverage: float
     values: list[float]
     own: list[bool]
 
-    def sets(self, probabilities: np.ndarray) -> np.ndarray:
-        """Which labels are in each cell's set (cells × labels, bool)."""
-        return 1 - probabilities <= np.array(self.values)
+    def sets(self, probabilities: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """Which labels are in each cell's set (cells × labels, bool); `given` is the column of the
+        classifier's label (cells)."""
+        chosen = 1 - probabilities <= np.array(self.values)
+        chosen[np.arange(len(given)), given] = True
+        return chosen
 
 
 def quantile(scores: np.ndarray, coverage: float) -> float:
@@ -33,13 +36,16 @@ def quantile(scores: np.ndarray, coverage: float) -> float:
 
 
 def fit_thresholds(
-    probabilities: np.ndarray, codes: np.ndarray, coverage: float, min_cells: int
-) -> Thresholds:
-    """Of cells whose true label is column `codes` of calibrated `probabilities` (cells × labels).
+    probabilities: np.ndarray, codes: np.ndarray, given: np.ndarray, coverage: float,
+    min_cells: int,
+) -> Thresholds:  # fmt: skip
+    """Of cells whose true label is column `codes` of calibrated `probabilities` (cells × labels),
+    the classifier's column `given`.
 
     Labels with at least `min_cells` cells have a threshold of their own, half-way to that of all.
     """
     scores = 1 - probabilities[np.arange(len(codes)), codes]
+    scores = np.where(codes == given, 0.0, scores)
     of_all, values, own = quantile(scores, coverage), [], []
     for label in range(probabilities.shape[1]):
         of_label = scores[codes == label]

@@ -37,8 +37,8 @@ def verdicts(
     probabilities = calibration.probabilities(model, names, latent, query.obsm["latent_var"])
     column = {name: k for k, name in enumerate(names)}
     own = np.array([column[label] for label in predicted.astype(str)])
-    sets = calibration.sets(probabilities, names)
-    far, misfit, strange = local_distance(reference, latent), None, np.zeros(len(latent))
+    sets = calibration.sets(probabilities, names, own)
+    far, misfit, strange = local_distance(reference, latent), None, np.full(len(latent), np.nan)
     if calibration.batch_fit is not None:
         strange = calibration.batch_fit.strangeness(far, batch)
     distance = far / batch_medians(far, batch)
@@ -70,12 +70,14 @@ def verdicts(
 def fitness(cells: pd.DataFrame) -> dict:
     """Of the query cells of a batch (as `verdicts` has them): does the reference fit? `fits`: no
     farther than half-way from a held-out batch to cells that the reference lacks; `doubtful`: no
-    farther than those; `does not fit`: farther, and none of its labels is to be believed."""
+    farther than those; `does not fit`: farther, and none of its labels is to be believed; `not
+    known`: no whole batch of the reference could be held out."""
     strange, verdict = float(cells["strangeness"].median()), cells["verdict"]
     shares = {name: float((verdict == name).mean()) for name in (CONFIDENT, AMBIGUOUS, NOVEL)}
+    said = "fits" if strange <= 0.5 else "doubtful" if strange <= 1 else "does not fit"
     return {
         "n": len(cells),
-        "reference": "fits" if strange <= 0.5 else "doubtful" if strange <= 1 else "does not fit",
+        "reference": "not known" if np.isnan(strange) else said,
         "strangeness": strange,
         **shares,
         "set_size": float(cells["prediction_set_size"].mean()),
