@@ -43,6 +43,7 @@ NUMERICS = {
     "surgery": 2,
     "umap": 1,
     "transfer": 3,
+    "hold_out": 2,
     "calibration": 3,
     "classification": 3,
     "scib": 1,

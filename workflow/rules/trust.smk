@@ -22,7 +22,7 @@ rule hold_out:
     params:
         settings=calibration_flag("share"),
         unlabeled=CONFIG.unlabeled_category,
-        numerics=NUMERICS["calibration"],
+        numerics=NUMERICS["hold_out"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " hold-out {input.reference:q} --twin {output.twin:q} --held_out {output.held_out:q}"
