@@ -17,7 +17,7 @@ from atlasmap.figures.style import (
     styled,
 )
 
-SIZE, GAP, LEFT, TOP, BOTTOM = 2.1, 0.3, 0.6, 0.32, 1.0
+SIZE, GAP, LEFT, TOP, BOTTOM = 2.1, 0.4, 0.6, 0.32, 0.75
 DASHES = {"calibrated": "-", "raw": (0, (2, 1.5))}
 
 
@@ -41,7 +41,8 @@ def draw_risk_coverage(table: pd.DataFrame) -> Figure:
     variants = in_order(everyone["variant"], VARIANTS)
     wide = max(LEFT + len(variants) * (SIZE + GAP), 4)
     figure = new_figure(wide, TOP + SIZE + BOTTOM)
-    least = min(0.9, everyone["accuracy"].min())
+    curve = ["variant", "strategy", "probabilities", "split", "coverage"]
+    least = min(0.9, everyone.groupby(curve)["accuracy"].mean().min())
     handles = {}
     for i, variant in enumerate(variants):
         ax = place(figure, LEFT + i * (SIZE + GAP), TOP, SIZE, SIZE)
