@@ -590,6 +590,7 @@ def test_a_run_ends_with_the_batches_that_do_not_fit():
         "reference doubtful: batch b1, strangeness 0.70 (linear, per_batch)",
         "reference does not fit: batch b3, strangeness 1.60 (fixed, per_batch)",
     ]
+    assert strange_batches(pd.DataFrame(columns=["seed", "variant"])) == ""  # none was calibrated
 
 
 def test_sets_are_named_the_likeliest_first():

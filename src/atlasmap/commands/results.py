@@ -295,6 +295,8 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
 
 def strange_batches(fitness: pd.DataFrame) -> str:
     """Batches that the reference does not fit, or may not, a line each."""
+    if fitness.empty:  # nothing was learned of the labels, so the table has only its keys
+        return ""
     lines = []
     for batch, rows in fitness.dropna(subset="strangeness").groupby("batch"):
         worst = rows.loc[rows["strangeness"].idxmax()]
