@@ -28,8 +28,9 @@ from atlasmap.files import folder_aside, sha256
 from atlasmap.inference import embed
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
-from atlasmap.models.scvi import Scvi, Shape
-from atlasmap.models.surgery import append_categories, scvi_of, split_state
+from atlasmap.models.scvi import Scvi
+from atlasmap.models.surgery import append_categories, split_state, vae_of
+from atlasmap.models.vae import Shape
 from atlasmap.settings import ScviSettings
 from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.checkpoint import weights_hash
@@ -109,7 +110,7 @@ def golden_outputs(model, cells: Cells) -> dict[str, np.ndarray]:
     said = embed(model, cells)
     with torch.no_grad():
         whole = cells.minibatch(np.arange(len(cells)))
-        scvi = scvi_of(model)
+        scvi = vae_of(model)
         posterior = scvi.inference(whole, None)
         px = scvi.generative(posterior.z, posterior.library, whole, None)
     out = {"qz_mean": said.mean, "qz_var": said.var, "px_mean": px.mean.cpu().numpy()}
@@ -293,8 +294,7 @@ def load_delta(folder: Path, parent: Bundle) -> Bundle:
         raise refuse("BUNDLE_PARENT", folder, "the reference this mapping was made on", "another")
     new = {int(k): names for k, names in about["new_categories"].items()}
     weights = read_weights(folder, registry, about)
-    library = weights.get("library_prior.appended", weights.get("scvi.library_prior.appended"))
-    append_categories(parent.model, new, 0, library)
+    append_categories(parent.model, new, 0)
     parent.model.load_state_dict(weights, strict=False)
     bundle = Bundle(parent.model, registry, about, pd.read_csv(folder / "history.csv"))
     verify_golden(bundle, folder, new[0])

@@ -9,7 +9,7 @@ import torch
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
-from atlasmap.models.surgery import scvi_of
+from atlasmap.models.surgery import vae_of
 from atlasmap.training.cells import Cells
 
 log = logging.getLogger("atlasmap")
@@ -46,7 +46,7 @@ def embed(model: Scvi | Scanvi, cells: Cells) -> Embedding:
 @torch.no_grad()
 def embed_in_chunks(model: Scvi | Scanvi, cells: Cells, size: int) -> Embedding:
     """The same, `size` cells at a time."""
-    scvi = scvi_of(model)
+    scvi = vae_of(model)
     means, variances, soft = [], [], []
     for chunk in cells.in_order(size):
         x, codes = scvi.encoder_input(chunk)

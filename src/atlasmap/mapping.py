@@ -15,7 +15,7 @@ from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256
 from atlasmap.inference import Embedding, embed
 from atlasmap.minified import latent_of
-from atlasmap.models.surgery import append_categories, encoder_sees, scvi_of
+from atlasmap.models.surgery import append_categories, encoder_sees, vae_of
 from atlasmap.reference import library_moments, outcome_facts
 from atlasmap.settings import NUMERICS, Surgery, SurgerySettings, TrainSettings
 from atlasmap.training.cells import Cells
@@ -121,8 +121,8 @@ def map_query(
     new = own.new_categories(query.obs)
     check_query(reference, query, new, strategy)
     before = witness(reference.model, own, probe)
-    library = library_of(reference.model, query, new[0])
-    append_categories(reference.model, new, seed, library, frozen=strategy == "frozen")
+    starts = start_values(reference.model, query, new[0])
+    append_categories(reference.model, new, seed, starts, frozen=strategy == "frozen")
     registry = own.extended(new)
     cells = registry.encode(query, device)
     about = reference.about | inputs(query, settings, strategy, seed)
@@ -145,11 +145,15 @@ def map_query(
     return Mapping(bundle, new, latent, proof)
 
 
-def library_of(model: nn.Module, query: anndata.AnnData, batches: list[str]) -> torch.Tensor | None:
-    """Moments of the batches' log library sizes (batches × 2), where the model infers these."""
-    if scvi_of(model).settings.use_observed_lib_size:
-        return None
-    return torch.tensor(library_moments(query, batches), dtype=torch.float32)
+def start_values(
+    model: nn.Module, query: anndata.AnnData, batches: list[str]
+) -> dict[str, torch.Tensor]:
+    """Rows that the query's cells give, by table: moments of log library size (batches × 2) where
+    the model infers it."""
+    if vae_of(model).settings.use_observed_lib_size:
+        return {}
+    moments = torch.tensor(library_moments(query, batches), dtype=torch.float32)
+    return {"library_prior": moments}
 
 
 def trained_rows(

@@ -11,8 +11,9 @@ from scipy import sparse
 
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
-from atlasmap.models.scvi import Scvi, Shape
+from atlasmap.models.scvi import Scvi
 from atlasmap.models.surgery import append_categories
+from atlasmap.models.vae import Shape
 from atlasmap.settings import Config, TrainSettings
 from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.loop import Training

@@ -14,7 +14,8 @@ from atlasmap.inference import embed
 from atlasmap.minified import minified
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
-from atlasmap.models.scvi import Scvi, Shape
+from atlasmap.models.scvi import Scvi
+from atlasmap.models.vae import Shape
 from atlasmap.settings import NUMERICS, ScanviSettings, ScviSettings, TrainSettings, Variant
 from atlasmap.training.checkpoint import Checkpoints
 from atlasmap.training.loop import Outcome, epochs_by_size, fit

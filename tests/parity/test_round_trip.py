@@ -18,7 +18,7 @@ from atlasmap.exchange.saves import read_save  # noqa: E402
 from atlasmap.inference import embed  # noqa: E402
 from atlasmap.mapping import map_query  # noqa: E402
 from atlasmap.minified import latent_of  # noqa: E402
-from atlasmap.models.surgery import scvi_of  # noqa: E402
+from atlasmap.models.surgery import vae_of  # noqa: E402
 from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent  # noqa: E402
 from atlasmap.settings import (  # noqa: E402
     DataConfig,
@@ -114,7 +114,7 @@ def agree(bundle, model, adata, name: str) -> None:
         assert list(theirs.columns) == bundle.registry.labels
         assert np.abs(ours.soft_labels - theirs.to_numpy()).max() < 1e-5, name
     whole = cells.minibatch(np.arange(len(cells)))
-    inner = scvi_of(bundle.model)
+    inner = vae_of(bundle.model)
     posterior = inner.inference(whole, None)
     ours_px = inner.generative(posterior.mean, posterior.library, whole, None)
     tensors = next(iter(model._make_data_loader(model.adata, batch_size=len(cells))))

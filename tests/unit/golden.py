@@ -10,7 +10,7 @@ import torch
 
 from atlasmap.exchange.importing import bundle_of
 from atlasmap.exchange.saves import read_save
-from atlasmap.models.scvi import Minibatch
+from atlasmap.models.vae import Minibatch
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 needs_shared = pytest.mark.skipif(

@@ -6,7 +6,7 @@ import torch
 from golden import load_golden, needs_shared
 
 from atlasmap.models.scanvi import log_normal
-from atlasmap.models.scvi import kl_standard_normal
+from atlasmap.models.vae import kl_standard_normal
 
 pytestmark = needs_shared
 SCANVI = ["scanvi_fix", "scanvi_prefix", "scanvi_linear", "scanvi_fix_batchnorm"]

@@ -9,7 +9,8 @@ from scipy import sparse
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.models.random import keyed_generator, keyed_seed
-from atlasmap.models.scvi import Scvi, Shape
+from atlasmap.models.scvi import Scvi
+from atlasmap.models.vae import Shape
 from atlasmap.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import ScanviSettings, ScviSettings, TrainSettings
 from atlasmap.training.cells import Cells, Counts

@@ -17,7 +17,7 @@ import pandas as pd
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.inference import Embedding, embed
-from atlasmap.mapping import as_train_settings, joined, library_of
+from atlasmap.mapping import as_train_settings, joined, start_values
 from atlasmap.models.surgery import append_categories
 from atlasmap.settings import SurgerySettings
 from atlasmap.training.cells import Cells
@@ -80,8 +80,8 @@ def matched(reference: Bundle, query: Query, causes: Causes) -> Embedding:
             mend="their columns are shared by batches, so strategies cannot be matched; "
             "compare the mappings themselves",
         )
-    library = library_of(reference.model, query.cells, new[0])
-    append_categories(reference.model, new, query.seed, library)
+    starts = start_values(reference.model, query.cells, new[0])
+    append_categories(reference.model, new, query.seed, starts)
     registry = reference.registry.extended(new)
     cells = registry.encode(query.cells, device_of(reference.model))
     train = as_train_settings(query.settings)

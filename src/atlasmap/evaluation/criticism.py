@@ -26,7 +26,7 @@ from atlasmap.models.likelihoods import CountDistribution
 from atlasmap.models.random import Noise, keyed_generator, keyed_seed
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
-from atlasmap.models.surgery import scvi_of
+from atlasmap.models.surgery import vae_of
 from atlasmap.training.cells import Cells
 
 N_SAMPLES = 5
@@ -62,7 +62,7 @@ def posterior_predictive(
     model: Scvi | Scanvi, cells: Cells, sample: int, seed: int = 0
 ) -> Iterator[sparse.csr_matrix]:
     """One sample of all cells' counts, in chunks (cells × genes); eval mode, z ~ q(z | x)."""
-    scvi = scvi_of(model)
+    scvi = vae_of(model)
     generator = keyed_generator(seed, "posterior predictive", sample, device=device_of(model))
     noise = Noise(generator, dropout=False, batch_statistics=False)
     rng = np.random.default_rng(keyed_seed(seed, "posterior predictive counts", sample))

@@ -23,7 +23,8 @@ from atlasmap.inference import Embedding, embed, soft_labels_at
 from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE, minified
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
-from atlasmap.models.scvi import Scvi, Shape
+from atlasmap.models.scvi import Scvi
+from atlasmap.models.vae import Shape
 from atlasmap.settings import NUMERICS
 from atlasmap.training.history import History
 

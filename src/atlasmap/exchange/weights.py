@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atlasmap.models.layers import CategoryTable, GaussianHead, Linear, Stack
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
-from atlasmap.models.surgery import scvi_of
+from atlasmap.models.surgery import vae_of
 
 Weights = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ def head(theirs: str, parent: str, ours: GaussianHead) -> Iterator[tuple[str, nn
 
 def modules(model: Scvi | Scanvi) -> Iterator[tuple[str, nn.Module]]:
     """scvi-tools' name for each module of ours that has weights."""
-    scvi = scvi_of(model)
+    scvi = vae_of(model)
     yield from head("z_encoder.encoder", "z_encoder", scvi.encoder)
     if hasattr(scvi, "library_encoder"):
         yield from head("l_encoder.encoder", "l_encoder", scvi.library_encoder)
@@ -76,7 +76,7 @@ def stack_in(name: str, stack: Stack, weights: Weights) -> None:
 
 def weights_out(model: Scvi | Scanvi) -> Weights:
     """The model's weights under the names, and in the shapes, of scvi-tools 1.4.2."""
-    scvi, out = scvi_of(model), {}
+    scvi, out = vae_of(model), {}
     for name, module in modules(model):
         if isinstance(module, Linear):
             out |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
@@ -95,7 +95,7 @@ def weights_out(model: Scvi | Scanvi) -> Weights:
 
 def unused(model: Scvi | Scanvi) -> Weights:
     """What scvi-tools 1.4.2 allocates, and wants to load, without computing anything from it."""
-    scvi = scvi_of(model)
+    scvi = vae_of(model)
     n_genes, hidden = scvi.shape.n_genes, scvi.settings.n_hidden
     out = {}
     for name in ("decoder.px_r_decoder", "decoder.px_dropout_decoder"):
@@ -140,7 +140,7 @@ def differences(model: Scvi | Scanvi, weights: Weights) -> list[str]:
 @torch.no_grad()
 def weights_in(model: Scvi | Scanvi, weights: Weights) -> None:
     """Fill a model without appended rows with `weights` (their names, without `differences`)."""
-    scvi = scvi_of(model)
+    scvi = vae_of(model)
     for name, module in modules(model):
         if isinstance(module, Linear):
             module.weight.copy_(weights[f"{name}.weight"])

@@ -28,12 +28,18 @@ class CategoryTable(nn.Module):
         leaves alone (labels).
     start_bound
         New rows start uniform in ± this; None: at the mean of the reference's rows.
+    trains
+        Whether rows are trained; None: if there is more than one.
     """
 
-    def __init__(self, rows: Tensor, covariate: int | None, start_bound: float | None):
+    def __init__(
+        self, rows: Tensor, covariate: int | None, start_bound: float | None,
+        trains: bool | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.covariate, self.start_bound = covariate, start_bound
-        self.reference = nn.Parameter(rows, requires_grad=len(rows) > 1)
+        self.covariate, self.start_bound, self.fixed = covariate, start_bound, trains is False
+        trains = len(rows) > 1 if trains is None else trains
+        self.reference = nn.Parameter(rows, requires_grad=trains)
         self.appended = nn.Parameter(rows[:0].clone(), requires_grad=False)
 
     def start_row(self, generator: torch.Generator) -> Tensor:
@@ -47,10 +53,11 @@ class CategoryTable(nn.Module):
         return self.reference.detach().mean(0).cpu()
 
     def append(self, rows: Tensor) -> None:
-        """Freeze the reference's rows and append trainable ones (new categories × width)."""
+        """Freeze the reference's rows and append new ones (new categories × width), trainable
+        unless the table is fixed."""
         self.reference.requires_grad_(False)
         rows = torch.cat([self.appended.detach(), rows.to(self.appended)])
-        self.appended = nn.Parameter(rows, requires_grad=len(rows) > 0)
+        self.appended = nn.Parameter(rows, requires_grad=len(rows) > 0 and not self.fixed)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Rows for integer `codes` (…) → (…, width)."""
@@ -58,6 +65,10 @@ class CategoryTable(nn.Module):
         if len(self.appended):
             table = torch.cat([table, self.appended])
         return F.embedding(codes, table)
+
+    def of_batches(self, codes: Tensor) -> Tensor:
+        """Rows for batch `codes` (cells → cells × width); one row for all if it is not by batch."""
+        return self(torch.zeros_like(codes[:1]) if self.covariate is None else codes)
 
 
 class CovariateLinear(nn.Module):

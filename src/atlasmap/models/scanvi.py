@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from atlasmap.models.layers import GaussianHead, Linear, Stack
 from atlasmap.models.random import Noise
-from atlasmap.models.scvi import (
+from atlasmap.models.scvi import Scvi
+from atlasmap.models.vae import (
     Loss,
     Minibatch,
     Posterior,
-    Scvi,
     elbo_sums,
     kl_standard_normal,
     sample_normal,

@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from atlasmap.models.scvi import Minibatch
+from atlasmap.models.vae import Minibatch
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from atlasmap.models.random import Noise, keyed_seed
 from atlasmap.models.scanvi import Scanvi
-from atlasmap.models.scvi import Loss, Scvi
+from atlasmap.models.scvi import Scvi
+from atlasmap.models.vae import Loss
 from atlasmap.training.cells import Cells
 from atlasmap.training.history import (
     Averages,

@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from atlasmap.models.random import keyed_seed
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
-from atlasmap.models.surgery import scvi_of
+from atlasmap.models.surgery import vae_of
 from atlasmap.training.cells import Cells
 
 N_NEIGHBORS = 40
@@ -34,7 +34,7 @@ def residuals(
     model: Scvi | Scanvi, cells: Cells, index: np.ndarray, latent: np.ndarray
 ) -> np.ndarray:
     """Pearson residuals (cells × genes) under the decoder at `latent` (cells × latent)."""
-    scvi, out = scvi_of(model), []
+    scvi, out = vae_of(model), []
     for start in range(0, len(index), CHUNK):
         at = slice(start, start + CHUNK)
         chunk = cells.minibatch(index[at])

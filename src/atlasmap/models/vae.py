@@ -1,0 +1,165 @@
+"""What scVI and totalVI share: the encoder q(z | x, s) with covariates s, and the library size."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from atlasmap.models.layers import CategoryTable, Codes, GaussianHead, Stack
+from atlasmap.models.likelihoods import CountDistribution
+from atlasmap.models.random import Noise
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the data fixes: genes, categories of each covariate (batch first), proteins.
+
+    `library` holds the mean and variance of log library size a batch (2 × batches), used where the
+    library size is inferred.
+    """
+
+    n_genes: int
+    n_categories: tuple[int, ...]
+    n_continuous: int = 0
+    library: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    n_proteins: int = 0
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Cells as tensors: `x` counts (cells × genes), `codes` a category code a covariate (cells),
+    `continuous` (cells × continuous covariates) or None, `labels` (cells; -1: unlabelled).
+
+    CITE-seq: `proteins` counts (cells × proteins; zero where not measured) and `measured` (bool).
+    """
+
+    x: Tensor
+    codes: Codes
+    continuous: Tensor | None
+    labels: Tensor
+    proteins: Tensor | None = None
+    measured: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """q(z | x) and the library size: `mean`, `var`, `z` cells × latent; `library` cells × 1 (log).
+
+    `library_mean`, `library_var` (cells × 1) where the library is inferred.
+    """
+
+    mean: Tensor
+    var: Tensor
+    z: Tensor
+    library: Tensor
+    library_mean: Tensor | None = None
+    library_var: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`total` to minimise; `sums` over cells for the history; `n` cells."""
+
+    total: Tensor
+    n: int
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+def kl_standard_normal(mean: Tensor, var: Tensor) -> Tensor:
+    """KL(N(mean, var) ‖ N(0, 1)), elementwise."""
+    return 0.5 * (var + mean.square() - 1 - torch.log(var))
+
+
+def kl_normal(mean: Tensor, var: Tensor, prior_mean: Tensor, prior_var: Tensor) -> Tensor:
+    """KL(N(mean, var) ‖ N(prior_mean, prior_var)), elementwise."""
+    ratio = var / prior_var
+    return 0.5 * (ratio + (mean - prior_mean).square() / prior_var - 1 - torch.log(ratio))
+
+
+def sample_normal(mean: Tensor, var: Tensor, noise: Noise | None) -> Tensor:
+    """A reparameterised draw, or the mean where there is no noise."""
+    return mean if noise is None else mean + var.sqrt() * noise.normal_like(mean)
+
+
+def elbo_sums(reconstruction: Tensor, kl_local: Tensor) -> dict[str, Tensor]:
+    """Sums over cells for the history; the ELBO has the unweighted KL, as in scvi-tools."""
+    reconstruction, kl_local = reconstruction.detach().sum(), kl_local.detach().sum()
+    return {
+        "elbo": reconstruction + kl_local,
+        "reconstruction_loss": reconstruction,
+        "kl_local": kl_local,
+    }
+
+
+class Vae(nn.Module):
+    """Encoder and library size; tensors only. What is decoded is a subclass's own."""
+
+    def __init__(
+        self, settings, shape: Shape, n_features: int, widths: list[int], dropout_rate: float,
+        rng: torch.Generator, deep: bool = True,
+    ):  # fmt: skip
+        super().__init__()
+        self.settings, self.shape = settings, shape
+        encoded = shape.n_categories if settings.encode_covariates else ()
+        n_in = n_features + (shape.n_continuous if settings.encode_covariates else 0)
+        how = {
+            "batch_norm": settings.use_batch_norm in ("encoder", "both"),
+            "layer_norm": settings.use_layer_norm in ("encoder", "both"),
+            "dropout_rate": dropout_rate,
+            "deep": deep,
+        }
+        self.encoder = GaussianHead(
+            Stack(n_in, widths, encoded, rng, **how),
+            settings.n_hidden, settings.n_latent, 1e-4, rng,
+        )  # fmt: skip
+        if not settings.use_observed_lib_size:
+            self.library_encoder = GaussianHead(
+                Stack(n_in, widths[:1], encoded, rng, **how), settings.n_hidden, 1, 1e-4, rng
+            )
+            rows = torch.tensor(shape.library).T
+            self.library_prior = CategoryTable(rows, 0, start_bound=None, trains=False)
+
+    def features(self, cells: Minibatch) -> Tensor:
+        """What the encoder is given of the counts (cells × features)."""
+        raise NotImplementedError
+
+    def generative(
+        self, z: Tensor, library: Tensor, cells: Minibatch, noise: Noise | None
+    ) -> CountDistribution:
+        """p(x | z, library) of the genes: `z` cells × latent, `library` cells × 1 (log)."""
+        raise NotImplementedError
+
+    def position(self, z: Tensor) -> Tensor:
+        """Where in the latent space a normal draw (…, latent) lies."""
+        return z
+
+    def encoder_input(self, cells: Minibatch) -> tuple[Tensor, Codes]:
+        """Features (and continuous covariates) with the codes the encoder sees."""
+        x = self.features(cells)
+        if not self.settings.encode_covariates:
+            return x, ()
+        return (x if cells.continuous is None else torch.cat([x, cells.continuous], 1)), cells.codes
+
+    def inference(self, cells: Minibatch, noise: Noise | None) -> Posterior:
+        """q(z | x): mean, variance and a draw of z, and the log library size."""
+        x, codes = self.encoder_input(cells)
+        mean, var = self.encoder(x, codes, noise)
+        z = self.position(sample_normal(mean, var, noise))
+        if self.settings.use_observed_lib_size:
+            return Posterior(mean, var, z, torch.log(cells.x.sum(1, keepdim=True)))
+        library_mean, library_var = self.library_encoder(x, codes, noise)
+        library = sample_normal(library_mean, library_var, noise)
+        return Posterior(mean, var, z, library, library_mean, library_var)
+
+    def decoder_input(self, z: Tensor, cells: Minibatch) -> Tensor:
+        """`z` with the continuous covariates."""
+        return z if cells.continuous is None else torch.cat([z, cells.continuous], 1)
+
+    def kl_library(self, posterior: Posterior, codes: Codes) -> Tensor:
+        """KL of the library size a cell (zero where it is observed)."""
+        if posterior.library_mean is None:
+            return torch.zeros_like(posterior.mean[:, 0])
+        prior = self.library_prior(codes[0])
+        return kl_normal(
+            posterior.library_mean[:, 0], posterior.library_var[:, 0], prior[:, 0], prior[:, 1]
+        )
