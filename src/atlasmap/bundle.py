@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from scipy import sparse
 
 import atlasmap
-from atlasmap.data.registry import Registry
+from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import folder_aside, sha256
 from atlasmap.inference import embed
@@ -30,8 +30,8 @@ from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.surgery import append_categories, split_state, vae_of
-from atlasmap.models.vae import Shape
-from atlasmap.settings import ScviSettings
+from atlasmap.models.totalvi import Totalvi
+from atlasmap.settings import ScviSettings, TotalviSettings
 from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.checkpoint import weights_hash
 
@@ -45,7 +45,7 @@ GOLDEN_TOLERANCE = 1e-4  # other machines sum in another order
 class Bundle:
     """A model, its registry, how it came to be (`about`, JSON), and its training history."""
 
-    model: Scvi | Scanvi
+    model: Scvi | Scanvi | Totalvi
     registry: Registry
     about: dict
     history: pd.DataFrame
@@ -71,6 +71,9 @@ def fingerprint(adata: anndata.AnnData) -> str:
     digest = hashlib.sha256()
     for part in (adata.X.indptr, adata.X.indices, adata.X.data):
         digest.update(np.ascontiguousarray(part).tobytes())
+    if PROTEINS in adata.obsm:
+        digest.update(np.ascontiguousarray(adata.obsm[PROTEINS]).tobytes())
+        digest.update("\n".join(adata.uns[PROTEIN_NAMES]).encode())
     for names in (adata.obs_names, adata.var_names):
         digest.update("\n".join(names).encode())
     seen = adata.obs.drop(columns=["truth"], errors="ignore")
@@ -79,8 +82,8 @@ def fingerprint(adata: anndata.AnnData) -> str:
 
 
 def genes_hash(registry: Registry) -> str:
-    """Hash of the genes in their order; weights carry it."""
-    return hashlib.sha256("\n".join(registry.genes).encode()).hexdigest()
+    """Hash of the genes (and proteins) in their order; weights carry it."""
+    return hashlib.sha256("\n".join(registry.genes + registry.proteins).encode()).hexdigest()
 
 
 def reference_hash(model: torch.nn.Module) -> str:
@@ -102,7 +105,18 @@ def golden_cells(registry: Registry, batches: list[str], device: torch.device) -
         continuous if registry.continuous else None,
         torch.full((N_GOLDEN,), -1, device=device),
         np.arange(N_GOLDEN).astype(str),
+        golden_proteins(len(registry.proteins), device),
     )
+
+
+def golden_proteins(n_proteins: int, device: torch.device) -> torch.Tensor | None:
+    """Protein counts of the golden cells, the last protein not measured in every other cell."""
+    if not n_proteins:
+        return None
+    rng = keyed_generator(0, "golden proteins", n_proteins)
+    counts = torch.poisson(torch.full((N_GOLDEN, n_proteins), 20.0), generator=rng)
+    counts[::2, -1] = torch.nan
+    return counts.to(device)
 
 
 def golden_outputs(model, cells: Cells) -> dict[str, np.ndarray]:
@@ -110,10 +124,16 @@ def golden_outputs(model, cells: Cells) -> dict[str, np.ndarray]:
     said = embed(model, cells)
     with torch.no_grad():
         whole = cells.minibatch(np.arange(len(cells)))
-        scvi = vae_of(model)
-        posterior = scvi.inference(whole, None)
-        px = scvi.generative(posterior.z, posterior.library, whole, None)
+        vae = vae_of(model)
+        posterior = vae.inference(whole, None)
+        at = (posterior.z, posterior.library, whole, None)
+        px = vae.generative(*at)
+        of_proteins = {}
+        if isinstance(vae, Totalvi):
+            py = vae.decode(*at).protein
+            of_proteins = {"py_back": py.background, "py_denoised": py.denoised}
     out = {"qz_mean": said.mean, "qz_var": said.var, "px_mean": px.mean.cpu().numpy()}
+    out |= {name: value.cpu().numpy() for name, value in of_proteins.items()}
     return out if said.soft_labels is None else out | {"soft_labels": said.soft_labels}
 
 
@@ -261,12 +281,15 @@ def verify_golden(bundle: Bundle, folder: Path, batches: list[str]) -> None:
                 raise refuse("BUNDLE_GOLDEN", folder, "the golden outputs", found)
 
 
-def build(about: dict, registry: Registry) -> Scvi | Scanvi:
+def build(about: dict, registry: Registry) -> Scvi | Scanvi | Totalvi:
     """An untrained model of the bundle's architecture."""
     rng = keyed_generator(0, "build")
-    settings = TypeAdapter(ScviSettings).validate_python(about["scvi"])
     library = tuple(map(tuple, about["library"])) if about.get("library") else None
-    shape = Shape(len(registry.genes), registry.n_categories, len(registry.continuous), library)
+    shape = registry.shape(library)
+    if about["kind"] == "totalvi":
+        settings = TypeAdapter(TotalviSettings).validate_python(about["totalvi"])
+        return Totalvi(settings, shape, len(registry.labels), rng)
+    settings = TypeAdapter(ScviSettings).validate_python(about["scvi"])
     scvi = Scvi(settings, shape, rng)
     if about["kind"] == "scvi":
         return scvi

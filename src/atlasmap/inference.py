@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from atlasmap.models.random import keyed_generator
-from atlasmap.models.scanvi import Scanvi
-from atlasmap.models.scvi import Scvi
-from atlasmap.models.surgery import vae_of
+from atlasmap.models.surgery import classifier_of, vae_of
 from atlasmap.training.cells import Cells
 
 log = logging.getLogger("atlasmap")
@@ -25,7 +24,7 @@ class Embedding:
     soft_labels: np.ndarray | None
 
 
-def embed(model: Scvi | Scanvi, cells: Cells) -> Embedding:
+def embed(model: nn.Module, cells: Cells) -> Embedding:
     """Deterministic latent of every cell; label probabilities where there is a classifier.
 
     A GPU without the memory for a chunk is given smaller ones.
@@ -44,40 +43,41 @@ def embed(model: Scvi | Scanvi, cells: Cells) -> Embedding:
 
 
 @torch.no_grad()
-def embed_in_chunks(model: Scvi | Scanvi, cells: Cells, size: int) -> Embedding:
+def embed_in_chunks(model: nn.Module, cells: Cells, size: int) -> Embedding:
     """The same, `size` cells at a time."""
-    scvi = vae_of(model)
+    vae, classifier = vae_of(model), classifier_of(model)
     means, variances, soft = [], [], []
     for chunk in cells.in_order(size):
-        x, codes = scvi.encoder_input(chunk)
-        mean, var = scvi.encoder(x, codes, None)
+        x, codes = vae.encoder_input(chunk)
+        mean, var = vae.encoder(x, codes, None)
         means.append(mean.cpu())
         variances.append(var.cpu())
-        if isinstance(model, Scanvi):
-            soft.append(model.classifier.probabilities(model.classifier(mean, None)).cpu())
+        if classifier is not None:
+            soft.append(classifier.probabilities(classifier(mean, None)).cpu())
     soft_labels = torch.cat(soft).numpy() if soft else None
     return Embedding(torch.cat(means).numpy(), torch.cat(variances).numpy(), soft_labels)
 
 
 @torch.no_grad()
-def soft_labels_at(model: Scvi | Scanvi, latent: np.ndarray) -> np.ndarray | None:
+def soft_labels_at(model: nn.Module, latent: np.ndarray) -> np.ndarray | None:
     """Label probabilities (cells × labels) at positions (cells × latent); None without labels."""
-    if not isinstance(model, Scanvi):
+    classifier = classifier_of(model)
+    if classifier is None:
         return None
     z = torch.as_tensor(latent, device=next(model.parameters()).device)
-    return model.classifier.probabilities(model.classifier(z, None)).cpu().numpy()
+    return classifier.probabilities(classifier(z, None)).cpu().numpy()
 
 
 @torch.no_grad()
 def posterior_soft_labels(
-    model: Scanvi, mean: np.ndarray, var: np.ndarray, n_draws: int
+    model: nn.Module, mean: np.ndarray, var: np.ndarray, n_draws: int
 ) -> np.ndarray:
     """Label probabilities (cells × labels) averaged over draws from q(z | x).
 
     `mean` and `var` are cells × latent. All cells share the draws, so that what is said of a cell
     does not depend on the cells around it.
     """
-    device = next(model.parameters()).device
+    device, classifier = next(model.parameters()).device, classifier_of(model)
     noise = torch.randn(n_draws, mean.shape[1], generator=keyed_generator(0, "posterior"))
     noise, out = noise.to(device), []
     for start in range(0, len(mean), CHUNK):
@@ -85,5 +85,5 @@ def posterior_soft_labels(
         centre = torch.as_tensor(mean[at], device=device)
         spread = torch.as_tensor(var[at], device=device).sqrt()
         z = centre + noise[:, None] * spread  # draws × cells × latent
-        out.append(model.classifier.probabilities(model.classifier(z, None)).mean(0).cpu())
+        out.append(classifier.probabilities(classifier(z, None)).mean(0).cpu())
     return torch.cat(out).numpy()

@@ -9,15 +9,23 @@ import pandas as pd
 import torch
 from torch import nn
 
+from atlasmap.background import background_prior
 from atlasmap.bundle import Bundle, device_of, fingerprint, read_about, reference_hash
 from atlasmap.certificate import FILE, certificate, witness
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256
 from atlasmap.inference import Embedding, embed
 from atlasmap.minified import latent_of
-from atlasmap.models.surgery import append_categories, encoder_sees, vae_of
-from atlasmap.reference import library_moments, outcome_facts
-from atlasmap.settings import NUMERICS, Surgery, SurgerySettings, TrainSettings
+from atlasmap.models.surgery import NewCategories, append_categories, encoder_sees, vae_of
+from atlasmap.models.totalvi import Totalvi
+from atlasmap.reference import library_moments, outcome_facts, warmed_by_step
+from atlasmap.settings import (
+    NUMERICS,
+    Surgery,
+    SurgerySettings,
+    TotalviSurgerySettings,
+    TrainSettings,
+)
 from atlasmap.training.cells import Cells
 from atlasmap.training.checkpoint import Checkpoints
 from atlasmap.training.history import History
@@ -25,6 +33,9 @@ from atlasmap.training.loop import fit
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
 from atlasmap.trust.misfit import misfit, misfit_if_missing
+
+# Tables by batch that scvi-tools' surgery does not train.
+LEFT_BY_SCVI_TOOLS = ("log_efficiency", "log_theta", "protein_log_theta")
 
 
 @dataclass(frozen=True)
@@ -51,11 +62,13 @@ def query_latent(
     return out
 
 
-def as_train_settings(settings: SurgerySettings) -> TrainSettings:
+def as_train_settings(settings: SurgerySettings, n_cells: int) -> TrainSettings:
     """Surgery's settings for the loop; weight decay is 0, not an option."""
     shared = asdict(settings)
-    shared.pop("surgery_dropout")
-    return TrainSettings(**shared, weight_decay=0.0)
+    for name in ("surgery_dropout", "as_scvi_tools"):
+        shared.pop(name, None)
+    train = TrainSettings(**shared, weight_decay=0.0)
+    return warmed_by_step(train, n_cells) if isinstance(settings, TotalviSurgerySettings) else train
 
 
 def check_query(
@@ -121,8 +134,7 @@ def map_query(
     new = own.new_categories(query.obs)
     check_query(reference, query, new, strategy)
     before = witness(reference.model, own, probe)
-    starts = start_values(reference.model, query, new[0])
-    append_categories(reference.model, new, seed, starts, frozen=strategy == "frozen")
+    append_rows(reference.model, query, new, settings, seed, frozen=strategy == "frozen")
     registry = own.extended(new)
     cells = registry.encode(query, device)
     about = reference.about | inputs(query, settings, strategy, seed)
@@ -146,14 +158,28 @@ def map_query(
 
 
 def start_values(
-    model: nn.Module, query: anndata.AnnData, batches: list[str]
+    model: nn.Module, query: anndata.AnnData, batches: list[str], seed: int
 ) -> dict[str, torch.Tensor]:
     """Rows that the query's cells give, by table: moments of log library size (batches × 2) where
-    the model infers it."""
-    if vae_of(model).settings.use_observed_lib_size:
-        return {}
-    moments = torch.tensor(library_moments(query, batches), dtype=torch.float32)
-    return {"library_prior": moments}
+    the model infers it; totalVI's prior of the background (batches × proteins)."""
+    vae, out = vae_of(model), {}
+    if not vae.settings.use_observed_lib_size:
+        out["library_prior"] = torch.tensor(library_moments(query, batches), dtype=torch.float32)
+    if isinstance(vae, Totalvi):
+        out |= background_prior(query, batches, vae.settings, seed)
+    return out
+
+
+def append_rows(
+    model: nn.Module, query: anndata.AnnData, new: NewCategories, settings: SurgerySettings,
+    seed: int, *, frozen: bool = False,
+) -> None:  # fmt: skip
+    """Freeze the reference and give it rows for the query's categories, which may train."""
+    starts = start_values(model, query, new[0], seed)
+    append_categories(model, new, seed, starts, frozen=frozen)
+    if isinstance(settings, TotalviSurgerySettings) and settings.as_scvi_tools:
+        for name in LEFT_BY_SCVI_TOOLS:
+            getattr(model, name).appended.requires_grad_(False)
 
 
 def trained_rows(
@@ -165,7 +191,7 @@ def trained_rows(
     objective = Unsupervised(reference.model, cells, split, settings.batch_size, seed, purpose)
     name = "surgery " + purpose.split(" ", 2)[2]
     outcome = fit(
-        objective, as_train_settings(settings), name,
+        objective, as_train_settings(settings, len(cells)), name,
         dropout=settings.surgery_dropout, batch_statistics=False,
         checkpoints=checkpoints, identity=about,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from atlasmap.background import background_prior
 from atlasmap.bundle import Bundle, fingerprint
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
@@ -15,14 +16,26 @@ from atlasmap.minified import minified
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
-from atlasmap.models.vae import Shape
-from atlasmap.settings import NUMERICS, ScanviSettings, ScviSettings, TrainSettings, Variant
+from atlasmap.models.totalvi import Totalvi
+from atlasmap.settings import (
+    NUMERICS,
+    HeadTrainSettings,
+    ScanviSettings,
+    ScviSettings,
+    TotalviSettings,
+    TrainSettings,
+    Variant,
+)
+from atlasmap.training.adversary import Adversarial
+from atlasmap.training.cells import Cells
 from atlasmap.training.checkpoint import Checkpoints
+from atlasmap.training.head import ClassifierHead
 from atlasmap.training.loop import Outcome, epochs_by_size, fit
 from atlasmap.training.objectives import SemiSupervised, Unsupervised
 from atlasmap.training.split import Split, split_by_labels, split_cells
 
 SCANVI_EPOCHS = 100
+HEAD_EPOCHS = 100
 LEAST_LIBRARY_VARIANCE = 1e-4  # cells of one depth would make the prior a point
 
 
@@ -32,6 +45,13 @@ def library_moments(adata: anndata.AnnData, batches: list[str]) -> np.ndarray:
     by_batch = pd.Series(logs).groupby(adata.obs["batch"].astype(str).to_numpy())
     variance = by_batch.var(ddof=0)[batches].clip(lower=LEAST_LIBRARY_VARIANCE)
     return np.stack([by_batch.mean()[batches], variance], 1)
+
+
+def warmed_by_step(settings: TrainSettings, n_cells: int) -> TrainSettings:
+    """Settings of totalVI with the steps of the KL warm-up chosen: 0.75 a cell, as scvi-tools."""
+    return replace(
+        settings, n_steps_kl_warmup=settings.n_steps_kl_warmup or max(1, int(0.75 * n_cells))
+    )
 
 
 def with_epochs(settings: TrainSettings, default: int) -> TrainSettings:
@@ -59,8 +79,8 @@ def fit_scvi(
     library = None
     if not settings.use_observed_lib_size:
         library = tuple(map(tuple, library_moments(adata, registry.batches).T.tolist()))
-    shape = Shape(len(registry.genes), registry.n_categories, len(registry.continuous), library)
-    model = Scvi(settings, shape, keyed_generator(seed, "scvi", "weights")).to(device)
+    rng = keyed_generator(seed, "scvi", "weights")
+    model = Scvi(settings, registry.shape(library), rng).to(device)
     train = with_epochs(settings.train, epochs_by_size(len(cells)))
     split = split_cells(np.arange(len(cells)), train.train_size, seed, train.batch_size)
     objective = Unsupervised(model, cells, split, train.batch_size, seed, "scvi")
@@ -110,6 +130,57 @@ def fit_scanvi(
     outcome = fit(objective, train, name, checkpoints=checkpoints, identity=about)
     about["training"] = outcome_facts(outcome, split)
     return Bundle(model, scvi.registry, about, outcome.history.table()), split
+
+
+def fit_totalvi(
+    adata: anndata.AnnData, registry: Registry, settings: TotalviSettings, seed: int,
+    device: torch.device, checkpoints: Checkpoints | None = None,
+) -> tuple[Bundle, Split]:  # fmt: skip
+    """Train totalVI on a prepared CITE-seq reference, and where there are labels a classifier on
+    its latent; all randomness by `seed`."""
+    cells = registry.encode(adata, device)
+    library = None
+    if not settings.use_observed_lib_size:
+        library = tuple(map(tuple, library_moments(adata, registry.batches).T.tolist()))
+    rng = keyed_generator(seed, "totalvi", "weights")
+    model = Totalvi(settings, registry.shape(library), len(registry.labels), rng)
+    for name, rows in background_prior(adata, registry.batches, settings, seed).items():
+        getattr(model, name).reference.data.copy_(rows)
+    train = warmed_by_step(with_epochs(settings.train, epochs_by_size(len(cells))), len(cells))
+    split = split_cells(np.arange(len(cells)), train.train_size, seed, train.batch_size)
+    adversarial = settings.adversarial
+    if adversarial is None:
+        adversarial = bool(cells.proteins.isnan().any())
+    kind = Adversarial if adversarial and len(registry.batches) > 1 else Unsupervised
+    objective = kind(model.to(device), cells, split, train.batch_size, seed, "totalvi")
+    about = {
+        "kind": "totalvi",
+        "seed": seed,
+        "totalvi": asdict(settings),
+        "numerics": NUMERICS["totalvi"],
+        "library": library,
+        "adversarial": kind is Adversarial,
+        "data": {"n_cells": len(cells), "sha256": fingerprint(adata)},
+    }
+    outcome = fit(objective, train, "totalVI", checkpoints=checkpoints, identity=about)
+    about["training"], history = outcome_facts(outcome, split), outcome.history.table()
+    if registry.labels:
+        of_head, about["classifier"] = fit_head(model, cells, split, settings.classifier, seed)
+        history = pd.concat([history, of_head], ignore_index=True)
+    return Bundle(model, registry, about, history), split
+
+
+def fit_head(
+    model: Totalvi, cells: Cells, split: Split, settings: HeadTrainSettings, seed: int
+) -> tuple[pd.DataFrame, dict]:
+    """Train the classifier on the latent, which stays as it is: history, and facts of it."""
+    said = embed(model, cells)
+    posterior = (torch.as_tensor(x, device=cells.device) for x in (said.mean, said.var))
+    purpose, size = "totalvi classifier", settings.batch_size
+    objective = ClassifierHead(model, cells, split, size, seed, purpose, *posterior)
+    train = with_epochs(settings, HEAD_EPOCHS)
+    outcome = fit(objective, train, "classifier")
+    return outcome.history.table(), outcome_facts(outcome, split)
 
 
 def reference_latent(

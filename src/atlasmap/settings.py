@@ -40,6 +40,7 @@ NUMERICS = {
     "data": 1,
     "scvi": 1,
     "scanvi": 1,
+    "totalvi": 1,
     "surgery": 2,
     "umap": 1,
     "transfer": 3,
@@ -85,6 +86,8 @@ class TrainSettings:
     """L2 penalty added to the gradient."""
     n_epochs_kl_warmup: Count = 400
     """Epochs over which the KL terms' weight rises from 0 to 1."""
+    n_steps_kl_warmup: Count | None = None
+    """The same in optimiser steps, instead of epochs; null: by epochs (totalVI: 0.75 a cell)."""
     train_size: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of cells trained on; the rest validates."""
     check_val_every_n_epoch: Count = 1
@@ -142,6 +145,79 @@ class ScanviSettings:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class TotalviTrainSettings(TrainSettings):
+    """How totalVI is optimised: its KL terms and proteins are warmed up by step."""
+
+    batch_size: Annotated[int, Field(ge=3)] = 256
+    """Cells a minibatch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    """Adam's step size."""
+    early_stopping: bool = True
+    """Stop when the validation ELBO has not improved for `early_stopping_patience` epochs."""
+    reduce_lr_on_plateau: bool = True
+    """Multiply the learning rate by 0.6 after 30 epochs without a better validation ELBO."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class HeadTrainSettings(TrainSettings):
+    """How totalVI's classifier is optimised, on draws from the posterior of labelled cells."""
+
+    max_epochs: Count | None = 100
+    """Epochs; null: 100."""
+    early_stopping: bool = True
+    """Stop when the validation cross-entropy has not improved for `early_stopping_patience`
+    epochs."""
+    early_stopping_patience: Count = 20
+    """Epochs without improvement before stopping."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class TotalviSettings:
+    """Architecture and training of totalVI (Gayoso et al. 2021). Defaults: the arches setting."""
+
+    n_hidden: Count = 256
+    """Width of the hidden layers."""
+    n_latent: Count = 20
+    """Dimensions of the latent space."""
+    n_layers_encoder: Count = 2
+    """Hidden layers of the encoder."""
+    n_layers_decoder: Count = 2
+    """Hidden layers of each decoder."""
+    dropout_rate_encoder: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Dropout in the encoder."""
+    dropout_rate_decoder: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Dropout in the decoders."""
+    gene_likelihood: Literal["nb", "zinb"] = "nb"
+    """Distribution of gene counts: negative binomial, or zero-inflated."""
+    latent_distribution: Literal["normal", "ln"] = "normal"
+    """Normal, or logistic normal (the decoders see its softmax)."""
+    gene_dispersion: Literal["gene", "gene-batch"] = "gene"
+    """One inverse dispersion a gene, or one a gene and batch."""
+    protein_dispersion: Literal["protein", "protein-batch"] = "protein"
+    """One inverse dispersion a protein, or one a protein and batch."""
+    use_observed_lib_size: bool = True
+    """Library size is the sum of the cell's counts; false: it is inferred."""
+    encode_covariates: bool = True
+    """The encoder sees batch and covariates; without it surgery cannot move the query's latent."""
+    use_batch_norm: Where = "none"
+    """Networks with batch norm."""
+    use_layer_norm: Where = "both"
+    """Networks with layer norm."""
+    background_activation: Literal["softplus", "exp"] = "softplus"
+    """What makes the background's standard deviation positive (exp: scvi-tools before 1.2)."""
+    empirical_protein_background_prior: bool | None = None
+    """Start the background's prior where mixtures fitted to single cells have it; null: with more
+    than 10 proteins."""
+    adversarial: bool | None = None
+    """An adversary keeps batches from being told apart by the latent while the KL terms warm up;
+    null: where a batch lacks a protein."""
+    train: TotalviTrainSettings = field(default_factory=TotalviTrainSettings)
+    """Training of totalVI."""
+    classifier: HeadTrainSettings = field(default_factory=HeadTrainSettings)
+    """Training of the classifier on the latent, which stays as it is."""
+
+
+@dataclass(frozen=True, config=CLOSED)
 class SurgerySettings:
     """scArches surgery (Lotfollahi et al. 2021): only the new batches' columns train, no decay."""
 
@@ -155,6 +231,8 @@ class SurgerySettings:
     """Adam's epsilon."""
     n_epochs_kl_warmup: Count = 400
     """Epochs over which the KL terms' weight rises from 0 to 1."""
+    n_steps_kl_warmup: Count | None = None
+    """The same in optimiser steps, instead of epochs; null: by epochs (totalVI: 0.75 a cell)."""
     train_size: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of a query's cells trained on; the rest validates."""
     check_val_every_n_epoch: Count = 1
@@ -169,6 +247,21 @@ class SurgerySettings:
     """Train with dropout on; off is what scvi-tools does (eval mode)."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the whole gradient; null: no clipping."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class TotalviSurgerySettings(SurgerySettings):
+    """Surgery of totalVI: rows for the new batches in all tables; proteins warm up by step."""
+
+    max_epochs: Count = 200
+    """Epochs."""
+    batch_size: Annotated[int, Field(ge=3)] = 256
+    """Cells a minibatch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    """Adam's step size."""
+    as_scvi_tools: bool = False
+    """Leave efficiency and dispersion of new batches as they start, as scvi-tools does (only for
+    comparisons with it)."""
 
 
 @dataclass(frozen=True, config=CLOSED)

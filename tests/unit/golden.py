@@ -18,6 +18,7 @@ needs_shared = pytest.mark.skipif(
 )
 REFERENCE = ["celseq2_5lines_p1", "celseq2_5lines_p2"]
 QUERIES = ["celseq2_3lines", "dropseq_3lines"]
+CITESEQ = ["citeseq_pbmc_5k_protein_v3", "citeseq_pbmc_10k_protein_v3"]
 
 
 @dataclass
@@ -58,3 +59,26 @@ def load_golden(name: str) -> Golden:
         torch.full((len(counts),), -1),
     )
     return Golden(bundle.model, cells, expected, bundle.registry.labels)
+
+
+def load_citeseq(name: str) -> tuple[Golden, list[str]]:
+    """A golden totalVI, ready to be asked, and its proteins; what a batch lacks is not measured."""
+    folder = SHARED / "golden" / name
+    with np.load(folder / "expected.npz") as file:
+        expected = {key: file[key] for key in file.files}
+    save = read_save(folder)
+    bundle = bundle_of(save, folder / "model.pt", None)
+    files = [anndata.read_h5ad(SHARED / "data" / f"{name}.h5ad") for name in CITESEQ]
+    proteins = np.concatenate(
+        [file.obsm["protein_expression"][save.proteins].to_numpy(np.float32) for file in files]
+    )
+    at = anndata.concat(files).obs_names.get_indexer(expected["obs_names"])
+    batch = expected["batch_index"][:, 0]
+    masks = np.stack([save.measured.get(str(k), np.ones(len(save.proteins), bool)) for k in (0, 1)])
+    measured = masks[batch]
+    counts = load_cells(CITESEQ, expected["obs_names"], expected["var_names"])
+    cells = Minibatch(
+        torch.tensor(counts), (torch.tensor(batch),), None, torch.full((len(counts),), -1),
+        torch.tensor(np.where(measured, proteins[at], 0)), torch.tensor(measured),
+    )  # fmt: skip
+    return Golden(bundle.model, cells, expected, []), save.proteins

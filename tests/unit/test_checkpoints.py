@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from citeseq import SETTINGS as CITESEQ
+from citeseq import citeseq
 from conftest import SCANVI, SCVI, states_equal
 from test_training import make_cells, small_model
 
@@ -18,7 +20,7 @@ from atlasmap.cluster.stopping import Stopped, Watch
 from atlasmap.data.registry import Registry
 from atlasmap.files import sha256
 from atlasmap.mapping import map_query
-from atlasmap.reference import fit_scanvi, fit_scvi
+from atlasmap.reference import fit_scanvi, fit_scvi, fit_totalvi
 from atlasmap.settings import SurgerySettings, TrainSettings
 from atlasmap.training import checkpoint
 from atlasmap.training.checkpoint import LAST, PREVIOUS, Checkpoints, Store
@@ -63,7 +65,13 @@ def trainings(reference, scvi, scanvi, queries, tmp_path, device):
         start = load(tmp_path / "scanvi", device)
         return map_query(start, queries["query0"], SURGERY, "per_batch", 0, checkpoints).bundle
 
+    cells = citeseq({"r0": 70, "r1": 60}, lacking={"r1": [2]})  # so there is an adversary
+    proteins, of_cite = Registry.of(cells, "Unknown", [], []), replace(
+        CITESEQ, train=replace(CITESEQ.train, max_epochs=6), classifier=replace(
+            CITESEQ.classifier, max_epochs=3))  # fmt: skip
+
     return {
+        "totalvi": lambda c: fit_totalvi(cells, proteins, of_cite, 0, device, c)[0],
         "scvi": lambda c: fit_scvi(reference, registry, settings, 0, device, c)[0],
         "scanvi": semi_supervised,
         "surgery": surgery,
@@ -88,7 +96,7 @@ def in_a_child(work) -> int:
         os._exit(1)
 
 
-@pytest.mark.parametrize("kind", ["scvi", "scanvi", "surgery"])
+@pytest.mark.parametrize("kind", ["scvi", "scanvi", "surgery", "totalvi"])
 def test_killed_at_twenty_random_moments(trainings, kind, tmp_path, capsys):
     # A checkpoint after every step: most kills come while one is written.
     checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
@@ -165,7 +173,7 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
 
 
 @ON_CPU_AND_GPU
-@pytest.mark.parametrize("kind", ["scvi", "scanvi", "surgery"])
+@pytest.mark.parametrize("kind", ["scvi", "scanvi", "surgery", "totalvi"])
 @pytest.mark.parametrize("step", [1, 2, 5, 6, 11])
 def test_taken_up_after_any_step(trainings, kind, step, tmp_path, monkeypatch):
     undisturbed, looks = trainings[kind](None), []
@@ -181,7 +189,8 @@ def test_taken_up_after_any_step(trainings, kind, step, tmp_path, monkeypatch):
     assert len(list(checkpoints.folder.glob(f"*/{LAST}"))) == 1
     resumed = trainings[kind](checkpoints)
     assert same(resumed, undisturbed)
-    steps = undisturbed.about["training"]["n_steps"]
+    parts = (undisturbed.about["training"], undisturbed.about.get("classifier", {}))
+    steps = sum(part.get("n_steps", 0) for part in parts)
     assert len(looks) == steps, "the steps before the checkpoint were taken again"
 
 

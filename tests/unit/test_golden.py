@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden import load_golden, needs_shared
+from golden import load_citeseq, load_golden, needs_shared
 
 from atlasmap.models.scanvi import log_normal
 from atlasmap.models.vae import kl_standard_normal
@@ -77,3 +77,35 @@ def test_kl_z_of_the_golden_latent_against_scipy_integration():
         q = torch.distributions.Normal(m.double(), v.double().sqrt()).log_prob(grid)
         p = torch.distributions.Normal(0.0, 1.0).log_prob(grid)
         assert abs(torch.trapezoid(q.exp() * (q - p), grid) - kl) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["totalvi", "totalvi_missing", "totalvi_surgery"])
+def test_totalvi(name):
+    golden, proteins = load_citeseq(name)
+    model, cells, expected = golden.model, golden.cells, golden.expected
+    assert proteins == list(expected["protein_names"])
+    with torch.no_grad():
+        posterior = model.inference(cells, None)
+        decoded = model.decode(posterior.z, posterior.library, cells, None)
+    rna, py = decoded.rna, decoded.protein
+    assert np.abs(posterior.mean - expected["qz_mean"]).max() < 1e-5
+    assert np.abs(posterior.var - expected["qz_var"]).max() < 1e-5
+    for ours, theirs in (
+        (rna.rate, "px_rate"),
+        (rna.rate / cells.x.sum(1, keepdim=True), "px_scale"),
+        (rna.theta[0], "px_r"),
+        (py.theta[0], "py_r"),
+        (py.back_sd, "py_back_beta"),
+        (py.fore_scale, "py_fore_scale"),
+    ):
+        assert relative(ours, expected[theirs]) < 1e-4, theirs
+    efficiency = expected["log_per_batch_efficiency"].T[cells.codes[0]]
+    for ours, theirs in (  # logs and logits, which may be near zero
+        (py.back_mean, expected["py_back_alpha"]),
+        (py.mixing, expected["py_mixing"]),
+        (py.log_efficiency, efficiency),
+    ):
+        assert relative(ours, theirs, 1.0) < 1e-4
+    background = np.exp(expected["py_back_alpha"])
+    assert relative(py.background, background) < 1e-4
+    assert relative(py.foreground, background * expected["py_fore_scale"]) < 1e-4

@@ -18,7 +18,7 @@ LAYERS = [
     ["config", "models"],
     ["training"],
     ["data", "inference"],
-    ["minified"],
+    ["minified", "background"],
     ["trust"],
     ["bundle", "taken"],
     ["reference", "certificate"],

@@ -80,7 +80,7 @@ def test_reference_stays_for_every_architecture(reference, queries, norm, likeli
 
 
 def test_surgery_has_no_weight_decay_and_no_way_to_ask_for_it():
-    assert as_train_settings(SurgerySettings()).weight_decay == 0
+    assert as_train_settings(SurgerySettings(), 100).weight_decay == 0
     assert "weight_decay" not in SurgerySettings.__dataclass_fields__
 
 

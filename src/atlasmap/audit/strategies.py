@@ -9,6 +9,7 @@ far chance alone would move cells.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import anndata
 import numpy as np
@@ -17,8 +18,7 @@ import pandas as pd
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.inference import Embedding, embed
-from atlasmap.mapping import as_train_settings, joined, start_values
-from atlasmap.models.surgery import append_categories
+from atlasmap.mapping import append_rows, as_train_settings, joined
 from atlasmap.settings import SurgerySettings
 from atlasmap.training.cells import Cells
 from atlasmap.training.matched import Causes, fit_matched, members
@@ -80,14 +80,13 @@ def matched(reference: Bundle, query: Query, causes: Causes) -> Embedding:
             mend="their columns are shared by batches, so strategies cannot be matched; "
             "compare the mappings themselves",
         )
-    starts = start_values(reference.model, query.cells, new[0])
-    append_categories(reference.model, new, query.seed, starts)
+    append_rows(reference.model, query.cells, new, query.settings, query.seed)
     registry = reference.registry.extended(new)
     cells = registry.encode(query.cells, device_of(reference.model))
-    train = as_train_settings(query.settings)
     first = len(reference.registry.batches)
-    batches = members(reference.model, cells, new[0], first, train, query.seed)
-    fit_matched(reference.model, batches, train, causes)
+    settings = partial(as_train_settings, query.settings)
+    batches = members(reference.model, cells, new[0], first, settings, query.seed)
+    fit_matched(reference.model, batches, causes)
     return embed(reference.model, cells)
 
 

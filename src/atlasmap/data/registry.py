@@ -7,12 +7,17 @@ import numpy as np
 import torch
 
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.models.vae import Shape
 from atlasmap.training.cells import Cells, Counts
+
+# Where prepared cells have their protein counts (NaN: not measured), and the columns' names.
+PROTEINS, PROTEIN_NAMES = "protein_counts", "protein_names"
 
 
 @dataclass(frozen=True)
 class Registry:
-    """Order of everything a model counts. `categorical` and `continuous` are covariates."""
+    """Order of everything a model counts. `categorical` and `continuous` are covariates; without
+    `proteins` the cells have genes alone."""
 
     genes: list[str]
     symbols: list[str] | None
@@ -21,6 +26,7 @@ class Registry:
     unlabeled_category: str
     categorical: dict[str, list[str]] = field(default_factory=dict)
     continuous: list[str] = field(default_factory=list)
+    proteins: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -36,6 +42,7 @@ class Registry:
             unlabeled_category=unlabeled,
             categorical={key: sorted(adata.obs[key].astype(str).unique()) for key in categorical},
             continuous=list(continuous),
+            proteins=[str(name) for name in adata.uns.get(PROTEIN_NAMES, [])],
         )
 
     def as_dict(self) -> dict:
@@ -62,6 +69,11 @@ class Registry:
     def n_categories(self) -> tuple[int, ...]:
         """Categories of each covariate, batch first."""
         return (len(self.batches), *(len(known) for known in self.categorical.values()))
+
+    def shape(self, library: tuple | None = None) -> Shape:
+        """What a model of this data is built for; `library`: see `Shape`."""
+        sizes = (len(self.genes), self.n_categories, len(self.continuous))
+        return Shape(*sizes, library, len(self.proteins))
 
     def codes(self, obs, key: str, known: list[str]) -> np.ndarray:
         """Numbers of a column's values; raises CATEGORY_UNKNOWN."""
@@ -103,4 +115,18 @@ class Registry:
             continuous,
             torch.as_tensor(labels, device=device),
             np.asarray(adata.obs_names),
+            torch.as_tensor(self.protein_counts(adata), device=device) if self.proteins else None,
         )
+
+    def protein_counts(self, adata: anndata.AnnData) -> np.ndarray:
+        """Protein counts (cells × proteins, float32) of prepared cells, NaN where not measured;
+        raises PROTEINS_DIFFER."""
+        found = [str(name) for name in adata.uns.get(PROTEIN_NAMES, [])]
+        if found != self.proteins:
+            raise AtlasmapError(
+                "PROTEINS_DIFFER",
+                expected=f"the model's {len(self.proteins)} proteins in their order",
+                found=f"{len(found)} proteins: {listed(found, 4)}",
+                mend="prepare the cells with this reference",
+            )
+        return np.asarray(adata.obsm[PROTEINS], np.float32)

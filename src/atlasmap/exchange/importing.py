@@ -16,7 +16,14 @@ from atlasmap.data.genes import gene_symbols, places
 from atlasmap.data.obs import column
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.exchange.saves import Save, refuse, registry_of, settings_of, variant_of
+from atlasmap.exchange.saves import (
+    Save,
+    latent_bias,
+    refuse,
+    registry_of,
+    settings_of,
+    variant_of,
+)
 from atlasmap.exchange.weights import differences, weights_in
 from atlasmap.files import sha256
 from atlasmap.inference import Embedding, embed, soft_labels_at
@@ -24,7 +31,7 @@ from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE, minified
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
-from atlasmap.models.vae import Shape
+from atlasmap.models.totalvi import Totalvi
 from atlasmap.settings import NUMERICS
 from atlasmap.training.history import History
 
@@ -38,25 +45,21 @@ def library_of(save: Save) -> tuple[tuple[float, ...], ...] | None:
 
 
 def bundle_of(save: Save, path: Path, symbols: list[str] | None) -> Bundle:
-    """The model of a save of SCVI or SCANVI, its weights in ours.
+    """The model of a save of SCVI, SCANVI or TOTALVI, its weights in ours.
 
-    Raises SAVE_CLASS, SAVE_UNSUPPORTED, SAVE_WEIGHTS.
+    Raises SAVE_UNSUPPORTED, SAVE_WEIGHTS.
     """
-    if save.model == "TOTALVI":
-        raise refuse(
-            path, "SAVE_CLASS", "a model of class SCVI or SCANVI", save.model,
-            "totalVI is not there yet: map with scvi-tools",
-        )  # fmt: skip
     settings, registry = settings_of(save, path), registry_of(save, symbols)
     rng = keyed_generator(0, "import")
     library = library_of(save)
-    shape = Shape(len(registry.genes), registry.n_categories, len(registry.continuous), library)
-    model: Scvi | Scanvi = Scvi(settings, shape, rng)
+    shape = registry.shape(library)
+    kind = "totalvi" if save.model == "TOTALVI" else "scvi"
+    model = Totalvi(settings, shape, 0, rng) if kind == "totalvi" else Scvi(settings, shape, rng)
     about = {
-        "kind": "scvi",
+        "kind": kind,
         "seed": 0,
-        "scvi": asdict(settings),
-        "numerics": NUMERICS["scvi"],
+        kind: asdict(settings),
+        "numerics": NUMERICS[kind],
         "library": library,
         "origin": {
             "tool": "scvi-tools",
@@ -108,7 +111,7 @@ def posterior_in(adata: anndata.AnnData, save: Save, kind: str) -> dict[str, np.
                 mend="give the minified data of this very model, or its cells with counts",
             )
         found[name] = np.asarray(place[key], np.float32)
-    width = len(save.weights["z_encoder.mean_encoder.bias"])
+    width = len(save.weights[latent_bias(save)])
     if found["latent_qzm"].shape[1] != width or not np.isfinite(found["latent_qzm"]).all():
         raise AtlasmapError(
             "LATENT_WIDTH",

@@ -13,7 +13,7 @@ from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.exchange.archive import read_archive
 from atlasmap.exchange.files import model_file
-from atlasmap.settings import ScviSettings, Variant
+from atlasmap.settings import ScviSettings, TotalviSettings, Variant
 
 CLASSES = ("SCVI", "SCANVI", "TOTALVI")
 OLDEST, TOO_NEW = (0, 20), (2, 0)
@@ -32,6 +32,23 @@ DEFAULTS = {
     "use_batch_norm": "both",
     "use_layer_norm": "none",
 }
+TOTALVI_DEFAULTS = {
+    "n_hidden": 256,
+    "n_latent": 20,
+    "n_layers_encoder": 2,
+    "n_layers_decoder": 1,
+    "dropout_rate_encoder": 0.2,
+    "dropout_rate_decoder": 0.2,
+    "gene_likelihood": "nb",
+    "latent_distribution": "normal",
+    "gene_dispersion": "gene",
+    "protein_dispersion": "protein",
+    "use_observed_lib_size": True,
+    "encode_covariates": True,
+    "use_batch_norm": "both",
+    "use_layer_norm": "none",
+    "empirical_protein_background_prior": None,
+}
 # What is read besides, and the values under which it changes nothing.
 HARMLESS = {
     "latent_distribution": ("normal",),
@@ -48,6 +65,8 @@ HARMLESS = {
 }
 IGNORED = {"unlabeled_category", "pretrained_model", "use_cuda"}
 IGNORED |= {"extra_payload_autotune", "linear_classifier", "classifier_parameters"}
+IGNORED |= {"override_missing_proteins"}
+SOFTPLUS = (1, 2)  # before, the background's standard deviation of totalVI was an exp
 
 
 @dataclass(frozen=True)
@@ -55,9 +74,10 @@ class Save:
     """A save of scvi-tools as data.
 
     `genes`, `batches`, `labels` (the unlabelled category among them), `categorical` and
-    `continuous` covariates and `proteins` in the model's order; `keys` the columns of obs they came
-    from (batch, label); `posterior` the names of a minified reference's mean, variance and library
-    size, where the save tells them; `init` the arguments its model was made with, `setup` those of
+    `continuous` covariates and `proteins` in the model's order; `measured` which proteins a batch
+    (its number, as text) has, where one lacks any; `keys` the columns of obs they came from (batch,
+    label); `posterior` the names of a minified reference's mean, variance and library size, where
+    the save tells them; `init` the arguments its model was made with, `setup` those of
     setup_anndata; `weights` under its own names; `split` cell numbers by part.
     """
 
@@ -70,6 +90,7 @@ class Save:
     categorical: dict[str, list[str]]
     continuous: list[str]
     proteins: list[str]
+    measured: dict[str, np.ndarray]
     keys: dict[str, str]
     posterior: dict[str, str]
     setup: dict[str, Any]
@@ -159,6 +180,10 @@ def understood(content: dict[str, Any]) -> Save:
         categorical={str(plain(key)): names(known) for key, known in mappings.items()},
         continuous=names(state("extra_continuous_covs").get("columns", [])),
         proteins=names(state("proteins").get("column_names", [])),
+        measured={
+            str(plain(batch)): np.asarray(mask, bool)
+            for batch, mask in state("proteins").get("protein_batch_mask", {}).items()
+        },
         keys={name: str(plain(key)) for name, key in keys.items() if key is not None},
         posterior={name: str(plain(key)) for name, key in posterior.items() if key is not None},
         setup=dict(setup),
@@ -222,12 +247,10 @@ def check_known(save: Save, path: Path) -> None:
             path, "SAVE_CLASS", f"a model of class {listed(CLASSES)}", save.model[:100],
             "import one of these",
         )  # fmt: skip
-    if save.model == "TOTALVI":
-        return
     odd = [
         f"{key}: {value!r}"
         for key, value in save.init.items()
-        if key not in DEFAULTS.keys() | IGNORED and value not in HARMLESS.get(key, ())
+        if key not in defaults_of(save).keys() | IGNORED and value not in HARMLESS.get(key, ())
     ]
     classifier = save.init.get("classifier_parameters") or {}
     if isinstance(classifier, dict):
@@ -236,6 +259,8 @@ def check_known(save: Save, path: Path) -> None:
         odd.append(f"classifier_parameters: {classifier!r}")
     if save.setup.get("size_factor_key"):
         odd.append(f"size_factor_key: {save.setup['size_factor_key']!r}")
+    if save.setup.get("panel_key"):
+        odd.append(f"panel_key: {save.setup['panel_key']!r}")
     if save.model == "SCANVI" and (not save.labels or save.unlabeled != save.labels[-1]):
         odd.append(
             f"labels {listed(save.labels)} without {save.unlabeled!r}, unlabelled, at the end"
@@ -250,31 +275,43 @@ def check_known(save: Save, path: Path) -> None:
         )  # fmt: skip
 
 
-def settings_of(save: Save, path: Path) -> ScviSettings:
+def defaults_of(save: Save) -> dict[str, Any]:
+    """What this class's arguments are where a save leaves them out."""
+    return TOTALVI_DEFAULTS if save.model == "TOTALVI" else DEFAULTS
+
+
+def settings_of(save: Save, path: Path) -> ScviSettings | TotalviSettings:
     """The architecture; raises SAVE_UNSUPPORTED for likelihoods and dispersions not built here,
     SAVE_WEIGHTS where the weights are of another size than it says."""
-    given = {key: save.init.get(key, default) for key, default in DEFAULTS.items()}
+    given = {key: save.init.get(key, default) for key, default in defaults_of(save).items()}
+    totalvi = save.model == "TOTALVI"
+    if totalvi and numbers(save.version) < SOFTPLUS:
+        given["background_activation"] = "exp"
     try:
-        settings = checked(ScviSettings, given, str(path), "SAVE")
+        settings = checked(TotalviSettings if totalvi else ScviSettings, given, str(path), "SAVE")
     except AtlasmapError as error:
         raise refuse(
             path, "SAVE_UNSUPPORTED", "a model that atlasmap can compute", error.found,
             "map with scvi-tools, or train a reference without these options",
         ) from error  # fmt: skip
-    layers = "z_encoder.encoder.fc_layers.Layer {}.0.bias"
+    layers = "encoder.encoder.fc_layers.Layer {}.0.bias"
+    layers = layers if totalvi else f"z_{layers}"
     n_layers = sum(layers.format(k) in save.weights for k in range(len(save.weights)))
-    sizes = [
-        len(save.weights.get(name, ()))
-        for name in (layers.format(0), "z_encoder.mean_encoder.bias")
-    ]
-    said = (settings.n_layers, settings.n_hidden, settings.n_latent)
+    sizes = [len(save.weights.get(name, ())) for name in (layers.format(0), latent_bias(save))]
+    depth = settings.n_layers_encoder if totalvi else settings.n_layers
+    said = (depth, settings.n_hidden, settings.n_latent)
     if said != (n_layers, *sizes):  # before a model of that size is made
         raise refuse(
             path, "SAVE_WEIGHTS", "weights of the size that its settings say: "
-            f"(n_layers, n_hidden, n_latent) = {said}", f"{(n_layers, *sizes)}",
+            f"(layers, n_hidden, n_latent) = {said}", f"{(n_layers, *sizes)}",
             "save the model again with scvi-tools",
         )  # fmt: skip
     return settings
+
+
+def latent_bias(save: Save) -> str:
+    """The weights that are as long as the latent."""
+    return f"{'encoder.z_' if save.model == 'TOTALVI' else 'z_encoder.'}mean_encoder.bias"
 
 
 def variant_of(save: Save) -> Variant:
@@ -305,4 +342,5 @@ def registry_of(save: Save, symbols: list[str] | None) -> Registry:
         unlabeled_category=save.unlabeled if scanvi else "Unknown",
         categorical=save.categorical,
         continuous=save.continuous,
+        proteins=save.proteins,
     )

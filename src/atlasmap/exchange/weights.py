@@ -6,11 +6,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from atlasmap.models.layers import CategoryTable, GaussianHead, Linear, Stack
+from atlasmap.models.layers import CategoryTable, CovariateLinear, GaussianHead, Linear, Stack
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.surgery import vae_of
+from atlasmap.models.totalvi import Totalvi
+from atlasmap.models.vae import Vae
 
+Model = Scvi | Scanvi | Totalvi
 Weights = dict[str, Tensor]
 
 
@@ -26,8 +29,11 @@ def head(theirs: str, parent: str, ours: GaussianHead) -> Iterator[tuple[str, nn
     yield f"{parent}.var_encoder", ours.log_var
 
 
-def modules(model: Scvi | Scanvi) -> Iterator[tuple[str, nn.Module]]:
-    """scvi-tools' name for each module of ours that has weights."""
+def modules(model: Model) -> Iterator[tuple[str, nn.Module]]:
+    """scvi-tools' name for each module of ours that has weights there."""
+    if isinstance(model, Totalvi):
+        yield from modules_of_totalvi(model)
+        return
     scvi = vae_of(model)
     yield from head("z_encoder.encoder", "z_encoder", scvi.encoder)
     if hasattr(scvi, "library_encoder"):
@@ -45,14 +51,64 @@ def modules(model: Scvi | Scanvi) -> Iterator[tuple[str, nn.Module]]:
             yield name.replace("_encoder", "_decoder"), ours
 
 
+def modules_of_totalvi(model: Totalvi) -> Iterator[tuple[str, nn.Module]]:
+    """The same for totalVI; scvi-tools has no classifier there."""
+    yield "encoder.encoder.fc_layers", model.encoder.stack
+    yield "encoder.z_mean_encoder", model.encoder.mean
+    yield "encoder.z_var_encoder", model.encoder.log_var
+    if hasattr(model, "library_encoder"):
+        yield "encoder.l_gene_encoder.fc_layers", model.library_encoder.stack
+        yield "encoder.l_gene_mean_encoder", model.library_encoder.mean
+        yield "encoder.l_gene_var_encoder", model.library_encoder.log_var
+    for name, ours, outs in (
+        ("px_decoder", model.genes, {"scale": "px_scale_decoder"}),
+        ("py_back_decoder", model.background,
+         {"mean": "py_back_mean_log_alpha", "sd": "py_back_mean_log_beta"}),
+        ("py_fore_decoder", model.foreground, {"scale": "py_fore_scale_decoder"}),
+        ("sigmoid_decoder", model.mixture,
+         {"mixing": "py_background_decoder", "zero_inflation": "px_dropout_decoder_gene"}),
+    ):  # fmt: skip
+        yield f"decoder.{name}.fc_layers", ours.stack
+        for key, layer in ours.outs.items():
+            yield f"decoder.{outs[key]}.fc_layers.Layer 0.0", layer
+
+
+def tables(model: Model) -> Iterator[tuple[str, CategoryTable]]:
+    """scvi-tools' name for each table of ours that is a parameter of its own there, features ×
+    batches (or features, where it is not by batch)."""
+    vae = vae_of(model)
+    if hasattr(vae, "log_theta"):
+        yield "px_r", vae.log_theta
+    if isinstance(vae, Totalvi):
+        yield "py_r", vae.protein_log_theta
+        yield "log_per_batch_efficiency", vae.log_efficiency
+        yield "background_pro_alpha", vae.background_prior_mean
+        yield "background_pro_log_beta", vae.background_prior_log_sd
+
+
+def linear_out(name: str, layer: CovariateLinear) -> Weights:
+    """A layer with covariates under their name; one with one category has no column there."""
+    columns = [rows.T for rows in map(whole, layer.tables) if len(rows) > 1]
+    weight = torch.cat([layer.weight.detach(), *columns], 1)
+    return {f"{name}.weight": weight, f"{name}.bias": layer.bias.detach()}
+
+
+def linear_in(name: str, layer: CovariateLinear, weights: Weights) -> None:
+    """Fill a layer without appended rows from their names."""
+    tables = [table.reference for table in layer.tables if len(table.reference) > 1]
+    widths = [layer.weight.shape[1], *map(len, tables)]
+    n_in, *columns = weights[f"{name}.weight"].split(widths, 1)
+    layer.weight.copy_(n_in)
+    layer.bias.copy_(weights[f"{name}.bias"])
+    for table, rows in zip(tables, columns, strict=True):
+        table.copy_(rows.T)
+
+
 def stack_out(name: str, stack: Stack) -> Weights:
     """A stack under their names."""
     out = {}
     for k, layer in enumerate(stack.layers):
-        # A covariate with one category has no column there.
-        columns = [rows.T for rows in map(whole, layer.tables) if len(rows) > 1]
-        out[f"{name}.Layer {k}.0.weight"] = torch.cat([layer.weight.detach(), *columns], 1)
-        out[f"{name}.Layer {k}.0.bias"] = layer.bias.detach()
+        out |= linear_out(f"{name}.Layer {k}.0", layer)
     for k, norm in enumerate(stack.norms):
         out |= {f"{name}.Layer {k}.1.{key}": value for key, value in norm.state_dict().items()}
         out[f"{name}.Layer {k}.1.num_batches_tracked"] = torch.tensor(0)
@@ -62,39 +118,37 @@ def stack_out(name: str, stack: Stack) -> Weights:
 def stack_in(name: str, stack: Stack, weights: Weights) -> None:
     """Fill a stack without appended rows from their names."""
     for k, layer in enumerate(stack.layers):
-        tables = [table.reference for table in layer.tables if len(table.reference) > 1]
-        widths = [layer.weight.shape[1], *map(len, tables)]
-        n_in, *columns = weights[f"{name}.Layer {k}.0.weight"].split(widths, 1)
-        layer.weight.copy_(n_in)
-        layer.bias.copy_(weights[f"{name}.Layer {k}.0.bias"])
-        for table, rows in zip(tables, columns, strict=True):
-            table.copy_(rows.T)
+        linear_in(f"{name}.Layer {k}.0", layer, weights)
     for k, norm in enumerate(stack.norms):
         for key, value in norm.state_dict().items():
             value.copy_(weights[f"{name}.Layer {k}.1.{key}"])
 
 
-def weights_out(model: Scvi | Scanvi) -> Weights:
+def weights_out(model: Model) -> Weights:
     """The model's weights under the names, and in the shapes, of scvi-tools 1.4.2."""
-    scvi, out = vae_of(model), {}
+    vae, out = vae_of(model), {}
     for name, module in modules(model):
         if isinstance(module, Linear):
             out |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        elif isinstance(module, CovariateLinear):
+            out |= linear_out(name, module)
         else:
             out |= stack_out(name, module)
-    if hasattr(scvi, "log_theta"):
-        theta = whole(scvi.log_theta)
-        out["px_r"] = theta.T if scvi.settings.dispersion == "gene-batch" else theta[0]
-    if hasattr(scvi, "library_prior"):
-        means, variances = whole(scvi.library_prior).T
+    for name, table in tables(model):
+        rows = whole(table)
+        out[name] = rows[0] if table.covariate is None else rows.T
+    if hasattr(vae, "library_prior"):
+        means, variances = whole(vae.library_prior).T
         out |= {"library_log_means": means[None], "library_log_vars": variances[None]}
     if isinstance(model, Scanvi):
         out["y_prior"] = torch.full((1, model.n_labels), 1 / model.n_labels)
     return {name: value.detach().cpu().clone() for name, value in out.items()}
 
 
-def unused(model: Scvi | Scanvi) -> Weights:
+def unused(model: Model) -> Weights:
     """What scvi-tools 1.4.2 allocates, and wants to load, without computing anything from it."""
+    if isinstance(model, Totalvi):
+        return unused_of_totalvi(model)
     scvi = vae_of(model)
     n_genes, hidden = scvi.shape.n_genes, scvi.settings.n_hidden
     out = {}
@@ -108,21 +162,37 @@ def unused(model: Scvi | Scanvi) -> Weights:
         by_batch = scvi.settings.dispersion == "gene-batch"
         out["px_r"] = torch.zeros((n_genes, rows) if by_batch else n_genes)
     if not hasattr(scvi, "library_encoder"):
-        first = {
-            key.replace("z_encoder", "l_encoder"): torch.zeros_like(value)
-            for key, value in stack_out("z_encoder.encoder.fc_layers", scvi.encoder.stack).items()
-            if ".Layer 0." in key
-        }
-        ends = {
-            f"l_encoder.{end}_encoder.{part}": torch.zeros(shape)
-            for end in ("mean", "var")
-            for part, shape in (("weight", (1, hidden)), ("bias", (1,)))
-        }
-        out |= first | ends
+        out |= idle_library_encoder(scvi, "l_encoder.encoder.fc_layers", "l_encoder.{}_encoder")
     return {name: value.cpu() for name, value in out.items()}
 
 
-def differences(model: Scvi | Scanvi, weights: Weights) -> list[str]:
+def idle_library_encoder(vae: Vae, stack: str, ends: str) -> Weights:
+    """An encoder of the library size that is never asked: a first layer as q(z | x) has it."""
+    out = {
+        key: torch.zeros_like(value)
+        for key, value in stack_out(stack, vae.encoder.stack).items()
+        if ".Layer 0." in key
+    }
+    for end in ("mean", "var"):
+        for part, shape in (("weight", (1, vae.settings.n_hidden)), ("bias", (1,))):
+            out[f"{ends.format(end)}.{part}"] = torch.zeros(shape)
+    return out
+
+
+def unused_of_totalvi(model: Totalvi) -> Weights:
+    """The same for totalVI."""
+    out = {}
+    if not hasattr(model, "library_encoder"):
+        names = ("encoder.l_gene_encoder.fc_layers", "encoder.l_gene_{}_encoder")
+        out |= idle_library_encoder(model, *names)
+    if "zero_inflation" not in model.mixture.outs:
+        name = "decoder.px_dropout_decoder_gene.fc_layers.Layer 0.0"
+        like = linear_out(name, model.genes.outs["scale"])
+        out |= {key: torch.zeros_like(value) for key, value in like.items()}
+    return {name: value.cpu() for name, value in out.items()}
+
+
+def differences(model: Model, weights: Weights) -> list[str]:
     """What hinders `weights` (their names) from filling the model; nothing if they fit."""
     idle = unused(model)
     wanted = {name: tuple(value.shape) for name, value in weights_out(model).items()}
@@ -138,18 +208,19 @@ def differences(model: Scvi | Scanvi, weights: Weights) -> list[str]:
 
 
 @torch.no_grad()
-def weights_in(model: Scvi | Scanvi, weights: Weights) -> None:
+def weights_in(model: Model, weights: Weights) -> None:
     """Fill a model without appended rows with `weights` (their names, without `differences`)."""
-    scvi = vae_of(model)
+    vae = vae_of(model)
     for name, module in modules(model):
         if isinstance(module, Linear):
             module.weight.copy_(weights[f"{name}.weight"])
             module.bias.copy_(weights[f"{name}.bias"])
+        elif isinstance(module, CovariateLinear):
+            linear_in(name, module, weights)
         else:
             stack_in(name, module, weights)
-    if hasattr(scvi, "log_theta"):
-        theta = weights["px_r"]
-        scvi.log_theta.reference.copy_(theta.T if theta.dim() == 2 else theta[None])
-    if hasattr(scvi, "library_prior"):
+    for name, table in tables(model):
+        table.reference.copy_(weights[name][None] if table.covariate is None else weights[name].T)
+    if hasattr(vae, "library_prior"):
         moments = [weights["library_log_means"][0], weights["library_log_vars"][0]]
-        scvi.library_prior.reference.copy_(torch.stack(moments, 1))
+        vae.library_prior.reference.copy_(torch.stack(moments, 1))

@@ -1,4 +1,5 @@
-"""Log-likelihoods of counts: negative binomial, its zero-inflated form, Poisson.
+"""Log-likelihoods of counts: negative binomial, its zero-inflated form, Poisson, and the mixture of
+two negative binomials that proteins have.
 
 The negative binomial is parameterised by mean and inverse dispersion (Lopez et al. 2018, methods;
 Grønbech et al. 2020). Small constants are placed as scvi-tools 1.4.2 places them.
@@ -59,13 +60,26 @@ def _gamma_terms(x: Tensor, theta: Tensor) -> Tensor:
     return torch.zeros_like(x, dtype=terms.dtype).index_put(where, terms)
 
 
-def nb_log_prob(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    """Negative binomial log-probability; `x`, `mean` cells × genes, `theta` broadcast to them."""
+def _mean_terms(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    """What of the negative binomial's log-probability depends on the mean."""
     log_rate_total = torch.log(theta + mean + EPS)
-    dense = theta * (torch.log(theta + EPS) - log_rate_total) + x * (
+    return theta * (torch.log(theta + EPS) - log_rate_total) + x * (
         torch.log(mean + EPS) - log_rate_total
     )
-    return dense + _gamma_terms(x, theta)
+
+
+def nb_log_prob(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    """Negative binomial log-probability; `x`, `mean` cells × genes, `theta` broadcast to them."""
+    return _mean_terms(x, mean, theta) + _gamma_terms(x, theta)
+
+
+def nb_mixture_log_prob(
+    x: Tensor, first: Tensor, second: Tensor, theta: Tensor, logits: Tensor
+) -> Tensor:
+    """Log-probability of two negative binomials with means `first` and `second` (cells × proteins)
+    and one inverse dispersion; `logits` are those of the first (Gayoso et al. 2021, methods)."""
+    either = torch.logaddexp(_mean_terms(x, first, theta), _mean_terms(x, second, theta) - logits)
+    return either - F.softplus(-logits) + _gamma_terms(x, theta)
 
 
 def zinb_log_prob(x: Tensor, mean: Tensor, theta: Tensor, zi_logits: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atlasmap.models.layers import GaussianHead, Linear, Stack
+from atlasmap.models.classifier import Classifier
+from atlasmap.models.layers import GaussianHead, Stack
 from atlasmap.models.random import Noise
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.vae import (
@@ -29,32 +30,6 @@ def log_normal(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return -0.5 * ((x - mean).square() / var + torch.log(2 * torch.pi * var))
 
 
-class Classifier(nn.Module):
-    """Latent → one value a label: logits, or probabilities for `prefix`."""
-
-    def __init__(self, scvi: Scvi, n_labels: int, variant: Variant, rng: torch.Generator):
-        super().__init__()
-        settings = scvi.settings
-        self.variant = variant
-        widths = [] if variant == "linear" else [settings.n_hidden] * settings.n_layers
-        self.stack = Stack(
-            settings.n_latent, widths, (), rng,
-            batch_norm=settings.use_batch_norm in ("encoder", "both"),
-            layer_norm=settings.use_layer_norm in ("encoder", "both"),
-            dropout_rate=settings.dropout_rate,
-        )  # fmt: skip
-        self.out = Linear(widths[-1] if widths else settings.n_latent, n_labels, rng)
-
-    def forward(self, z: Tensor, noise: Noise | None) -> Tensor:
-        """`z` cells × latent → what cross-entropy is given, cells × labels."""
-        out = self.out(self.stack(z, (), noise))
-        return torch.softmax(out, -1) if self.variant == "prefix" else out
-
-    def probabilities(self, out: Tensor) -> Tensor:
-        """Label probabilities of what `forward` gave."""
-        return out if self.variant == "prefix" else torch.softmax(out, -1)
-
-
 class Scanvi(nn.Module):
     """scVI with a label-dependent prior of z1: z2 and y above it, and a classifier q(y | z1)."""
 
@@ -62,8 +37,15 @@ class Scanvi(nn.Module):
         super().__init__()
         settings = scvi.settings
         self.scvi, self.variant, self.n_labels = scvi, variant, n_labels
-        self.classifier = Classifier(scvi, n_labels, variant, rng)
         widths = [settings.n_hidden] * settings.n_layers
+        stack_of_classifier = Stack(
+            settings.n_latent, [] if variant == "linear" else widths, (), rng,
+            batch_norm=settings.use_batch_norm in ("encoder", "both"),
+            layer_norm=settings.use_layer_norm in ("encoder", "both"),
+            dropout_rate=settings.dropout_rate,
+        )  # fmt: skip
+        width = settings.n_latent if variant == "linear" else settings.n_hidden
+        self.classifier = Classifier(stack_of_classifier, width, n_labels, variant, rng)
         size = (settings.n_hidden, settings.n_latent)
 
         def stack(part: str, dropout_rate: float) -> Stack:

@@ -7,6 +7,7 @@ rest; here the reference's parameters are frozen and never given to the optimise
 import torch
 from torch import Tensor, nn
 
+from atlasmap.models.classifier import Classifier
 from atlasmap.models.layers import CategoryTable
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.vae import Vae
@@ -17,6 +18,11 @@ NewCategories = dict[int, list[str]]  # covariate (0: the batch) → names of it
 def vae_of(model: nn.Module) -> Vae:
     """The model of the counts: scVI (scANVI has one inside), or totalVI."""
     return model if isinstance(model, Vae) else model.scvi
+
+
+def classifier_of(model: nn.Module) -> Classifier | None:
+    """What names labels from a latent position, where the model has it."""
+    return getattr(model, "classifier", None)
 
 
 def append_categories(

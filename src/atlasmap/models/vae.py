@@ -58,11 +58,12 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Loss:
-    """`total` to minimise; `sums` over cells for the history; `n` cells."""
+    """`total` to minimise; `sums` over cells for the history; `n` cells; `z` as it was drawn."""
 
     total: Tensor
     n: int
     sums: dict[str, Tensor] = field(default_factory=dict)
+    z: Tensor | None = None
 
 
 def kl_standard_normal(mean: Tensor, var: Tensor) -> Tensor:
@@ -129,10 +130,6 @@ class Vae(nn.Module):
         """p(x | z, library) of the genes: `z` cells × latent, `library` cells × 1 (log)."""
         raise NotImplementedError
 
-    def position(self, z: Tensor) -> Tensor:
-        """Where in the latent space a normal draw (…, latent) lies."""
-        return z
-
     def encoder_input(self, cells: Minibatch) -> tuple[Tensor, Codes]:
         """Features (and continuous covariates) with the codes the encoder sees."""
         x = self.features(cells)
@@ -144,7 +141,7 @@ class Vae(nn.Module):
         """q(z | x): mean, variance and a draw of z, and the log library size."""
         x, codes = self.encoder_input(cells)
         mean, var = self.encoder(x, codes, noise)
-        z = self.position(sample_normal(mean, var, noise))
+        z = sample_normal(mean, var, noise)
         if self.settings.use_observed_lib_size:
             return Posterior(mean, var, z, torch.log(cells.x.sum(1, keepdim=True)))
         library_mean, library_var = self.library_encoder(x, codes, noise)

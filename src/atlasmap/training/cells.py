@@ -51,7 +51,8 @@ class Cells:
     """All cells a model is trained on or asked about.
 
     `codes` cells × categorical covariates (batch first), `continuous` cells × covariates or None,
-    `labels` cells (−1: unlabelled), `names` cell ids on the CPU, for error messages.
+    `labels` cells (−1: unlabelled), `names` cell ids on the CPU, for error messages, `proteins`
+    counts (cells × proteins; NaN: not measured) or None.
     """
 
     counts: Counts
@@ -59,6 +60,7 @@ class Cells:
     continuous: Tensor | None
     labels: Tensor
     names: np.ndarray
+    proteins: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,14 +74,22 @@ class Cells:
         """The cells in `index`, dense."""
         at = torch.as_tensor(index, device=self.device)
         continuous = None if self.continuous is None else self.continuous[at]
-        return Minibatch(self.counts.rows(at), tuple(self.codes[at].T), continuous, self.labels[at])
+        cells = self.counts.rows(at), tuple(self.codes[at].T), continuous, self.labels[at]
+        if self.proteins is None:
+            return Minibatch(*cells)
+        proteins = self.proteins[at]
+        measured = ~proteins.isnan()
+        return Minibatch(*cells, torch.where(measured, proteins, 0.0), measured)
 
     def taken(self, index: np.ndarray) -> "Cells":
         """The cells in `index` alone."""
         at = torch.as_tensor(index, device=self.device)
         continuous = None if self.continuous is None else self.continuous[at]
         counts = Counts.of(self.counts.csr(index), self.device)
-        return Cells(counts, self.codes[at], continuous, self.labels[at], self.names[index])
+        proteins = None if self.proteins is None else self.proteins[at]
+        return Cells(
+            counts, self.codes[at], continuous, self.labels[at], self.names[index], proteins
+        )
 
     def in_order(self, size: int):
         """Minibatches of all cells in their order, for inference."""

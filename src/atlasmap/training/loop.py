@@ -42,7 +42,7 @@ def epochs_by_size(n_cells: int) -> int:
 
 
 class Plateau:
-    """Epochs since the validation ELBO was last better than ever."""
+    """Epochs since the validation ELBO (or what else is monitored) was last better than ever."""
 
     def __init__(self):
         self.best, self.since, self.since_lr = float("inf"), 0, 0
@@ -83,10 +83,17 @@ def check_weights(parameters, epoch: int) -> None:
         )
 
 
+def kl_weight(settings: TrainSettings, epoch: int, n_steps: int) -> float:
+    """Weight of the KL terms: epoch / n_epochs_kl_warmup, or by the steps taken so far; at most 1,
+    0 at the beginning (as scvi-tools)."""
+    if settings.n_steps_kl_warmup is None:
+        return min(1.0, epoch / settings.n_epochs_kl_warmup)
+    return min(1.0, n_steps / settings.n_steps_kl_warmup)
+
+
 class Training:
     """A model being trained: everything that changes, and so what a checkpoint holds.
 
-    The KL weight of epoch e is e / n_epochs_kl_warmup, at most 1 (0 in epoch 0, as scvi-tools).
     All randomness is keyed by the objective's seed and purpose and by the epoch.
     """
 
@@ -121,8 +128,9 @@ class Training:
 
     @property
     def kl_weight(self) -> float:
-        """Weight of the KL terms in this epoch."""
-        return min(1.0, self.epoch / self.settings.n_epochs_kl_warmup)
+        """Weight of the KL terms now."""
+        n_steps = (self.n_steps + self.step) * self.objective.n_optimisers
+        return kl_weight(self.settings, self.epoch, n_steps)
 
     @property
     def stopped(self) -> str | None:
@@ -134,13 +142,14 @@ class Training:
 
     def take_step(self, step: Step) -> None:
         """One minibatch."""
-        loss = self.objective.loss(step, self.noise, self.kl_weight)
+        loss = self.objective.training_loss(step, self.noise, self.kl_weight)
         self.optimiser.zero_grad(set_to_none=True)
         loss.total.backward()
         if self.settings.gradient_clip is not None:
             clip = self.settings.gradient_clip
             torch.nn.utils.clip_grad_norm_(self.objective.parameters(), clip)
         self.optimiser.step()
+        self.objective.after_step(self.noise, self.kl_weight)
         self.losses.append(loss.total.detach())
         self.averages.add(loss.sums | {"loss": self.losses[-1] * loss.n}, loss.n)
         self.step += 1
@@ -155,8 +164,8 @@ class Training:
         check_weights(self.objective.parameters(), self.epoch)
         values = self.averages.values() | self.objective.epoch_metrics()
         self.history.add(self.epoch, "train", values | {"kl_weight": self.kl_weight})
-        self.n_steps += len(steps)
         self.validate_if_due()
+        self.n_steps += len(steps)
         self.epoch += 1
         self.begin_epoch()
 
@@ -169,7 +178,7 @@ class Training:
         noise = Noise(self.generator("validation"), False, False)
         values = validate(self.objective, noise, self.kl_weight)
         self.history.add(self.epoch, "validation", values)
-        self.plateau.update(values["elbo"])
+        self.plateau.update(values[self.objective.monitor])
         if settings.reduce_lr_on_plateau and self.plateau.since_lr > LR_PATIENCE:
             self.plateau.since_lr = 0
             for group in self.optimiser.param_groups:
@@ -187,7 +196,7 @@ class Training:
                 for name, value in moments.items()
             },
             "sums": self.averages.sums,
-            "seen": self.objective.seen(),
+            "extra": self.objective.extra(),
             "noise": {"generator": self.noise.generator.get_state()},
         }
         if self.losses:
@@ -227,7 +236,7 @@ class Training:
         self.step, self.averages = facts["step"], Averages(sums, facts["weights"])
         self.losses = list(parts["losses"].get("all", torch.empty(0)).unbind())
         self.noise.generator.set_state(parts["noise"]["generator"])
-        self.objective.see_again(parts["seen"])
+        self.objective.restore_extra(parts["extra"])
 
 
 def fit(
@@ -264,7 +273,7 @@ def fit(
 
         while training.stopped is None:
             training.train_epoch(look)
-            progress.tell(training.epoch, training.history)
+            progress.tell(training.epoch, training.history, objective.monitor)
         if store:  # if the job ends now, only what follows training has to be done again
             store.write(training.state())
         progress.bar.close()

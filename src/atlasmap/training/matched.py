@@ -6,6 +6,7 @@ large epsilon does not undo), and in that momentum moves the columns of batches 
 a minibatch. Each of these `Causes` can be let in by itself; without any, both agree to rounding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.settings import TrainSettings
 from atlasmap.training.cells import Cells
+from atlasmap.training.loop import kl_weight
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
 
@@ -61,21 +63,23 @@ class Member:
 
     row: int
     objective: Unsupervised
+    settings: TrainSettings
 
 
 def members(
-    model: nn.Module, cells: Cells, names: list[str], first_code: int, settings: TrainSettings,
-    seed: int,
+    model: nn.Module, cells: Cells, names: list[str], first_code: int,
+    settings: Callable[[int], TrainSettings], seed: int,
 ) -> list[Member]:  # fmt: skip
     """The batches in `cells` (their codes begin at `first_code`), each split and shuffled as it is
-    when it is mapped alone."""
+    when it is mapped alone. `settings` are those of a training on so many cells."""
     codes, out = cells.codes[:, 0].cpu().numpy(), []
     for row, name in enumerate(names):
         own = np.flatnonzero(codes == first_code + row)
-        split = split_cells(own, settings.train_size, seed)
+        how = settings(len(own))
+        split = split_cells(own, how.train_size, seed)
         purpose = f"surgery per_batch {name}"
-        objective = Unsupervised(model, cells, split, settings.batch_size, seed, purpose)
-        out.append(Member(row, objective))
+        objective = Unsupervised(model, cells, split, how.batch_size, seed, purpose)
+        out.append(Member(row, objective, how))
     return out
 
 
@@ -87,18 +91,15 @@ def pieces(member: Member, epoch: int, causes: Causes, n_joint: int) -> list[np.
     return [part for part in np.array_split(np.concatenate(steps), n_joint) if len(part)]
 
 
-def fit_matched(
-    model: nn.Module, batches: list[Member], settings: TrainSettings, causes: Causes
-) -> None:
+def fit_matched(model: nn.Module, batches: list[Member], causes: Causes) -> None:
     """Train all batches' rows side by side: a step takes one minibatch of each batch, the loss is
     the sum of the batches' means, noise and order are those of each batch alone."""
-    tables = [p for p in model.parameters() if p.requires_grad]
+    tables, settings = [p for p in model.parameters() if p.requires_grad], batches[0].settings
     optimiser = RowAdam(tables, settings)
     n_train = sum(len(member.objective.split.train) for member in batches)
     n_joint = -(-n_train // settings.batch_size)
     device = tables[0].device
     for epoch in range(settings.max_epochs):
-        weight = min(1.0, epoch / settings.n_epochs_kl_warmup)
         noises, parts = [], []
         for member in batches:
             key = (member.objective.purpose, "noise", epoch)
@@ -110,6 +111,8 @@ def fit_matched(
             total = sum(len(part) for part in taken if part is not None)
             for member, part, noise in zip(batches, taken, noises, strict=True):
                 if part is not None:
+                    n_steps = epoch * len(parts[member.row]) + step
+                    weight = kl_weight(member.settings, epoch, n_steps)
                     loss = member.objective.loss((part, None), noise, weight).total
                     (loss * (len(part) / total if causes.scale else 1.0)).backward()
             present = torch.tensor([part is not None for part in taken], device=device)

@@ -35,6 +35,8 @@ class Unsupervised:
     batch_size: int
     seed: int
     purpose: str
+    n_optimisers = 1  # that step in every step
+    monitor = "elbo"  # the validation metric that early stopping looks at
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser is given."""
@@ -58,16 +60,23 @@ class Unsupervised:
         """Loss of one step."""
         return self.model.loss(self.cells.minibatch(step[0]), noise, kl_weight)
 
+    def training_loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
+        """The same, with what only training adds."""
+        return self.loss(step, noise, kl_weight)
+
+    def after_step(self, noise: Noise, kl_weight: float) -> None:
+        """What follows an optimiser step."""
+
     def epoch_metrics(self) -> dict[str, float]:
         """Metrics of a whole epoch that are no average over steps; reading them resets them."""
         return {}
 
-    def seen(self) -> dict[str, Tensor]:
-        """What `epoch_metrics` has gathered so far, for a checkpoint."""
+    def extra(self) -> dict[str, Tensor]:
+        """What changes in training besides the model and its optimiser, for a checkpoint."""
         return {}
 
-    def see_again(self, seen: dict[str, Tensor]) -> None:
-        """The gatherings of a checkpoint."""
+    def restore_extra(self, extra: dict[str, Tensor]) -> None:
+        """Be as a checkpoint says."""
 
 
 @dataclass
@@ -139,18 +148,19 @@ class SemiSupervised(Unsupervised):
         """`ece`: over all labelled cells seen since last asked, each counted once."""
         if not self._seen:
             return {}
-        index, confidence, correct = self.seen().values()
+        index, confidence, correct = self.extra().values()
         self._seen.clear()
         first = torch.as_tensor(np.unique(index.numpy(), return_index=True)[1]).to(correct.device)
         return {"ece": float(expected_calibration_error(confidence[first], correct[first]))}
 
-    def seen(self) -> dict[str, Tensor]:
+    def extra(self) -> dict[str, Tensor]:
         names = ("index", "confidence", "correct")
         parts = zip(*self._seen, strict=True)
         return {name: torch.cat(part) for name, part in zip(names, parts, strict=False)}
 
-    def see_again(self, seen: dict[str, Tensor]) -> None:
-        self._seen = [(seen["index"].cpu(), seen["confidence"], seen["correct"])] if seen else []
+    def restore_extra(self, extra: dict[str, Tensor]) -> None:
+        values = (extra["index"].cpu(), extra["confidence"], extra["correct"]) if extra else None
+        self._seen = [values] if values else []
 
 
 def validate(objective: Unsupervised, noise: Noise, kl_weight: float) -> dict[str, Tensor | float]:

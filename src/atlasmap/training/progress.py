@@ -26,15 +26,16 @@ class Progress:
             total=n_epochs, initial=epoch, desc=name, unit="epoch", disable=not self.live
         )
 
-    def tell(self, done: int, history: History) -> None:
-        """`done` epochs are done."""
-        shown = history.last("validation", "elbo") or history.last("train", "elbo")
-        self.bar.set_postfix_str(f"elbo {shown:.2f}")
+    def tell(self, done: int, history: History, metric: str) -> None:
+        """`done` epochs are done; `metric` says how it goes."""
+        shown = history.last("validation", metric) or history.last("train", metric)
+        self.bar.set_postfix_str(f"{metric} {shown:.4g}")
         self.bar.update()
         last = done == self.n_epochs
         if not self.live and (last or time.monotonic() - self.said > SECONDS_BETWEEN_LINES):
             self.said = time.monotonic()
-            log.info("%s: epoch %d of %d, elbo %.2f", self.name, done, self.n_epochs, shown)
+            said = (self.name, done, self.n_epochs, metric, shown)
+            log.info("%s: epoch %d of %d, %s %.2f", *said)
         self.foresee(done)
 
     def foresee(self, done: int) -> None:
