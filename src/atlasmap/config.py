@@ -254,17 +254,27 @@ def cost(said: dict) -> str:
     return f"forecast: {said['hours']:.2f} h of jobs, {trained} (probed on {said['device']})"
 
 
+def complete(cls: type, node: dict[str, Any], blocks: dict[str, Any]) -> None:
+    """Add what pydantic leaves out: docstrings of inherited fields, defaults that a factory makes.
+
+    `blocks` are the schemas of the settings classes inside, by name.
+    """
+    for base in cls.__mro__[1:-1]:
+        for key, value in TypeAdapter(base).json_schema()["properties"].items():
+            node["properties"][key].setdefault("description", value["description"])
+    for key, made in cls.__dataclass_fields__.items():
+        inner = get_type_hints(cls)[key]
+        if hasattr(inner, "__dataclass_fields__"):
+            complete(inner, blocks[inner.__name__], blocks)
+        elif callable(made.default_factory):
+            node["properties"][key].setdefault("default", made.default_factory())
+
+
 def schema(cls: type) -> dict[str, Any]:
     """JSON schema of a settings class, its blocks written out where they stand."""
     whole = TypeAdapter(cls).json_schema()
-    for base in cls.__mro__[1:-1]:  # pydantic loses the docstrings of inherited fields
-        for key, value in TypeAdapter(base).json_schema()["properties"].items():
-            whole["properties"][key].setdefault("description", value["description"])
-    # and writes no default that a factory makes
-    for key, made in cls.__dataclass_fields__.items():
-        if callable(made.default_factory) and "$ref" not in whole["properties"][key]:
-            whole["properties"][key].setdefault("default", made.default_factory())
     blocks = whole.pop("$defs", {})
+    complete(cls, whole, blocks)
 
     def written_out(node: Any) -> Any:
         if isinstance(node, list):

@@ -66,6 +66,8 @@ class DataSettings:
     """Labels with fewer reference cells become unlabelled, and are listed in contract.json."""
     min_cells_per_batch: Annotated[int, Field(ge=3)] = 3
     """A batch with fewer cells is an error."""
+    mask_proteins: list[str] = field(default_factory=list)
+    """Batches whose proteins are treated as not measured (to see how well they are imputed)."""
     min_gene_overlap: Share = 0.8
     """Least share of the reference's genes a query must have; the missing are filled with zeros."""
 
@@ -398,6 +400,8 @@ class FinalSettings:
 class DataConfig:
     """Keys of the config that decide what is checked, called a label, and given to a model."""
 
+    modality: Literal["rna", "citeseq"] = "rna"
+    """What was measured: RNA, or RNA and proteins (totalVI instead of scVI and scANVI)."""
     counts: Literal["integer", "corrected_float"] = "integer"
     """corrected_float admits non-integer counts (SoupX, CellBender)."""
     labels: Literal["given", "none"] = "given"
@@ -427,8 +431,6 @@ class Config(DataConfig):
     """Sheet of data sets (tab separated); relative to the working directory or the repository."""
     data_dir: str | None = None
     """Folder that relative paths in the sheet start from; null: the sheet's own folder."""
-    modality: Literal["rna"] = "rna"
-    """What was measured."""
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     """A trained reference to map onto."""
     device: Device = "auto"
@@ -443,6 +445,8 @@ class Config(DataConfig):
     """Which variant, strategy and seed is the answer."""
     scvi: ScviSettings = field(default_factory=ScviSettings)
     """scVI."""
+    totalvi: TotalviSettings = field(default_factory=TotalviSettings)
+    """totalVI (modality: citeseq)."""
     scanvi: ScanviSettings = field(default_factory=ScanviSettings)
     """scANVI, all variants."""
     scanvi_prefix: dict = field(default_factory=dict)
@@ -453,6 +457,8 @@ class Config(DataConfig):
     """What differs from `scanvi` for the linear variant."""
     surgery: SurgerySettings = field(default_factory=SurgerySettings)
     """Mapping."""
+    totalvi_surgery: TotalviSurgerySettings = field(default_factory=TotalviSurgerySettings)
+    """Mapping of CITE-seq."""
     mapping: MappingSettings = field(default_factory=MappingSettings)
     """Jobs of the mapping."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0

@@ -7,12 +7,13 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.data import proteins
 from atlasmap.data.counts import check_cells_not_empty, checked_counts
 from atlasmap.data.genes import align, choose_genes, gene_ids, gene_symbols
 from atlasmap.data.lengths import per_length, read_lengths
 from atlasmap.data.obs import batches, column, covariates, filtered, labels
 from atlasmap.data.readers import read_any
-from atlasmap.data.registry import Registry
+from atlasmap.data.registry import PROTEINS, Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataConfig
@@ -29,12 +30,33 @@ class Prepared:
 def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata.AnnData:
     """One data set: counts checked, obs with `batch`, `label` or `truth`, covariates, `dataset`.
 
-    X is CSR float32 (cells × genes), var is indexed by gene id, with `symbol` where known. uns has
-    `gene_lengths`, what was found, where counts were divided by them.
+    X is CSR float32 (cells × genes), var is indexed by gene id, with `symbol` where known; CITE-seq
+    has proteins in obsm. uns has `gene_lengths`, what was found, where counts were divided by them.
     """
     raw = filtered(read_any(path), dataset)
     corrected = config.counts == "corrected_float"
     counts = checked_counts(raw, dataset.counts, dataset.id, corrected_float=corrected)
+    var = raw.var.copy()  # other columns are looked at where too few genes match
+    if dataset.gene_id:
+        var["index"] = raw.var_names
+    var.index = gene_ids(raw, dataset.gene_id, dataset.id)
+    if (symbols := gene_symbols(raw)) is not None:
+        var["symbol"] = symbols
+    out = anndata.AnnData(counts, obs=checked_obs(raw, dataset, config), var=var)
+    if dataset.gene_lengths:
+        lengths = read_lengths(Path(dataset.gene_lengths))
+        divided = per_length(counts, var.index, symbols, lengths, dataset.id)
+        among = " among genes with a length"
+        check_cells_not_empty(divided.counts, raw.obs_names, dataset.id, among)
+        uns = {"gene_lengths": divided.facts}
+        out = anndata.AnnData(divided.counts, obs=out.obs, var=var[divided.keep], uns=uns)
+    if config.modality == "citeseq":
+        proteins.put(out, proteins.checked_proteins(raw, out.obs["batch"], dataset, config))
+    return out
+
+
+def checked_obs(raw: anndata.AnnData, dataset: Dataset, config: DataConfig) -> pd.DataFrame:
+    """Columns of a data set under our names."""
     obs = covariates(raw, config, dataset.id)
     obs.insert(0, "batch", batches(raw, dataset, config.data.min_cells_per_batch))
     obs["dataset"] = dataset.id
@@ -47,19 +69,7 @@ def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata
     for level in config.label_levels if dataset.role == "reference" else []:
         values = column(raw, level, "a level of the label", dataset.id)
         obs[level] = labels(values, config, dataset.id)
-    var = raw.var.copy()  # other columns are looked at where too few genes match
-    if dataset.gene_id:
-        var["index"] = raw.var_names
-    var.index = gene_ids(raw, dataset.gene_id, dataset.id)
-    if (symbols := gene_symbols(raw)) is not None:
-        var["symbol"] = symbols
-    if not dataset.gene_lengths:
-        return anndata.AnnData(counts, obs=obs, var=var)
-    lengths = read_lengths(Path(dataset.gene_lengths))
-    divided = per_length(counts, var.index, symbols, lengths, dataset.id)
-    check_cells_not_empty(divided.counts, raw.obs_names, dataset.id, " among genes with a length")
-    uns = {"gene_lengths": divided.facts}
-    return anndata.AnnData(divided.counts, obs=obs, var=var[divided.keep], uns=uns)
+    return obs
 
 
 def check_batches_apart(parts: list[anndata.AnnData], names: list[str]) -> None:
@@ -80,6 +90,8 @@ def check_batches_apart(parts: list[anndata.AnnData], names: list[str]) -> None:
 def join_reference(parts: list[anndata.AnnData], names: list[str]) -> anndata.AnnData:
     """Reference data sets on their common genes (the first one's order); GENES_NONE_SHARED."""
     check_batches_apart(parts, names)
+    citeseq = PROTEINS in parts[0].obsm
+    panel = proteins.joined(parts) if citeseq else None
     joined = anndata.concat(parts, join="inner", merge="first")
     if joined.n_vars == 0:
         raise AtlasmapError(
@@ -90,6 +102,8 @@ def join_reference(parts: list[anndata.AnnData], names: list[str]) -> anndata.An
         )
     if joined.obs_names.has_duplicates:
         joined.obs_names = joined.obs["dataset"].astype(str) + ":" + joined.obs_names.astype(str)
+    if citeseq:
+        proteins.put(joined, panel)
     return joined
 
 
@@ -153,6 +167,8 @@ def prepare_reference(
         "batches": {k: int(v) for k, v in chosen.obs["batch"].value_counts().sort_index().items()},
         "counts": count_facts(chosen),
     }
+    if PROTEINS in chosen.obsm:
+        facts["panel"] = proteins.panel_facts(proteins.get(chosen), chosen.obs["batch"])
     return Prepared(chosen, facts | label_facts)
 
 
@@ -210,8 +226,12 @@ def prepare_query(
         "gene_overlap": round(aligned.match.overlap, 4),
         "genes_missing": aligned.missing,
         "counts": count_facts(adata),
-        **whole.uns,
+        **{key: whole.uns[key] for key in ("gene_lengths",) if key in whole.uns},
     }
+    if PROTEINS in cells.obsm:
+        table, of_proteins = proteins.aligned(cells, reference.proteins, dataset.id)
+        proteins.put(adata, table)
+        facts |= of_proteins
     if "truth" in cells.obs:
         absent = sorted(
             set(cells.obs["truth"]) - set(reference.labels) - {config.unlabeled_category}

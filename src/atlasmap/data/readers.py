@@ -1,14 +1,21 @@
-"""Open what a scientist has: .h5ad, 10x .h5, 10x mtx folders, .zarr."""
+"""Open what a scientist has: .h5ad, .h5mu, 10x .h5, 10x mtx folders, .zarr."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import anndata
 import h5py
+import numpy as np
+import pandas as pd
+from scipy import sparse
 
 from atlasmap.errors import AtlasmapError
 
-FORMATS = ".h5ad, 10x .h5, a folder with matrix.mtx[.gz], .zarr"
+FORMATS = ".h5ad, .h5mu, 10x .h5, a folder with matrix.mtx[.gz], .zarr"
+
+GENE, ANTIBODY = "Gene Expression", "Antibody Capture"  # 10x feature types
+RNA = ("rna", "gex", "RNA")  # names of the modality with genes
+LARGEST_PANEL = 2000  # features of a modality that could be proteins
 
 
 def open_hdf5(path: Path) -> None:
@@ -46,10 +53,23 @@ def read_10x_h5(path: Path) -> anndata.AnnData:
     """A 10x .h5 indexed by gene id, as its mtx twin is."""
     import scanpy
 
-    adata = scanpy.read_10x_h5(path)
+    adata = scanpy.read_10x_h5(path, gex_only=False)
     adata.var["gene_symbols"] = adata.var_names
     adata.var_names = adata.var["gene_ids"].astype(str)
-    return adata
+    return with_antibodies(adata)
+
+
+def with_antibodies(adata: anndata.AnnData) -> anndata.AnnData:
+    """Genes alone, with the Antibody Capture features of a 10x file as obsm protein_expression."""
+    if "feature_types" not in adata.var:
+        return adata
+    kinds = adata.var["feature_types"].astype(str)
+    antibodies, out = adata[:, kinds == ANTIBODY], adata[:, kinds == GENE].copy()
+    if antibodies.n_vars:
+        counts = antibodies.X.toarray()
+        names = antibodies.var["gene_symbols"].astype(str)
+        out.obsm["protein_expression"] = pd.DataFrame(counts, out.obs_names, list(names))
+    return out
 
 
 def read_10x_mtx(path: Path) -> anndata.AnnData:
@@ -58,7 +78,26 @@ def read_10x_mtx(path: Path) -> anndata.AnnData:
 
     (matrix,) = path.glob("*matrix.mtx*")
     prefix = matrix.name.partition("matrix.mtx")[0]
-    return scanpy.read_10x_mtx(path, var_names="gene_ids", prefix=prefix or None)
+    ids = scanpy.read_10x_mtx(path, var_names="gene_ids", prefix=prefix or None, gex_only=False)
+    return with_antibodies(ids)
+
+
+def read_h5mu(path: Path) -> anndata.AnnData:
+    """The RNA of a MuData file; its small other modalities as tables in obsm, by their names."""
+    with h5py.File(path) as file:
+        parts = {name: anndata.io.read_elem(file["mod"][name]) for name in file["mod"]}
+        shared = anndata.io.read_elem(file["obs"])
+    rna = next((parts.pop(name) for name in RNA if name in parts), None)
+    if rna is None:
+        raise ValueError(f"no modality {' or '.join(RNA)}: {', '.join(parts)}")
+    for key in shared.columns.difference(rna.obs.columns):
+        rna.obs[key] = shared[key].reindex(rna.obs_names)
+    for name, part in parts.items():
+        if part.n_vars <= LARGEST_PANEL:
+            counts = part.X.toarray() if sparse.issparse(part.X) else np.asarray(part.X)
+            table = pd.DataFrame(counts, part.obs_names, part.var_names)
+            rna.obsm[name] = table.reindex(rna.obs_names)
+    return rna
 
 
 def read_any(path: str | Path) -> anndata.AnnData:
@@ -73,9 +112,9 @@ def read_any(path: str | Path) -> anndata.AnnData:
         )
     if path.suffix == ".zarr":
         return read_by(lambda: anndata.read_zarr(path), path, "a .zarr")
-    if path.suffix in (".h5ad", ".h5"):
+    readers = {".h5ad": anndata.read_h5ad, ".h5": read_10x_h5, ".h5mu": read_h5mu}
+    if read := readers.get(path.suffix):
         open_hdf5(path)
-        read = anndata.read_h5ad if path.suffix == ".h5ad" else read_10x_h5
         return read_by(lambda: read(path), path, f"an {path.suffix}")
     if path.is_dir() and any(path.glob("*matrix.mtx*")):
         return read_by(lambda: read_10x_mtx(path), path, "a 10x mtx folder")

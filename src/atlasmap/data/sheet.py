@@ -22,7 +22,8 @@ class Dataset:
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Short name of the data set, unique in the sheet."""
     path: Annotated[str, Field(min_length=1)]
-    """File or folder (.h5ad, 10x .h5, mtx folder, .zarr), URL, or builtin:pbmc68k|simulated."""
+    """File or folder (.h5ad, .h5mu, 10x .h5, mtx folder, .zarr), URL, or
+    builtin:pbmc68k|simulated."""
     role: Literal["reference", "query"]
     """What the cells are for."""
     batch_key: str = ""
@@ -38,6 +39,14 @@ class Dataset:
     gene_lengths: str = ""
     """Table (file or URL) of gene names and lengths in bases: counts of a full-length protocol such
     as Smart-seq2 are divided by them. Empty: counts stay as they are."""
+    proteins: str = ""
+    """CITE-seq: key of obsm (or modality of an .h5mu) with protein counts; empty: a usual one, or
+    Antibody Capture features of a 10x file; none: these cells have no proteins."""
+    protein_names: str = ""
+    """Key of uns with the names of the proteins, where obsm holds a bare array."""
+    protein_zeros: Literal["", "missing", "measured"] = ""
+    """What a protein is that is zero in all cells of a batch: missing (not measured there) or
+    measured (no cell has it). Empty: such a protein is an error."""
     obs_filter: str = ""
     """pandas expression over obs; only cells for which it holds are used."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
@@ -52,7 +61,7 @@ class Dataset:
     def fetched_as(self) -> str:
         """File name once it is fetched: a URL that does not say what it gives is an .h5ad."""
         ending = Path(urlsplit(self.path).path).suffix
-        return self.id + (ending if ending == ".h5" else ".h5ad")
+        return self.id + (ending if ending in (".h5", ".h5mu") else ".h5ad")
 
 
 def read_sheet(path: Path, *, trained: bool = False) -> list[Dataset]:

@@ -1,0 +1,168 @@
+"""Protein counts of CITE-seq cells: where they are, what they must be, panels aligned by name.
+
+A protein that was not measured is NaN in prepared cells, never zero: models leave it out.
+"""
+
+import re
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from atlasmap.data.counts import not_integer
+from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
+from atlasmap.data.sheet import Dataset
+from atlasmap.errors import AtlasmapError, listed
+from atlasmap.settings import DataConfig
+
+USUAL = ("protein_expression", "protein_counts", "prot", "protein", "adt", "ADT")
+NONE = "none"  # in the sheet: these cells have no proteins
+ISOTYPE = re.compile(
+    r"isotype|igg\d?[a-d]?.{0,3}(control|ctrl)|^((rat|mouse|human|hamster)_?)?igg", re.IGNORECASE
+)
+
+
+def table_of(adata: anndata.AnnData, dataset: Dataset) -> pd.DataFrame:
+    """Protein counts of a data set as they are in the file (cells × proteins).
+
+    Raises PROTEINS_MISSING, PROTEIN_NAMES_MISSING.
+    """
+    key = dataset.proteins or next((key for key in USUAL if key in adata.obsm), "")
+    if key not in adata.obsm:
+        raise AtlasmapError(
+            "PROTEINS_MISSING",
+            expected=f"protein counts of {dataset.id} in obsm"
+            + (f"[{key!r}]" if key else ", or Antibody Capture features of a 10x file"),
+            found=f"obsm: {listed(adata.obsm)}",
+            mend="name the key as `proteins` in the sheet, or write none there if these cells have "
+            "no proteins",
+        )
+    values = adata.obsm[key]
+    if isinstance(values, pd.DataFrame):
+        return values.rename(columns=str)
+    names = adata.uns.get(dataset.protein_names) if dataset.protein_names else None
+    if names is None or len(names) != values.shape[1]:
+        raise AtlasmapError(
+            "PROTEIN_NAMES_MISSING",
+            expected=f"names of the {values.shape[1]} columns of obsm[{key!r}] of {dataset.id}",
+            found=f"uns: {listed(adata.uns)}"
+            if names is None
+            else f"{len(names)} names in uns[{dataset.protein_names!r}]",
+            mend="name the key of uns that holds them as `protein_names` in the sheet, or store a "
+            "table with named columns",
+        )
+    dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
+    return pd.DataFrame(dense, index=adata.obs_names, columns=[str(name) for name in names])
+
+
+def checked_proteins(
+    adata: anndata.AnnData, batch: pd.Series, dataset: Dataset, config: DataConfig
+) -> pd.DataFrame:
+    """Protein counts (float32; NaN where not measured) of a data set's cells.
+
+    Raises PROTEINS_* errors; PROTEIN_ALL_ZERO where a batch has only zeros of a protein and the
+    sheet does not say whether it was measured.
+    """
+    if dataset.proteins == NONE:
+        return pd.DataFrame(index=adata.obs_names)
+    table = table_of(adata, dataset)
+    if not table.columns.is_unique:
+        raise AtlasmapError(
+            "PROTEIN_TWICE",
+            expected=f"each protein of {dataset.id} once",
+            found=listed(table.columns[table.columns.duplicated()].unique()),
+            mend="give these columns names of their own",
+        )
+    check_values(table, dataset, corrected=config.counts == "corrected_float")
+    table = table.astype(np.float32)
+    zero = table.eq(0).groupby(batch.to_numpy()).all()
+    if zero.to_numpy().any() and not dataset.protein_zeros:
+        found = [f"{name} in batch {k}" for k, row in zero.iterrows() for name in row.index[row]]
+        raise AtlasmapError(
+            "PROTEIN_ALL_ZERO",
+            expected=f"every protein of {dataset.id} in some cell of each batch",
+            found=f"only zeros: {listed(found)}",
+            mend="say in the sheet what that means: protein_zeros missing (it was not measured "
+            "there) or measured (no cell has it)",
+        )
+    if dataset.protein_zeros == "missing":
+        table = table.mask(zero.loc[batch].set_axis(table.index))
+    table.loc[batch.isin(config.data.mask_proteins).to_numpy()] = np.nan
+    return table
+
+
+def check_values(table: pd.DataFrame, dataset: Dataset, *, corrected: bool) -> None:
+    """Raise PROTEINS_NAN, PROTEINS_NOT_COUNTS."""
+    values = table.to_numpy(float)
+    bad = ~np.isfinite(values).all(1)
+    if bad.any():
+        raise AtlasmapError(
+            "PROTEINS_NAN",
+            expected=f"finite protein counts in {dataset.id}",
+            found=f"NaN or infinity in {int(bad.sum())} cells: {listed(table.index[bad])}",
+            mend="remove these cells or restore their counts; a protein that a batch lacks is zero "
+            "in all its cells, with protein_zeros missing in the sheet",
+        )
+    if values.min(initial=0) < 0 or (not corrected and not_integer(values.ravel())):
+        raise AtlasmapError(
+            "PROTEINS_NOT_COUNTS",
+            expected=f"integer protein counts of zero or more in {dataset.id}",
+            found=f"values from {values.min():.4g} to {values.max():.4g}: normalised (CLR, DSB)?",
+            mend="give the raw counts; if they are ambient-corrected, set counts: corrected_float",
+        )
+
+
+def put(adata: anndata.AnnData, table: pd.DataFrame) -> None:
+    """Store protein counts in prepared cells."""
+    adata.obsm[PROTEINS] = table.to_numpy(np.float32)
+    adata.uns[PROTEIN_NAMES] = list(table.columns)
+
+
+def get(adata: anndata.AnnData) -> pd.DataFrame:
+    """Protein counts of checked cells."""
+    return pd.DataFrame(
+        adata.obsm[PROTEINS], index=adata.obs_names, columns=list(adata.uns[PROTEIN_NAMES])
+    )
+
+
+def joined(parts: list[anndata.AnnData]) -> pd.DataFrame:
+    """Counts of several data sets, of all their proteins; NaN where one lacks a protein."""
+    tables = [get(part) for part in parts]
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    return pd.concat([table.reindex(columns=names) for table in tables])
+
+
+def aligned(adata: anndata.AnnData, proteins: list[str], name: str) -> tuple[pd.DataFrame, dict]:
+    """A query's counts of the reference's proteins, NaN where it lacks one, and facts.
+
+    Raises PROTEINS_NONE_SHARED for a query whose panel has none of them.
+    """
+    table = get(adata)
+    shared = [protein for protein in proteins if protein in table]
+    if len(table.columns) and not shared:
+        raise AtlasmapError(
+            "PROTEINS_NONE_SHARED",
+            expected=f"proteins of the reference: {listed(proteins)}",
+            found=f"{name} has {listed(table.columns)}",
+            mend="spell them alike (suffixes such as _TotalSeqB count), or write none as "
+            "`proteins` in the sheet to map the cells by their genes",
+        )
+    out = table.reindex(columns=proteins)
+    return out, {
+        "n_proteins": len(shared),
+        "proteins_missing": [name for name in proteins if out[name].isna().all()],
+        "proteins_not_in_reference": [name for name in table if name not in set(proteins)],
+    }
+
+
+def panel_facts(table: pd.DataFrame, batch: pd.Series) -> dict:
+    """The reference's panel: proteins, isotype controls, and what batches lack."""
+    lacking = table.isna().groupby(batch.to_numpy()).all()
+    return {
+        "proteins": list(table.columns),
+        "isotype_controls": [name for name in table if ISOTYPE.search(name)],
+        "proteins_missing": {
+            str(k): list(row.index[row]) for k, row in lacking.iterrows() if row.any()
+        },
+    }
