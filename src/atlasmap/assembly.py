@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.data.obs import as_text, column
+from atlasmap.data.registry import PROTEIN_NAMES
+from atlasmap.denoise import FOREGROUND, PROTEIN
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.minified import latent_of, variance_of
 from atlasmap.models.scanvi import Scanvi
@@ -25,10 +27,14 @@ from atlasmap.trust.calibrated import Calibration
 from atlasmap.trust.tree import Levels, levels_of_columns, rolled_up
 from atlasmap.trust.verdict import verdicts
 
+# obsm of CITE-seq: what totalVI says of the proteins, beside each latent.
+PROTEINS = (PROTEIN, f"{PROTEIN}_lower", f"{PROTEIN}_upper", FOREGROUND)
+
 
 @dataclass(frozen=True)
 class Atlas:
-    """`adata`: obs batch, role, label, predicted_label …, obsm X_latent, X_umap. `labels`,
+    """`adata`: obs batch, role, label, predicted_label …, obsm X_latent, X_umap, for CITE-seq also
+    denoised proteins and foreground probabilities (columns in uns protein_names). `labels`,
     `soft_labels` (None without labels) and `calibrated` (None without a calibration): query cells,
     a row each."""
 
@@ -155,7 +161,7 @@ def positions(fitted: FittedMap, latent: anndata.AnnData) -> np.ndarray:
 
 def in_latent_space(reference: anndata.AnnData, columns: list[str]) -> anndata.AnnData:
     """A minified reference as queries are: no genes, obsm X_latent, those of obs's `columns`."""
-    kept = {key: reference.obsm[key] for key in ("soft_labels",) if key in reference.obsm}
+    kept = {key: reference.obsm[key] for key in ("soft_labels", *PROTEINS) if key in reference.obsm}
     return anndata.AnnData(
         obs=reference.obs[[key for key in reference.obs if key in columns]].copy(),
         obsm={"X_latent": latent_of(reference), **kept},
@@ -199,10 +205,13 @@ def assemble(
             with_columns(query.obs, made[0].drop(columns="batch"))
             tables.append(made)
         parts.append(query)
+    proteins = [key for key in PROTEINS if all(key in part.obsm for part in (reference, *parts))]
     for part in (reference, *parts):
         tidy_obs(part.obs, unlabeled)
-        part.obsm = {key: part.obsm[key] for key in ("X_latent", "X_umap")}
+        part.obsm = {key: part.obsm[key] for key in ("X_latent", "X_umap", *proteins)}
     whole = anndata.concat([reference, *parts], join="outer")
+    if proteins:
+        whole.uns[PROTEIN_NAMES] = reference.uns[PROTEIN_NAMES]
     unique_index(whole)
     tidy_obs(whole.obs, unlabeled)
     if not classified:

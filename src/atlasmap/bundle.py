@@ -60,6 +60,11 @@ def from_format_1(about: dict) -> dict:
 MIGRATIONS = {1: from_format_1}  # format → settings.json of the next one
 
 
+def architecture(about: dict) -> dict:
+    """Settings of the model of the counts, as settings.json has them."""
+    return about["totalvi" if about["kind"] == "totalvi" else "scvi"]
+
+
 def versions() -> dict[str, str]:
     """Versions of what computed."""
     python = ".".join(map(str, sys.version_info[:3]))

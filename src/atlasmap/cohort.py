@@ -17,8 +17,9 @@ def cohort(
     True labels of the query are not taken along.
     """
     whole = anndata.concat(
-        [reference, joined(queries)], join="outer", keys=["reference", "query"], label="role"
-    )
+        [reference, joined(queries)], join="outer", keys=["reference", "query"], label="role",
+        uns_merge="same",
+    )  # fmt: skip
     whole.var = reference.var.copy()
     whole.obs = whole.obs.drop(columns="truth", errors="ignore")
     named = whole.obs["label"].astype(object).where(whole.obs["role"] == "reference", unlabeled)

@@ -92,9 +92,30 @@ def load_config(given: dict) -> Config:
                 mend=f"correct {key}",
             )
     final_of(config)
+    check_modality(config, given)
     check_covariates(config)
     check_reference(config, given)
     return config
+
+
+def check_modality(config: Config, given: dict) -> None:
+    """Blocks of a model that this modality does not train would be ignored: CONFIG_MODALITY."""
+    of_rna = {"scvi", "scanvi", "scanvi_prefix", "scanvi_fixed", "scanvi_linear", "surgery"}
+    of_rna |= {"variants"}
+    of_citeseq = {"totalvi", "totalvi_surgery", "denoise"}
+    idle = sorted(set(given) & (of_rna if config.modality == "citeseq" else of_citeseq))
+    if config.modality == "citeseq" and config.final.variant:
+        idle.append("final.variant")
+    if idle:
+        citeseq = config.modality == "citeseq"
+        raise AtlasmapError(
+            "CONFIG_MODALITY",
+            expected=f"keys of modality {config.modality}",
+            found=listed(idle, 10),
+            mend="leave them out: totalVI is set by totalvi, totalvi_surgery and denoise"
+            if citeseq
+            else "leave them out, or set modality: citeseq",
+        )
 
 
 def check_reference(config: Config, given: dict) -> None:
@@ -173,10 +194,12 @@ def with_reference(config: Config, given: dict, folder: Path) -> Config:
 
 def check_mappable(config: Config) -> None:
     """A reference whose encoder does not see the batch cannot be mapped onto: SURGERY_NOOP."""
-    if not config.scvi.encode_covariates and set(config.strategies) & {"per_batch", "joint"}:
+    name = "totalvi" if config.modality == "citeseq" else "scvi"
+    trained = set(config.strategies) & {"per_batch", "joint"}
+    if trained and not getattr(config, name).encode_covariates:
         raise AtlasmapError(
             "SURGERY_NOOP",
-            expected="scvi.encode_covariates: true, since the sheet has query rows",
+            expected=f"{name}.encode_covariates: true, since the sheet has query rows",
             found="false: nothing that surgery trains would reach the query's latent",
             mend="set it to true, or set strategies: [frozen], which takes the encoder as it is",
         )

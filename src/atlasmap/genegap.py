@@ -11,12 +11,14 @@ from scipy import sparse
 from sklearn.metrics import accuracy_score, recall_score
 
 from atlasmap.bundle import Bundle, device_of
+from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
 from atlasmap.inference import embed
 
 
-def masked(cells: anndata.AnnData, missing: list[str]) -> anndata.AnnData:
-    """The same cells without counts of the genes in `missing`; cells left empty get one count, of
-    the first gene there is, as a library of nothing has no logarithm."""
+def masked(cells: anndata.AnnData, missing: list[str], proteins: list[str] = ()) -> anndata.AnnData:
+    """The same cells without counts of the genes in `missing`, and with these `proteins` not
+    measured; cells left empty get one count, of the first gene there is, as a library of nothing
+    has no logarithm."""
     keep = ~np.asarray(cells.var_names.isin(missing))
     counts = (cells.X @ sparse.diags_array(keep.astype(np.float32))).tocsr()
     counts.eliminate_zeros()
@@ -27,7 +29,12 @@ def masked(cells: anndata.AnnData, missing: list[str]) -> anndata.AnnData:
             counts.shape,
         )
         counts = (counts + one).tocsr()
-    return anndata.AnnData(counts.astype(np.float32), cells.obs.copy(), cells.var.copy())
+    out = anndata.AnnData(counts.astype(np.float32), cells.obs.copy(), cells.var.copy())
+    if PROTEINS in cells.obsm:
+        out.uns[PROTEIN_NAMES] = names = list(cells.uns[PROTEIN_NAMES])
+        absent = np.isin(names, list(proteins))
+        out.obsm[PROTEINS] = np.where(absent, np.nan, cells.obsm[PROTEINS]).astype(np.float32)
+    return out
 
 
 def predicted(bundle: Bundle, cells: anndata.AnnData) -> np.ndarray:
@@ -36,9 +43,12 @@ def predicted(bundle: Bundle, cells: anndata.AnnData) -> np.ndarray:
     return np.asarray(bundle.registry.labels, object)[said.soft_labels.argmax(1)]
 
 
-def gene_gap(bundle: Bundle, cells: anndata.AnnData, missing: list[str]) -> pd.DataFrame:
+def gene_gap(
+    bundle: Bundle, cells: anndata.AnnData, missing: list[str], proteins: list[str] = ()
+) -> pd.DataFrame:
     """Expected loss of accuracy, all labels and each: label, n, n_genes_missing, accuracy and
-    recall with all genes and without, loss.
+    recall with all genes and without, loss. For CITE-seq the query's missing `proteins` count too
+    (n_proteins_missing).
 
     `cells` are labelled reference cells that the model was not trained on, with counts.
     """
@@ -46,7 +56,8 @@ def gene_gap(bundle: Bundle, cells: anndata.AnnData, missing: list[str]) -> pd.D
     known = np.isin(truth, bundle.registry.labels)
     cells, truth = cells[known].copy(), truth[known]
     before = predicted(bundle, cells)
-    after = predicted(bundle, masked(cells, missing)) if missing else before
+    gap = len(missing) + len(proteins)
+    after = predicted(bundle, masked(cells, missing, proteins)) if gap else before
     names = sorted(set(truth))
     scores = [
         [accuracy_score(truth, said),
@@ -58,6 +69,7 @@ def gene_gap(bundle: Bundle, cells: anndata.AnnData, missing: list[str]) -> pd.D
             "label": ["all", *names],
             "n": [len(truth), *(int((truth == name).sum()) for name in names)],
             "n_genes_missing": len(missing),
+            **({"n_proteins_missing": len(proteins)} if bundle.registry.proteins else {}),
             "with_all_genes": scores[0],
             "without_missing": scores[1],
         }

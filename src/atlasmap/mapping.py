@@ -106,15 +106,18 @@ def inputs(query: anndata.AnnData, settings: SurgerySettings, strategy: Surgery,
 
 def is_mapped(
     folder: Path, reference: Bundle, query: anndata.AnnData, settings: SurgerySettings,
-    strategy: Surgery, seed: int,
+    strategy: Surgery, seed: int, denoise: dict | None = None,
 ) -> bool:  # fmt: skip
-    """Whether `folder` has this very mapping, whole: delta bundle, latent and certificate."""
+    """Whether `folder` has this very mapping, whole: delta bundle, latent and certificate; with
+    `denoise` (settings) also the denoised cells."""
     try:
         about, records = read_about(folder), recorded(folder)
     except (AtlasmapError, ValueError, KeyError, OSError):  # missing, altered, cut short
         return False
     made_of = inputs(query, settings, strategy, seed) | {"parent": reference_hash(reference.model)}
     beside = [folder / "latent.h5ad", folder / FILE]
+    if denoise is not None:
+        made_of, beside = made_of | {"denoise": denoise}, [*beside, folder / "denoised.h5ad"]
     whole = all(path.exists() and records.get(path) == sha256(path) for path in beside)
     return whole and all(about.get(key) == value for key, value in made_of.items())
 
@@ -225,4 +228,6 @@ def map_held_out(
 
 def joined(queries: list[anndata.AnnData]) -> anndata.AnnData:
     """Prepared query batches as one; cells keep their names, which batches may share."""
-    return queries[0] if len(queries) == 1 else anndata.concat(queries, join="outer", merge="same")
+    if len(queries) == 1:
+        return queries[0]
+    return anndata.concat(queries, join="outer", merge="same", uns_merge="same")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import anndata
 import torch
 
 from atlasmap.assembly import Atlas, Trust, assemble
@@ -40,10 +41,12 @@ class MapRequest:
 
 @dataclass(frozen=True)
 class Mapped:
-    """The atlas, the mappings by folder name, and what was found in the query."""
+    """The atlas, the mappings and their prepared cells by folder name, and what was found in the
+    query."""
 
     atlas: Atlas
     mappings: dict[str, Mapping]
+    queries: dict[str, anndata.AnnData]
     facts: dict[str, dict]
 
 
@@ -70,6 +73,7 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
         coarser = read_levels(request.label_tree, registry.labels)
     config = replace(
         request.config,
+        modality="citeseq" if registry.proteins else "rna",
         unlabeled_category=registry.unlabeled_category,
         categorical_covariates=list(registry.categorical),
         continuous_covariates=registry.continuous,
@@ -83,15 +87,18 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
     groups = {name: [name] for name in names}
     if request.strategy == "joint":
         groups = {"all": names}
-    mappings = {}
-    for group, members in groups.items():
-        query = joined([prepared[name].adata for name in members])
-        mappings[group] = map_query(
-            load(folder, device), query, request.surgery, request.strategy, request.seed
-        )
+    queries = {
+        group: joined([prepared[name].adata for name in members])
+        for group, members in groups.items()
+    }
+    how = (request.surgery, request.strategy, request.seed)
+    mappings = {
+        group: map_query(load(folder, device), query, *how) for group, query in queries.items()
+    }
     atlas = assemble(
         latent, [mapping.latent for mapping in mappings.values()], None, fitted,
         registry.unlabeled_category, request.transfer, request.config.label_levels,
         trust_in(folder, bundle), coarser,
     )  # fmt: skip
-    return Mapped(atlas, mappings, {name: part.facts for name, part in prepared.items()})
+    facts = {name: part.facts for name, part in prepared.items()}
+    return Mapped(atlas, mappings, queries, facts)

@@ -25,11 +25,14 @@ Scaling = Literal["temperature", "vector"]
 GPU_RULES = (
     "train_scvi",
     "train_scanvi",
+    "train_totalvi",
+    "train_twin_totalvi",
     "train_twin_scvi",
     "train_twin_scanvi",
     "map_held_out",
     "train_de_novo_scvi",
     "train_de_novo_scanvi",
+    "train_de_novo_totalvi",
     "audit_strategies",
     "map_per_batch",
     "map_joint",
@@ -267,6 +270,18 @@ class TotalviSurgerySettings(SurgerySettings):
 
 
 @dataclass(frozen=True, config=CLOSED)
+class DenoiseSettings:
+    """What totalVI says of genes and proteins, written beside each bundle of CITE-seq."""
+
+    n_samples: Count = 25
+    """Draws from each cell's posterior."""
+    interval: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of the draws inside an interval."""
+    rna: bool = True
+    """Genes too; false: proteins alone (cells × genes, three times, is large)."""
+
+
+@dataclass(frozen=True, config=CLOSED)
 class MappingSettings:
     """How query batches are spread over jobs; no result depends on it."""
 
@@ -362,6 +377,10 @@ class SimulateSettings:
     """Lineages of the cell-type tree."""
     n_types_per_lineage: Annotated[int, Field(ge=1)] = 3
     """Cell types a lineage."""
+    proteins: Annotated[int, Field(ge=0)] = 0
+    """Proteins (CITE-seq), with known background and foreground; 0: none."""
+    missing_proteins: Annotated[int, Field(ge=0)] = 3
+    """Proteins that the first reference batch and the first query batch lack."""
     seed: int = 0
     """Seed of the simulation."""
 
@@ -461,6 +480,8 @@ class Config(DataConfig):
     """Mapping of CITE-seq."""
     mapping: MappingSettings = field(default_factory=MappingSettings)
     """Jobs of the mapping."""
+    denoise: DenoiseSettings = field(default_factory=DenoiseSettings)
+    """Denoised genes and proteins (CITE-seq)."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     """Minutes between checkpoints of a training."""
     label_tree: str | None = None

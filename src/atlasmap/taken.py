@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import torch
 
-from atlasmap.bundle import Bundle, load, read_about, read_registry
+from atlasmap.bundle import Bundle, architecture, load, read_about, read_registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.inference import soft_labels_at
 from atlasmap.minified import latent_of
@@ -78,7 +78,7 @@ def read_latent(folder: Path) -> anndata.AnnData:
             "the cells too (reference.adata, or --adata)",
         )
     latent = anndata.read_h5ad(path)
-    n_latent = about["scvi"]["n_latent"]
+    n_latent = architecture(about)["n_latent"]
     if latent_of(latent).shape[1] != n_latent:
         raise AtlasmapError(
             "BUNDLE_LATENT_DIFFERS",

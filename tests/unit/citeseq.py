@@ -9,7 +9,7 @@ from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
 from atlasmap.settings import HeadTrainSettings, TotalviSettings, TotalviTrainSettings
 
 SETTINGS = TotalviSettings(
-    n_hidden=32, n_latent=5, train=TotalviTrainSettings(max_epochs=30, batch_size=64),
+    n_hidden=32, n_latent=5, train=TotalviTrainSettings(max_epochs=100, batch_size=64),
     classifier=HeadTrainSettings(max_epochs=30),
 )  # fmt: skip
 N_GENES, N_PROTEINS, LABELS = 60, 12, ("a", "b", "c")

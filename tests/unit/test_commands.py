@@ -1,6 +1,5 @@
 """The command line: errors in one block, flags that are config keys, quick start."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +39,9 @@ def test_simulate_writes_what_is_asked(tmp_path):
 
     out = tmp_path / "s.h5ad"
     done = run(
-        "simulate", "--out", str(out), "--simulation", json.dumps({"n_cells": 120, "n_genes": 60}),
-        "--simulation.n_lineages", "2",
+        "simulate", "--out", str(out), "--n_cells", "120", "--n_genes", "60", "--n_lineages", "2",
+        "--proteins", "12",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert anndata.read_h5ad(out).shape == (120, 60)
+    made = anndata.read_h5ad(out)
+    assert made.shape == (120, 60) and made.obsm["protein_expression"].shape == (120, 12)

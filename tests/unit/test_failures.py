@@ -186,8 +186,8 @@ def test_a_wrong_flag_is_bad_input(tmp_path):
 
 
 def test_an_attempt_that_is_killed_is_not_known_by_an_older_record(tmp_path):
-    log, sizes = tmp_path / "a.log", json.dumps({"n_cells": 400_000})
-    words = ["simulate", "--out", str(tmp_path / "s.h5ad"), "--simulation", sizes]
+    log = tmp_path / "a.log"
+    words = ["simulate", "--out", str(tmp_path / "s.h5ad"), "--n_cells", "400000"]
     write_failure(failure_of(KeyError("mended since"), words, 1), log)
     process = subprocess.Popen([ATLASMAP, "--log", str(log), *words])
     until = time.monotonic() + 20
@@ -209,8 +209,7 @@ def test_walltime_outside_of_training_is_called_so(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_anywhere_is_recorded(tmp_path, number):
     log = tmp_path / "a.log"
-    sizes = json.dumps({"n_cells": 400_000})
-    words = ["simulate", "--out", str(tmp_path / "s.h5ad"), "--simulation", sizes]
+    words = ["simulate", "--out", str(tmp_path / "s.h5ad"), "--n_cells", "400000"]
     process = subprocess.Popen(
         [ATLASMAP, "--log", str(log), *words],
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),

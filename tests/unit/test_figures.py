@@ -18,10 +18,11 @@ from atlasmap.evaluation.scib import AGGREGATES, BATCH, BIO
 from atlasmap.figures.confusion import draw_confusion
 from atlasmap.figures.embeddings import draw_embeddings
 from atlasmap.figures.loss_curves import draw_loss_curves
+from atlasmap.figures.proteins import draw_dots, draw_ridges
 from atlasmap.figures.reliability import draw_reliability
 from atlasmap.figures.risk_coverage import draw_risk_coverage
 from atlasmap.figures.scib_table import draw_scib_table, embedding_name
-from atlasmap.figures.style import GREY, PALETTE, colors_of, read_table
+from atlasmap.figures.style import GREY, PALETTE, colors_of, read_table, save
 
 VARIANTS = ("prefix", "fixed", "linear")
 KIND = {"method": "classifier", "probabilities": "raw", "level": "label"}
@@ -420,3 +421,51 @@ def test_query_cells_are_named_by_prediction(tmp_path):
     bare.write_h5ad(tmp_path / "bare.h5ad")
     table = figures.cells_of(tmp_path / "bare.h5ad", "Unknown")
     assert set(table.loc[table["role"] == "query", "name"]) == {"Unknown"}
+
+
+def protein_tables(n_proteins, n_labels, n_cells=600):
+    rng = np.random.default_rng(0)
+    names = [f"CD{k}_TotalSeqB" for k in range(n_proteins)]
+    label = pd.Series(rng.integers(0, n_labels, n_cells)).map("a cell type called {}".format)
+    has = pd.DataFrame(rng.random((n_labels, n_proteins)) < 0.3, sorted(set(label)), names)
+    share = has.loc[label].to_numpy() * 0.9 + 0.05
+    share = pd.DataFrame(share + rng.normal(0, 0.01, share.shape), columns=names)
+    raw = pd.DataFrame(rng.poisson(5 + 100 * share).astype(float), columns=names)
+    raw.iloc[: n_cells // 2, 0] = np.nan  # not measured in the reference
+    role = pd.Series(["reference"] * (n_cells // 2) + ["query"] * (n_cells - n_cells // 2))
+    return raw, 100 * share, share, role, label
+
+
+@pytest.mark.parametrize(("n_proteins", "n_labels"), [(10, 10), (60, 60)])
+def test_protein_figures(n_proteins, n_labels, tmp_path):
+    raw, level, share, role, label = protein_tables(n_proteins, n_labels)
+    ridges, dots = draw_ridges(raw, level, share, role), draw_dots(level, share, label)
+    shown = min(n_proteins, 40)
+    assert len(ridges.axes[0].get_yticklabels()) == shown
+    assert len(dots.axes[0].get_yticklabels()) == n_labels
+    assert len(dots.axes[0].collections[0].get_offsets()) == shown * n_labels
+    said = f"{shown} of {n_proteins} proteins"
+    assert (said in words(ridges)) == (said in words(dots)) == (n_proteins > 40)
+    sizes = dots.axes[0].collections[0].get_sizes()
+    assert sizes.max() / sizes.min() > 10
+    if folder := os.environ.get("LOOK"):
+        save(ridges, Path(folder) / f"ridges{n_labels}")
+        save(dots, Path(folder) / f"dots{n_labels}")
+
+
+def test_without_proteins_protein_figures_say_so():
+    nothing = pd.DataFrame(index=range(3))
+    assert "no proteins" in words(draw_dots(nothing, nothing, pd.Series(["a"] * 3)))
+    assert "no proteins" in words(draw_ridges(nothing, nothing, nothing, pd.Series(["query"] * 3)))
+
+
+def test_loss_curves_of_totalvi_have_a_panel_a_term():
+    metrics = ("elbo", "reconstruction_loss_genes", "reconstruction_loss_proteins", "accuracy")
+    rows = [
+        (seed, "totalvi", epoch, split, metric, 1.0 / (epoch + 1))
+        for seed in (0, 1) for epoch in range(5)
+        for split in ("train", "validation") for metric in metrics
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["seed", "model", "epoch", "split", "metric", "value"])
+    figure = draw_loss_curves(table)
+    assert len(figure.axes) == 4 and "Reconstruction, proteins" in words(figure)

@@ -23,7 +23,7 @@ LAYERS = [
     ["bundle", "taken"],
     ["reference", "certificate"],
     ["mapping", "exchange"],
-    ["transfer", "projection", "evaluation", "genegap"],
+    ["transfer", "projection", "evaluation", "genegap", "denoise"],
     ["assembly"],
     ["audit", "card", "cohort", "comparison", "onestep", "probe", "forecast", "figures"],
     ["commands"],

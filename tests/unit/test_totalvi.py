@@ -9,18 +9,20 @@ import pytest
 import torch
 from citeseq import N_PROTEINS, SETTINGS, citeseq
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from atlasmap.audit.strategies import Query, matched
 from atlasmap.background import background_prior
 from atlasmap.bundle import load, load_delta, save, save_delta
 from atlasmap.certificate import witness
-from atlasmap.data.registry import Registry
+from atlasmap.data.registry import PROTEINS, Registry
+from atlasmap.denoise import denoise
 from atlasmap.inference import embed
 from atlasmap.mapping import map_query
 from atlasmap.models.likelihoods import nb_mixture_log_prob
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.reference import fit_totalvi, reference_latent
-from atlasmap.settings import TotalviSurgerySettings
+from atlasmap.settings import DenoiseSettings, TotalviSurgerySettings
 from atlasmap.training.adversary import Adversarial
 from atlasmap.training.matched import Causes
 from atlasmap.training.split import Split
@@ -147,8 +149,8 @@ def test_kl_and_proteins_are_warmed_up_by_step(reference):
     weights = bundle.history.query("metric == 'kl_weight' and split == 'train'")["value"].to_numpy()
     per_epoch = -(-len(split.train) // 64)
     n_warm = int(0.75 * 270)
-    ended = np.arange(1, 31) * per_epoch / n_warm
-    assert np.allclose(weights[:30], np.minimum(1, ended))
+    ended = np.arange(1, 101) * per_epoch / n_warm
+    assert np.allclose(weights[:100], np.minimum(1, ended)) and weights[99] == 1
 
 
 def test_the_background_starts_where_single_cells_have_it():
@@ -265,3 +267,53 @@ def test_the_adversary_learns_and_what_it_costs_to_be_told_apart():
         objective.after_step(Noise(keyed_generator(1, "t")), 0.0)
     guess = objective.adversary(objective._last[0], Noise(keyed_generator(1, "t"), False)).argmax(1)
     assert (guess == batch).float().mean() > 0.95
+
+
+def test_denoised_cells(reference):
+    cells, bundle, _ = reference
+    out = denoise(bundle, cells[:60].copy(), DenoiseSettings(n_samples=10))
+    assert out.layers["denoised_rna"].shape == (60, cells.n_vars)
+    np.testing.assert_allclose(out.layers["denoised_rna"].sum(1), 1e4, rtol=1e-4)
+    for place, name in ((out.layers, "denoised_rna"), (out.obsm, "denoised_protein")):
+        lower, mean, upper = (place[name + end] for end in ("_lower", "", "_upper"))
+        assert (lower <= upper).all() and ((mean >= lower) & (mean <= upper)).mean() > 0.9
+    share = out.obsm["foreground_probability"]
+    assert ((share >= 0) & (share <= 1)).all()
+    few = denoise(bundle, cells[20:30].copy(), DenoiseSettings(n_samples=10))
+    for name in ("denoised_protein", "foreground_probability"):  # whoever is around a cell
+        np.testing.assert_allclose(few.obsm[name], out.obsm[name][20:30], rtol=1e-4, atol=1e-5)
+
+
+def test_foreground_is_told_from_background(reference):
+    cells, bundle, _ = reference
+    out = denoise(bundle, cells, DenoiseSettings(n_samples=5, rna=False))
+    truth = cells.obsm[PROTEINS] > 40  # types have means of 6 or 120
+    score = roc_auc_score(truth.ravel(), out.obsm["foreground_probability"].ravel())
+    assert score > 0.9 and "denoised_rna" not in out.layers
+
+
+def test_missing_proteins_are_imputed_as_in_batches_that_have_them(reference):
+    whole = citeseq({"q0": 120}, seed=3)
+    lacking = whole.copy()
+    lacking.obsm[PROTEINS][:, [1, 5, 7]] = np.nan
+    mapping = mapped(reference, lacking)
+    out = denoise(mapping.bundle, lacking, DenoiseSettings(n_samples=5, rna=False))
+    of_type = whole.obs["label"].to_numpy()
+    for protein in (1, 5, 7):
+        imputed = np.log1p(out.obsm["denoised_protein"][:, protein])
+        true = np.log1p(whole.obsm[PROTEINS][:, protein])
+        means = [[x[of_type == t].mean() for t in "abc"] for x in (imputed, true)]
+        if np.ptp(means[1]) > 1:  # types differ in it
+            assert np.corrcoef(imputed, true)[0, 1] > 0.6
+            assert np.argmax(means[0]) == np.argmax(means[1])
+
+
+def test_denoised_reference_cells_are_the_same_after_surgery(reference):
+    cells, bundle, _ = reference
+    few, settings = cells[:40].copy(), DenoiseSettings(n_samples=3)
+    before = denoise(bundle, few, settings)
+    mapping = mapped(reference, citeseq({"q0": 60}, seed=3))
+    after = denoise(mapping.bundle, few, settings)
+    for name in ("denoised_protein", "foreground_probability"):
+        assert np.array_equal(before.obsm[name], after.obsm[name])
+    assert np.array_equal(before.layers["denoised_rna"], after.layers["denoised_rna"])

@@ -52,10 +52,11 @@ QUERIES = [d for d in DATASETS.values() if d.role == "query"]
 CHOOSING = QUERIES if CONFIG.data.genes_from == "all" else []
 DATA_DIR = found_beside(CONFIG.data_dir, ROOT) if CONFIG.data_dir else SHEET.parent
 LABELLED = CONFIG.labels == "given"
-# What query batches are mapped onto: a scANVI variant, or scVI itself without labels.
-MODELS = CONFIG.variants if LABELLED else ["scvi"]
+CITESEQ = CONFIG.modality == "citeseq"
+# What query batches are mapped onto: totalVI, a scANVI variant, or scVI itself without labels.
+MODELS = ["totalvi"] if CITESEQ else CONFIG.variants if LABELLED else ["scvi"]
 FINAL = final_of(CONFIG)
-FINAL_MODEL = FINAL.variant if LABELLED else "scvi"
+FINAL_MODEL = FINAL.variant if FINAL.variant in MODELS else MODELS[0]
 # For the record in contract.json.
 CONFIGFILES = " ".join(
     f"--configfiles={shlex.quote(str(Path(f).absolute()))}"
@@ -70,15 +71,20 @@ BUNDLE = [
     "history.csv",
     "golden.npz",
 ]
-# The reference's models: scVI and a scANVI for each variant, or the one that was taken over.
+
+
+def model_folder(variant):
+    """Folder of the reference model that is mapped onto."""
+    return variant if variant in ("scvi", "totalvi") else f"scanvi_{variant}"
+
+
+# The reference's models: scVI and a scANVI for each variant, totalVI, or what was taken over.
 REFERENCE_FOLDERS = list(
-    dict.fromkeys(
-        [
-            *([] if TAKEN else ["scvi"]),
-            *("scvi" if model == "scvi" else f"scanvi_{model}" for model in MODELS),
-        ]
-    )
+    dict.fromkeys([*([] if TAKEN or CITESEQ else ["scvi"]), *map(model_folder, MODELS)])
 )
+# How queries are mapped, as config blocks.
+SURGERY = ["totalvi_surgery", "denoise"] if CITESEQ else ["surgery"]
+DENOISED = ["denoised.h5ad"] if CITESEQ else []
 # Without training nothing else makes sure that every query is checked before the first is mapped.
 CONTRACT = ancient(f"results/{CONFIG.atlas}/data/contract.json") if TAKEN else []
 # The reference's own cells, for certificates. No input: jobs read a few of them, and it is there
@@ -218,6 +224,8 @@ def row(dataset, *keys):
         "obs_filter",
         *keys,
     }
+    if CITESEQ:
+        needed |= {"proteins", "protein_names", "protein_zeros"}
     values = {key: value for key, value in asdict(dataset).items() if key in needed}
     lengths = values.pop("gene_lengths", "")
     return values | (
@@ -265,11 +273,6 @@ def owner(batch):
     return next(d for d in QUERIES if batch in batches_of(d))
 
 
-def model_folder(variant):
-    """Folder of the reference model that is mapped onto."""
-    return "scvi" if variant == "scvi" else f"scanvi_{variant}"
-
-
 def of_mappings(seed, variant, strategy, file):
     """A file of each mapping of a strategy: one a batch, or one for all."""
     top = f"results/{CONFIG.atlas}/seed{seed}/mapping/{variant}/{strategy}"
@@ -304,9 +307,8 @@ def histories_of(seed, variant, strategy):
     """Training histories of a strategy."""
     if strategy == "de_novo":
         top = f"results/{CONFIG.atlas}/seed{seed}/de_novo/all"
-        return [
-            f"{top}/{folder}/history.csv" for folder in {"scvi", model_folder(variant)}
-        ]
+        folders = {model_folder(variant), *([] if CITESEQ else ["scvi"])}
+        return [f"{top}/{folder}/history.csv" for folder in folders]
     return of_mappings(seed, variant, strategy, "history.csv")
 
 
@@ -402,10 +404,10 @@ def label_runs():
             seed=seed,
             variant=variant,
             strategy="",
-            atlas=f"results/{CONFIG.atlas}/seed{seed}/reference/scanvi_{variant}/reference_latent.h5ad",
+            atlas=f"results/{CONFIG.atlas}/seed{seed}/reference/{model_folder(variant)}/reference_latent.h5ad",
         )
         for seed in CONFIG.seeds
-        for variant in CONFIG.variants
+        for variant in MODELS
     ]
 
 
@@ -413,7 +415,7 @@ def opinion_runs():
     """Second opinions on every mapping, and on those onto scVI's latent."""
     if not QUERIES or not LABELLED:
         return []
-    models = [*MODELS, *([] if TAKEN else ["scvi"])]
+    models = [*MODELS, *([] if TAKEN or CITESEQ else ["scvi"])]
     return [
         dict(
             seed=seed,
@@ -506,7 +508,7 @@ def final_targets(wildcards):
         targets += [
             f"results/{CONFIG.atlas}/seed{seed}/reference/{model_folder(variant)}/calibration.json"
             for seed in CONFIG.seeds
-            for variant in CONFIG.variants
+            for variant in MODELS
         ]
     if LABELLED and not TAKEN:
         targets += [
@@ -521,6 +523,11 @@ def final_targets(wildcards):
         ]
     if QUERIES and set(CONFIG.strategies) != {"de_novo"}:  # which certifies nothing
         targets.append(f"results/{CONFIG.atlas}/benchmark/certificates.csv")
+    if QUERIES and CITESEQ and FINAL.strategy != "de_novo":
+        targets += [
+            f"results/{CONFIG.atlas}/figures/protein_ridges.svg",
+            f"results/{CONFIG.atlas}/figures/protein_dots.svg",
+        ]
     if QUERIES and LABELLED:
         targets += [
             f"results/{CONFIG.atlas}/labels.csv",

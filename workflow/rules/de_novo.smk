@@ -67,6 +67,21 @@ use rule train_scanvi as train_de_novo_scanvi with:
         "results/{atlas}/logs/seed{seed}/train_de_novo_scanvi_{variant}/{cohort}.tsv"
 
 
+use rule train_totalvi as train_de_novo_totalvi with:
+    input:
+        reference="results/{atlas}/data/cohorts/{cohort}.h5ad",
+    output:
+        expand(
+            "results/{{atlas}}/seed{{seed}}/de_novo/{{cohort}}/totalvi/{file}",
+            file=[*BUNDLE, *DENOISED],
+        ),
+        latent="results/{atlas}/seed{seed}/de_novo/{cohort}/totalvi/reference_latent.h5ad",
+    log:
+        "results/{atlas}/logs/seed{seed}/train_de_novo_totalvi/{cohort}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/train_de_novo_totalvi/{cohort}.tsv"
+
+
 rule split_cohort:
     input:
         lambda w: f"results/{w.atlas}/seed{w.seed}/de_novo/all/{model_folder(w.variant)}/reference_latent.h5ad",

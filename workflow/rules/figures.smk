@@ -188,3 +188,42 @@ rule plot_risk_coverage:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " plot-risk-coverage {input:q} --out {params.out:q}"
+
+
+rule plot_proteins:
+    input:
+        atlas=f"results/{{atlas}}/seed{FINAL.seed}/mapping/{FINAL_MODEL}/{FINAL.strategy}/atlas.h5ad",
+        reference=f"results/{{atlas}}/seed{FINAL.seed}/reference/{FINAL_MODEL}/denoised.h5ad",
+        mapped=lambda w: mapped(FINAL.seed, FINAL_MODEL, FINAL.strategy),
+    output:
+        [
+            report(
+                f"results/{{atlas}}/figures/protein_{name}.svg",
+                caption="../report/proteins.rst",
+                category="Proteins",
+                labels={"figure": f"Proteins, {name}"},
+            )
+            for name in ("ridges", "dots")
+        ],
+        [f"results/{{atlas}}/figures/protein_{name}.png" for name in ("ridges", "dots")],
+    log:
+        "results/{atlas}/logs/plot_proteins.log",
+    benchmark:
+        "results/{atlas}/logs/plot_proteins.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("plot_proteins", 2000, 4),
+        runtime=minutes("plot_proteins", 20),
+    params:
+        denoised=lambda w: of_mappings(
+            FINAL.seed, FINAL_MODEL, FINAL.strategy, "denoised.h5ad"
+        ),
+        out=subpath(output[0], parent=True),
+        numerics=NUMERICS["figures"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " plot-proteins {input.reference:q} {params.denoised:q} --atlas {input.atlas:q}"
+        " --out {params.out:q}"

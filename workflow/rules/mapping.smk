@@ -33,7 +33,7 @@ rule map_per_batch:
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
-        settings=settings_of("surgery"),
+        settings=settings_of(*SURGERY),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         out=subpath(output[0], ancestor=2),
         probe=PROBE,
@@ -60,7 +60,7 @@ rule map_batch:
     output:
         expand(
             "results/{{atlas}}/seed{{seed}}/mapping/{{variant}}/{{strategy}}/{{batch}}/{file}",
-            file=BUNDLE,
+            file=[*BUNDLE, *DENOISED],
         ),
         latent="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/{batch}/latent.h5ad",
         certificate="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/{batch}/certificate.json",
@@ -81,7 +81,7 @@ rule map_batch:
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
-        settings=settings_of("surgery"),
+        settings=settings_of(*SURGERY),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         out=subpath(output.latent, parent=True),
         probe=PROBE,
@@ -112,7 +112,7 @@ rule map_joint:
     output:
         expand(
             "results/{{atlas}}/seed{{seed}}/mapping/{{variant}}/joint/all/{file}",
-            file=BUNDLE,
+            file=[*BUNDLE, *DENOISED],
         ),
         latent="results/{atlas}/seed{seed}/mapping/{variant}/joint/all/latent.h5ad",
         certificate="results/{atlas}/seed{seed}/mapping/{variant}/joint/all/certificate.json",
@@ -131,7 +131,7 @@ rule map_joint:
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
-        settings=settings_of("surgery"),
+        settings=settings_of(*SURGERY),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         out=subpath(output.latent, parent=True),
         probe=PROBE,

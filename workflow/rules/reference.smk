@@ -112,3 +112,45 @@ rule train_scanvi:
         " train-scanvi {input.reference:q} --scvi_bundle {params.scvi:q}"
         " --variant {wildcards.variant} --out {params.out:q} --seed {wildcards.seed}"
         " {params.settings} --device {resources.device} {resources.checkpoint}"
+
+
+rule train_totalvi:
+    input:
+        reference="results/{atlas}/data/reference.h5ad",
+        contract=ancient("results/{atlas}/data/contract.json"),
+    output:
+        expand(
+            "results/{{atlas}}/seed{{seed}}/reference/totalvi/{file}",
+            file=[*BUNDLE, *DENOISED],
+        ),
+        latent="results/{atlas}/seed{seed}/reference/totalvi/reference_latent.h5ad",
+    log:
+        "results/{atlas}/logs/seed{seed}/train_totalvi.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/train_totalvi.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("train_totalvi", 3000, 20),
+        runtime=minutes("train_totalvi", 720),
+        gpu=GPU,
+        device=CONFIG.device,
+        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
+    params:
+        settings=settings_of("totalvi", "denoise"),
+        categorical=" ".join(
+            f"--categorical={shlex.quote(c)}" for c in CONFIG.categorical_covariates
+        ),
+        continuous=" ".join(
+            f"--continuous={shlex.quote(c)}" for c in CONFIG.continuous_covariates
+        ),
+        unlabeled=CONFIG.unlabeled_category,
+        out=subpath(output.latent, parent=True),
+        numerics=NUMERICS["totalvi"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " train-totalvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
+        " {params.settings} {params.categorical} {params.continuous}"
+        " --unlabeled={params.unlabeled:q} --device {resources.device} {resources.checkpoint}"

@@ -33,6 +33,11 @@ rule assemble:
             batch=query_batches(),
         ),
         tree=label_tree(),
+        # beside the latents, where their command finds them
+        denoised=lambda w: [
+            f"results/{w.atlas}/seed{w.seed}/reference/totalvi/{file}"
+            for file in DENOISED
+        ],
         calibration=calibration_of,
         bundle=lambda w: (
             expand(

@@ -58,19 +58,35 @@ use rule train_scanvi as train_twin_scanvi with:
         "results/{atlas}/logs/seed{seed}/train_twin_scanvi_{variant}.tsv"
 
 
+use rule train_totalvi as train_twin_totalvi with:
+    input:
+        reference="results/{atlas}/data/held_out/reference.h5ad",
+        contract=ancient("results/{atlas}/data/contract.json"),
+    output:
+        expand(
+            "results/{{atlas}}/seed{{seed}}/held_out/totalvi/{file}",
+            file=[*BUNDLE, *DENOISED],
+        ),
+        latent="results/{atlas}/seed{seed}/held_out/totalvi/reference_latent.h5ad",
+    log:
+        "results/{atlas}/logs/seed{seed}/train_twin_totalvi.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/train_twin_totalvi.tsv"
+
+
 rule map_held_out:
     input:
         held_out="results/{atlas}/data/held_out/query.h5ad",
         bundle=expand(
-            "results/{{atlas}}/seed{{seed}}/held_out/scanvi_{{variant}}/{file}",
+            "results/{{atlas}}/seed{{seed}}/held_out/{{folder}}/{file}",
             file=[*BUNDLE, "reference_latent.h5ad"],
         ),
     output:
-        "results/{atlas}/seed{seed}/held_out/scanvi_{variant}/mapped.h5ad",
+        "results/{atlas}/seed{seed}/held_out/{folder}/mapped.h5ad",
     log:
-        "results/{atlas}/logs/seed{seed}/map_held_out_{variant}.log",
+        "results/{atlas}/logs/seed{seed}/map_held_out_{folder}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/map_held_out_{variant}.tsv"
+        "results/{atlas}/logs/seed{seed}/map_held_out_{folder}.tsv"
     conda:
         CONDA
     threads: 1
@@ -82,7 +98,7 @@ rule map_held_out:
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
-        settings=settings_of("surgery"),
+        settings=settings_of(*SURGERY),
         bundle=subpath(output[0], parent=True),
         strategy=HELD_OUT_STRATEGY,
         numerics=NUMERICS["surgery"],
@@ -96,24 +112,24 @@ rule map_held_out:
 rule calibrate:
     input:
         bundle=lambda w: expand(
-            "results/{atlas}/seed{seed}/{part}/scanvi_{variant}/{file}",
+            "results/{atlas}/seed{seed}/{part}/{folder}/{file}",
             atlas=w.atlas,
             seed=w.seed,
             part=HELD_OUT,
-            variant=w.variant,
+            folder=w.folder,
             file=[*BUNDLE, "reference_latent.h5ad"],
         ),
         held_out=(
-            "results/{atlas}/seed{seed}/held_out/scanvi_{variant}/mapped.h5ad"
+            "results/{atlas}/seed{seed}/held_out/{folder}/mapped.h5ad"
             if HELD_OUT == "held_out"
             else []
         ),
     output:
-        "results/{atlas}/seed{seed}/reference/scanvi_{variant}/calibration.json",
+        "results/{atlas}/seed{seed}/reference/{folder}/calibration.json",
     log:
-        "results/{atlas}/logs/seed{seed}/calibrate_{variant}.log",
+        "results/{atlas}/logs/seed{seed}/calibrate_{folder}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/calibrate_{variant}.tsv"
+        "results/{atlas}/logs/seed{seed}/calibrate_{folder}.tsv"
     conda:
         CONDA
     threads: 1

@@ -98,15 +98,17 @@ def reasons(about: dict, cells: Named, n_query: int, unlabeled: str) -> dict:
     """What of a training bears on the classifier: labelled share, how often each labelled cell is
     shown to it, least cells of a label."""
     labelled = (cells.labels != unlabeled).sum()
-    training = about["scanvi"]["train"]
+    own = "scanvi" in about
+    training = about["scanvi"]["train"] if own else about["totalvi"]["classifier"]
+    n_steps = about["training" if own else "classifier"]["n_steps"]
     n_train = float(((cells.labels != unlabeled) & (cells.split == "train")).sum())
-    shown = about["training"]["n_steps"] * training["batch_size"] / max(n_train, 1)
+    shown = n_steps * training["batch_size"] / max(n_train, 1)
     sizes = pd.Series(cells.labels[cells.labels != unlabeled]).value_counts()
     return {
         "n_reference": len(cells.labels),
         "n_query": n_query,
         "labelled_share": float(labelled / (len(cells.labels) + n_query)),
-        "n_samples_per_label": about["scanvi"]["n_samples_per_label"],
+        "n_samples_per_label": about["scanvi"]["n_samples_per_label"] if own else None,
         "epochs_per_labelled_cell": float(shown),
         "largest_to_smallest_label": float(sizes.max() / sizes.min()),
     }

@@ -183,7 +183,7 @@ def recommendation(table: pd.DataFrame, settings: SurgerySettings) -> str:
 
 def not_matched(settings: SurgerySettings) -> str:
     """Settings of the mapping that matched surgery, which runs every epoch plainly, leaves out."""
-    plain = SurgerySettings()
+    plain = type(settings)()
     odd = [key for key in ADAPTIVE if getattr(settings, key) != getattr(plain, key)]
     if not odd:
         return ""

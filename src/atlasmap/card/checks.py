@@ -11,7 +11,7 @@ from scipy import sparse
 from atlasmap.bundle import Bundle
 from atlasmap.data.counts import as_csr, matrix_at
 from atlasmap.data.genes import places
-from atlasmap.data.registry import Registry
+from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.evaluation import criticism
 from atlasmap.evaluation.classification import score
@@ -54,10 +54,16 @@ def counts_of(
     return as_csr(matrix_at(cells, layer)[at][:, genes])
 
 
-def as_cells(counts: sparse.csr_matrix, latent: anndata.AnnData, registry: Registry) -> Cells:
-    """The reference's cells for its model."""
+def as_cells(
+    counts: sparse.csr_matrix, latent: anndata.AnnData, cells: anndata.AnnData, registry: Registry
+) -> Cells:
+    """The reference's cells for its model; proteins are those of `cells`."""
     obs = latent.obs.copy()
     prepared = anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=pd.Index(registry.genes)))
+    if PROTEINS in cells.obsm:
+        at = cells.obs_names.get_indexer(latent.obs_names)
+        prepared.obsm[PROTEINS] = cells.obsm[PROTEINS][at]
+        prepared.uns[PROTEIN_NAMES] = cells.uns[PROTEIN_NAMES]
     return registry.encode(prepared, torch.device("cpu"))
 
 
@@ -84,7 +90,7 @@ def tables_of(
     at = chosen_cells(latent.n_obs, settings.max_cells)
     latent, split, labels = latent[at].copy(), split[at], labels[at]
     counts = counts_of(cells, latent, registry, layer)
-    encoded = as_cells(counts, latent, registry)
+    encoded = as_cells(counts, latent, cells, registry)
     model = criticism.mean_variation(bundle.model, encoded, settings.n_samples)
     raw = criticism.variation(iter([counts]))
     expression, known = {}, labels != registry.unlabeled_category

@@ -5,7 +5,7 @@ from typing import Any
 import anndata
 
 import atlasmap
-from atlasmap.bundle import Bundle
+from atlasmap.bundle import Bundle, architecture
 from atlasmap.errors import listed
 from atlasmap.settings import CardSettings
 from atlasmap.trust.calibrated import Calibration
@@ -18,16 +18,18 @@ def facts_of(
     about, registry = bundle.about, bundle.registry
     origin = about.get("origin", {})
     return {
-        "model": "SCANVI" if "variant" in about else "SCVI",
+        "model": "SCANVI" if "variant" in about else about["kind"].upper(),
         "classifier": about.get("variant"),
         "tool": origin.get("tool", "atlasmap"),
         "version": origin.get("version", about["versions"]["atlasmap"]),
         "description": settings.description,
         "license": settings.license,
         "tissue": list(settings.tissue),
-        "modality": "rna",
+        "modality": "citeseq" if registry.proteins else "rna",
         "annotated": bool((latent.obs["label"].astype(str) != registry.unlabeled_category).any()),
-        "architecture": {key: value for key, value in about["scvi"].items() if key != "train"},
+        "architecture": {
+            key: value for key, value in architecture(about).items() if key != "train"
+        },
         "setup": origin.get("setup")
         or {
             "batch_key": "batch",
@@ -44,12 +46,14 @@ def facts_of(
             "n_genes": len(registry.genes),
             "n_batches": len(registry.batches),
             "n_labels": len(registry.labels),
-            "n_latent": about["scvi"]["n_latent"],
+            "n_latent": architecture(about)["n_latent"],
+            **({"n_proteins": len(registry.proteins)} if registry.proteins else {}),
             "n_extra_categorical_covariates": len(registry.categorical),
             "n_extra_continuous_covariates": len(registry.continuous),
         },
         "registry": {
             "genes": listed(registry.genes, 5),
+            **({"proteins": listed(registry.proteins, 20)} if registry.proteins else {}),
             "gene symbols": "yes" if registry.symbols else "no",
             "batches": listed(registry.batches, 20),
             "labels": listed(registry.labels, 60),
@@ -90,5 +94,5 @@ def training_of(about: dict) -> dict[str, Any]:
     """Settings and outcome of the training, where atlasmap trained it."""
     if "origin" in about:
         return {"trained by": f"scvi-tools {about['origin']['version']}; its history is not kept"}
-    kind = "scanvi" if "variant" in about else "scvi"
+    kind = "scanvi" if "variant" in about else about["kind"]
     return about[kind]["train"] | {"seed": about["seed"]} | about.get("training", {})

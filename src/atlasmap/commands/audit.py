@@ -6,10 +6,11 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.commands.mapping import Operation
 from atlasmap.files import written_aside
 from atlasmap.report.audits import reference_page, strategies_page
 from atlasmap.report.pages import as_html
-from atlasmap.settings import Device, SurgerySettings
+from atlasmap.settings import Device
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -31,7 +32,7 @@ def audit_strategies(
     joint: Path,
     out: Path,
     seed: int = 0,
-    surgery: SurgerySettings = SurgerySettings(),
+    how: Operation = Operation(),
     device: Device = "auto",
 ) -> None:
     """Per batch or joint: how far they differ on these queries, and what each cause is worth.
@@ -51,7 +52,7 @@ def audit_strategies(
         (.html).
     seed
         Seed the queries were mapped with.
-    surgery
+    how
         Settings the queries were mapped with.
     device
         Where to compute.
@@ -65,6 +66,7 @@ def audit_strategies(
     chosen = pick_device(device)
     parts = [anndata.read_h5ad(path) for path in queries]
     batches = {str(part.obs["batch"].iloc[0]): part for part in parts}
+    surgery = how.on(reference_bundle)
     query = strategies.Query.of(batches, surgery, seed)
     latents = [anndata.read_h5ad(path) for path in per_batch]
     latents = sorted(latents, key=lambda one: str(one.obs["batch"].iloc[0]))

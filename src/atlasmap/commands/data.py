@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import anndata
+from cyclopts import Parameter
 
 from atlasmap.data.sheet import Dataset
 from atlasmap.files import written_aside
@@ -17,8 +19,14 @@ def write_json(path: Path, content) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
-def simulate(*, out: Path, simulation: SimulateSettings = SimulateSettings()) -> None:
+def simulate(
+    *,
+    out: Path,
+    simulation: Annotated[SimulateSettings, Parameter(name="*")] = SimulateSettings(),
+) -> None:
     """Make a labelled atlas with known truth (.h5ad).
+
+    Example: atlasmap simulate --out atlas.h5ad --n_cells 20000 --proteins 30
 
     Parameters
     ----------

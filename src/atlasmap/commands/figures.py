@@ -102,6 +102,39 @@ def plot_scib_table(scib: Path, *, out: Path) -> None:
     save(draw_scib_table(read_table(scib)), out)
 
 
+def plot_proteins(*denoised: Path, atlas: Path, out: Path) -> None:
+    """Draw proteins of an atlas: raw against denoised, and which label has which.
+
+    Parameters
+    ----------
+    denoised
+        denoised.h5ad of the reference and of the mappings, in the atlas's order.
+    atlas
+        atlas.h5ad.
+    out
+        Folder: protein_ridges and protein_dots, each .svg and .png.
+    """
+    import anndata
+    import numpy as np
+    import pandas as pd
+
+    from atlasmap.assembly import FOREGROUND, PROTEIN
+    from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
+    from atlasmap.figures.proteins import draw_dots, draw_ridges
+    from atlasmap.figures.style import save
+
+    whole, cells = anndata.read_h5ad(atlas), cells_of(atlas, "")
+    raw = np.concatenate([anndata.read_h5ad(path, backed="r").obsm[PROTEINS] for path in denoised])
+    raw, level, share = (
+        pd.DataFrame(values, columns=list(whole.uns[PROTEIN_NAMES]))
+        for values in (raw, whole.obsm[PROTEIN], whole.obsm[FOREGROUND])
+    )
+    named = (cells["name"] != "").any()
+    group = cells["name"].where(cells["name"] != "", "no label") if named else cells["batch"]
+    save(draw_ridges(raw, level, share, cells["role"]), out / "protein_ridges")
+    save(draw_dots(level, share, group), out / "protein_dots")
+
+
 def plot_reliability(reliability: Path, *, out: Path) -> None:
     """Draw reliability curves: accuracy against confidence.
 

@@ -44,6 +44,7 @@ COMMANDS = {
     "describe-reference": ("reference:describe_reference", "Facts of a reference taken over."),
     "train-scvi": ("reference:train_scvi", "Train scVI."),
     "train-scanvi": ("reference:train_scanvi", "Train scANVI from a trained scVI."),
+    "train-totalvi": ("reference:train_totalvi", "Train totalVI (CITE-seq)."),
     "operate": ("mapping:operate", "Surgery: map prepared query batches."),
     "operate-batches": ("mapping:operate_batches", "Surgery of several batches in one job."),
     "hold-out": ("trust:hold_out", "Split a reference by batch, for a twin to calibrate with."),
@@ -68,6 +69,7 @@ COMMANDS = {
     "plot-confusion": ("figures:plot_confusion", "Confusion matrices."),
     "plot-embeddings": ("figures:plot_embeddings", "Maps by label, batch and role."),
     "plot-scib-table": ("figures:plot_scib_table", "The scib-metrics table as a picture."),
+    "plot-proteins": ("figures:plot_proteins", "Proteins: raw against denoised, by label."),
     "plot-reliability": ("figures:plot_reliability", "Reliability curves."),
     "plot-risk-coverage": ("figures:plot_risk_coverage", "Accuracy of the surest cells."),
 }

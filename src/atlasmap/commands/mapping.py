@@ -2,21 +2,24 @@
 
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import anndata
 from cyclopts import Parameter
 
 from atlasmap.cluster.failures import BatchesFailed, kind_of
-from atlasmap.commands.reference import checkpoints_in
+from atlasmap.commands.reference import checkpoints_in, write_denoised
 from atlasmap.errors import listed
 from atlasmap.files import written_aside
 from atlasmap.settings import (
     DataConfig,
+    DenoiseSettings,
     Device,
     Surgery,
     SurgerySettings,
+    TotalviSurgerySettings,
     TransferSettings,
     UmapSettings,
 )
@@ -37,8 +40,34 @@ class QueryColumns:
     """Column of var that holds the gene id; empty: the index."""
     gene_lengths: str = ""
     """Table of gene names and lengths, which counts of a full-length protocol are divided by."""
+    proteins: str = ""
+    """CITE-seq: key of obsm (or modality) with protein counts; none: these cells have none."""
+    protein_names: str = ""
+    """Key of uns with the names of the proteins, where obsm holds a bare array."""
+    protein_zeros: Literal["", "missing", "measured"] = ""
+    """What a protein is that is zero in all cells of a batch."""
     obs_filter: str = ""
     """pandas expression over obs; only cells for which it holds are mapped."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Operation:
+    """How queries are mapped: by the settings for the reference's kind of model."""
+
+    surgery: SurgerySettings = field(default_factory=SurgerySettings)
+    """Mapping onto scVI and scANVI."""
+    totalvi_surgery: TotalviSurgerySettings = field(default_factory=TotalviSurgerySettings)
+    """Mapping onto totalVI."""
+    denoise: DenoiseSettings = field(default_factory=DenoiseSettings)
+    """Denoised genes and proteins (totalVI)."""
+
+    def on(self, reference: Path) -> SurgerySettings:
+        """The settings for the reference's bundle in this folder."""
+        from atlasmap.bundle import read_about
+
+        kind = read_about(reference)["kind"]
+        return self.totalvi_surgery if kind == "totalvi" else self.surgery
 
 
 def operate(
@@ -47,7 +76,7 @@ def operate(
     out: Path,
     strategy: Surgery = "per_batch",
     seed: int = 0,
-    surgery: SurgerySettings = SurgerySettings(),
+    how: Operation = Operation(),
     probe: Path | None = None,
     device: Device = "auto",
     checkpoint_minutes: float = 5.0,
@@ -66,7 +95,7 @@ def operate(
         per_batch, joint, or frozen (nothing trains).
     seed
         Seed of start values, split, minibatches and noise.
-    surgery
+    how
         Settings.
     probe
         Prepared reference (.h5ad): some of its cells are embedded before and after.
@@ -85,7 +114,9 @@ def operate(
     checkpoints = checkpoints_in(out, checkpoint_minutes)
     reference = load(reference_bundle, chosen)
     seen = probe_cells(probe) if probe and probe.is_file() else None
-    write_mapping(map_query(reference, query, surgery, strategy, seed, checkpoints, seen), out)
+    surgery = how.on(reference_bundle)
+    mapping = map_query(reference, query, surgery, strategy, seed, checkpoints, seen)
+    write_mapping(mapping, query, out, how.denoise)
     checkpoints.remove()
 
 
@@ -96,7 +127,7 @@ def operate_batches(
     marker: Path,
     strategy: Surgery = "per_batch",
     seed: int = 0,
-    surgery: SurgerySettings = SurgerySettings(),
+    how: Operation = Operation(),
     probe: Path | None = None,
     device: Device = "auto",
     checkpoint_minutes: float = 5.0,
@@ -120,7 +151,7 @@ def operate_batches(
         per_batch, or frozen (nothing trains).
     seed
         Seed of start values, split, minibatches and noise.
-    surgery
+    how
         Settings.
     probe
         Prepared reference (.h5ad): some of its cells are embedded before and after.
@@ -136,8 +167,9 @@ def operate_batches(
 
     reference = load(reference_bundle, pick_device(device))
     seen = probe_cells(probe) if probe and probe.is_file() else None
-    how = How(strategy, seed, surgery, checkpoint_minutes, seen)
-    map_all(reference, queries, out, how)
+    surgery = how.on(reference_bundle)
+    way = How(strategy, seed, surgery, checkpoint_minutes, seen, how.denoise)
+    map_all(reference, queries, out, way)
     write_json(marker, sorted(path.stem for path in queries))
 
 
@@ -150,6 +182,7 @@ class How:
     surgery: SurgerySettings
     minutes: float
     probe: anndata.AnnData | None
+    denoise: DenoiseSettings
 
 
 def map_all(reference, queries: tuple[Path, ...], out: Path, how: How) -> None:
@@ -176,13 +209,14 @@ def map_unless_done(reference, path: Path, folder: Path, how: How) -> None:
     from atlasmap.mapping import is_mapped, map_query
 
     query, checkpoints = anndata.read_h5ad(path), checkpoints_in(folder, how.minutes)
-    if is_mapped(folder, reference, query, how.surgery, how.strategy, how.seed):
+    also = asdict(how.denoise) if reference.registry.proteins else None
+    if is_mapped(folder, reference, query, how.surgery, how.strategy, how.seed, also):
         log.info("%s: mapped already", path.stem)
         checkpoints.remove()
         return
     own = deepcopy(reference)
     mapping = map_query(own, query, how.surgery, how.strategy, how.seed, checkpoints, how.probe)
-    write_mapping(mapping, folder)
+    write_mapping(mapping, query, folder, how.denoise)
     checkpoints.remove()
 
 
@@ -198,16 +232,21 @@ def batches_failed(failed: dict[str, tuple[str, str]], n: int) -> BatchesFailed:
     )
 
 
-def write_mapping(mapping, out: Path) -> None:
-    """The delta bundle, and beside it the query's latent and the certificate."""
+def write_mapping(mapping, query, out: Path, settings: DenoiseSettings) -> None:
+    """The delta bundle, and beside it the query's latent and the certificate; of CITE-seq also the
+    denoised cells."""
     from atlasmap.bundle import save_delta
     from atlasmap.certificate import FILE
     from atlasmap.commands.data import write_json
 
-    save_delta(mapping.bundle, out, mapping.new)
+    bundle = mapping.bundle
+    if bundle.registry.proteins:
+        bundle = replace(bundle, about=bundle.about | {"denoise": asdict(settings)})
+    save_delta(bundle, out, mapping.new)
     write_json(out / FILE, mapping.certificate)
     with written_aside(out / "latent.h5ad") as aside:
         mapping.latent.write_h5ad(aside)
+    write_denoised(bundle, query, out, settings)
 
 
 def map_file(
@@ -219,7 +258,7 @@ def map_file(
     strategy: Surgery = "per_batch",
     seed: int = 0,
     config: DataConfig = DataConfig(),
-    surgery: SurgerySettings = SurgerySettings(),
+    how: Operation = Operation(),
     transfer: TransferSettings = TransferSettings(),
     umap: UmapSettings = UmapSettings(),
     label_tree: Path | None = None,
@@ -244,7 +283,7 @@ def map_file(
         Seed of start values, split, minibatches and noise.
     config
         What is checked.
-    surgery, transfer, umap
+    how, transfer, umap
         Settings.
     label_tree
         Sheet of labels and their parents (columns child, parent), or of labels and their levels.
@@ -260,10 +299,11 @@ def map_file(
 
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", query.stem).lstrip("_.-") or "query"
     dataset = Dataset(id=name, path=str(query), role="query", **asdict(columns))
+    surgery = how.on(reference)
     request = MapRequest(dataset, strategy, seed, config, surgery, transfer, umap, label_tree)
     mapped = map_dataset(reference, request, pick_device(device))
     write_json(out / "contract.json", {"queries": mapped.facts})
     for group, mapping in mapped.mappings.items():
-        write_mapping(mapping, out / "mapping" / slug(group))
+        write_mapping(mapping, mapped.queries[group], out / "mapping" / slug(group), how.denoise)
     write_atlas(mapped.atlas, out)
     print(f"{sum(f['n_cells'] for f in mapped.facts.values())} cells mapped: {out / 'atlas.h5ad'}")

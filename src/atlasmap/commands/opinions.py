@@ -102,9 +102,9 @@ def gene_gap(
     tables = []
     for path in queries:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        missing = tuple(facts["genes_missing"])
+        missing = tuple(map(tuple, (facts["genes_missing"], facts.get("proteins_missing", ()))))
         if missing not in found:
-            found[missing] = gene_gap(loaded, cells, list(missing))
+            found[missing] = gene_gap(loaded, cells, *map(list, missing))
         tables.append(found[missing].assign(batch=unslug(path.stem)))
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "batch", table.pop("batch"))

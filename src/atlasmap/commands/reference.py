@@ -7,7 +7,15 @@ from typing import Literal
 import anndata
 
 from atlasmap.files import written_aside
-from atlasmap.settings import CardSettings, Device, ScanviSettings, ScviSettings, Variant
+from atlasmap.settings import (
+    CardSettings,
+    DenoiseSettings,
+    Device,
+    ScanviSettings,
+    ScviSettings,
+    TotalviSettings,
+    Variant,
+)
 
 
 def train_scvi(
@@ -99,6 +107,66 @@ def train_scanvi(
     fitted = fit_scanvi(adata, start, scanvi, variant, seed, chosen, checkpoints)
     write_reference(out, adata, *fitted, chosen)
     checkpoints.remove()
+
+
+def train_totalvi(
+    reference: Path,
+    *,
+    out: Path,
+    seed: int = 0,
+    totalvi: TotalviSettings = TotalviSettings(),
+    denoise: DenoiseSettings = DenoiseSettings(),
+    categorical: list[str] | None = None,
+    continuous: list[str] | None = None,
+    unlabeled: str = "Unknown",
+    device: Device = "auto",
+    checkpoint_minutes: float = 5.0,
+) -> None:
+    """Train totalVI on a prepared CITE-seq reference, and a classifier on its latent.
+
+    Parameters
+    ----------
+    reference
+        Prepared reference (.h5ad).
+    out
+        Folder of the bundle; beside it reference_latent.h5ad and denoised.h5ad.
+    seed
+        Seed of weights, split, minibatches and noise.
+    totalvi, denoise
+        Settings.
+    categorical, continuous
+        Covariate columns of obs.
+    unlabeled
+        Label of cells without one.
+    device
+        Where to compute.
+    checkpoint_minutes
+        Minutes between checkpoints.
+    """
+    from atlasmap.data.registry import Registry
+    from atlasmap.device import pick_device
+    from atlasmap.reference import fit_totalvi
+
+    chosen = pick_device(device)
+    adata = anndata.read_h5ad(reference)
+    registry = Registry.of(adata, unlabeled, categorical or [], continuous or [])
+    checkpoints = checkpoints_in(out, checkpoint_minutes)
+    fitted = fit_totalvi(adata, registry, totalvi, seed, chosen, checkpoints)
+    write_reference(out, adata, *fitted, chosen)
+    write_denoised(fitted[0], adata, out, denoise)
+    checkpoints.remove()
+
+
+def write_denoised(bundle, adata: anndata.AnnData, out: Path, settings: DenoiseSettings) -> None:
+    """What totalVI says of genes and proteins of prepared cells (denoised.h5ad); of other models
+    nothing."""
+    if not bundle.registry.proteins:
+        return
+    from atlasmap.denoise import denoise
+
+    cells = denoise(bundle, adata, settings)
+    with written_aside(out / "denoised.h5ad") as aside:
+        cells.write_h5ad(aside, compression="lzf")
 
 
 def checkpoints_in(out: Path, minutes: float):

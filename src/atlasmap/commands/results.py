@@ -71,6 +71,22 @@ def check_mapped(latents: tuple[Path, ...]) -> None:
         )
 
 
+def with_proteins(latent: Path) -> anndata.AnnData:
+    """A latent with what totalVI says of the proteins, where that lies beside it."""
+    from atlasmap.assembly import PROTEINS
+    from atlasmap.data.registry import PROTEIN_NAMES
+    from atlasmap.denoise import FILE
+
+    out, beside = anndata.read_h5ad(latent), latent.parent / FILE
+    if beside.is_file():
+        denoised = anndata.read_h5ad(beside, backed="r")
+        for key in PROTEINS:
+            out.obsm[key] = denoised.obsm[key]
+        out.uns[PROTEIN_NAMES] = denoised.uns[PROTEIN_NAMES]
+        denoised.file.close()
+    return out
+
+
 def assemble(
     *latents: Path,
     reference_latent: Path,
@@ -117,11 +133,11 @@ def assemble(
     from atlasmap.trust.tree import read_levels
 
     check_mapped(latents)
-    reference = anndata.read_h5ad(reference_latent)
+    reference = with_proteins(reference_latent)
     names = [str(name) for name in reference.uns.get("soft_label_names", [])]
     atlas = assemble(
         reference,
-        [anndata.read_h5ad(path) for path in latents],
+        [with_proteins(path) for path in latents],
         read_truth(queries),
         FittedMap.load(umap),
         unlabeled,

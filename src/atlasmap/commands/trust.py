@@ -4,9 +4,10 @@ from pathlib import Path
 
 import anndata
 
+from atlasmap.commands.mapping import Operation
 from atlasmap.commands.reference import checkpoints_in
 from atlasmap.files import slug, written_aside
-from atlasmap.settings import CalibrationSettings, Device, Surgery, SurgerySettings
+from atlasmap.settings import CalibrationSettings, Device, Surgery
 
 
 def hold_out(
@@ -50,7 +51,7 @@ def map_held_out(
     out: Path,
     strategy: Surgery = "per_batch",
     seed: int = 0,
-    surgery: SurgerySettings = SurgerySettings(),
+    how: Operation = Operation(),
     device: Device = "auto",
     checkpoint_minutes: float = 5.0,
 ) -> None:
@@ -68,7 +69,7 @@ def map_held_out(
         per_batch, or frozen (where nothing else is).
     seed
         Seed of start values, split, minibatches and noise.
-    surgery
+    how
         Settings, as queries are mapped with.
     device
         Where to compute.
@@ -83,6 +84,7 @@ def map_held_out(
     from atlasmap.taken import read_latent
 
     twin, reference = load(reference_bundle, pick_device(device)), read_latent(reference_bundle)
+    surgery = how.on(reference_bundle)
     cells, mapped = anndata.read_h5ad(held_out), []
     batch = cells.obs["batch"].astype(str)
     for name in sorted(batch.unique()):

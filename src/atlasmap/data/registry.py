@@ -14,10 +14,21 @@ from atlasmap.training.cells import Cells, Counts
 PROTEINS, PROTEIN_NAMES = "protein_counts", "protein_names"
 
 
+def lacking(adata: anndata.AnnData) -> dict[str, list[str]]:
+    """Proteins that were not measured in a batch, of batches that lack any."""
+    names = np.asarray(adata.uns[PROTEIN_NAMES], object)
+    batch, out = adata.obs["batch"].astype(str).to_numpy(), {}
+    for name in sorted(set(batch)):
+        absent = np.isnan(adata.obsm[PROTEINS][batch == name]).all(0)
+        if absent.any():
+            out[name] = [str(protein) for protein in names[absent]]
+    return out
+
+
 @dataclass(frozen=True)
 class Registry:
     """Order of everything a model counts. `categorical` and `continuous` are covariates; without
-    `proteins` the cells have genes alone."""
+    `proteins` the cells have genes alone; `proteins_missing` are those that a batch lacks."""
 
     genes: list[str]
     symbols: list[str] | None
@@ -27,6 +38,7 @@ class Registry:
     categorical: dict[str, list[str]] = field(default_factory=dict)
     continuous: list[str] = field(default_factory=list)
     proteins: list[str] = field(default_factory=list)
+    proteins_missing: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -43,6 +55,7 @@ class Registry:
             categorical={key: sorted(adata.obs[key].astype(str).unique()) for key in categorical},
             continuous=list(continuous),
             proteins=[str(name) for name in adata.uns.get(PROTEIN_NAMES, [])],
+            proteins_missing=lacking(adata) if PROTEINS in adata.obsm else {},
         )
 
     def as_dict(self) -> dict:
@@ -116,6 +129,15 @@ class Registry:
             torch.as_tensor(labels, device=device),
             np.asarray(adata.obs_names),
             torch.as_tensor(self.protein_counts(adata), device=device) if self.proteins else None,
+        )
+
+    def measured(self) -> np.ndarray:
+        """Whether a batch has a protein (batches × proteins)."""
+        return np.array(
+            [
+                [name not in self.proteins_missing.get(batch, ()) for name in self.proteins]
+                for batch in self.batches
+            ]
         )
 
     def protein_counts(self, adata: anndata.AnnData) -> np.ndarray:

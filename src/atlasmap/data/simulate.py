@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from atlasmap.data.simulate_proteins import add_proteins
 from atlasmap.errors import AtlasmapError
 from atlasmap.settings import SimulateSettings
 
@@ -101,7 +102,10 @@ def simulate(settings: SimulateSettings) -> anndata.AnnData:
     obs = pd.concat(frames, ignore_index=True)
     obs.index = [f"cell{i:05d}" for i in range(settings.n_cells)]
     var = pd.DataFrame(index=[f"GENE{i:04d}" for i in range(settings.n_genes)])
-    return anndata.AnnData(sparse.vstack(chunks, format="csr"), obs=obs, var=var)
+    adata = anndata.AnnData(sparse.vstack(chunks, format="csr"), obs=obs, var=var)
+    if settings.proteins:
+        add_proteins(adata, settings)
+    return adata
 
 
 def novel_type(settings: SimulateSettings) -> str:

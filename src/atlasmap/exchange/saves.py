@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -343,4 +344,9 @@ def registry_of(save: Save, symbols: list[str] | None) -> Registry:
         categorical=save.categorical,
         continuous=save.continuous,
         proteins=save.proteins,
+        proteins_missing={
+            save.batches[int(batch)]: list(compress(save.proteins, ~mask))
+            for batch, mask in save.measured.items()
+            if not mask.all()
+        },
     )

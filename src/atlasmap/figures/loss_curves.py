@@ -1,4 +1,5 @@
-"""Training of the scANVI variants side by side, as in scvi-tools' tutorial on the scANVI fix."""
+"""Training of the scANVI variants side by side, as in scvi-tools' tutorial on the scANVI fix; or of
+totalVI, a panel a term of its loss."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,23 +22,36 @@ METRICS = {
     "calibration_error": "Calibration error",
     "accuracy": "Accuracy",
 }
+OF_TOTALVI = {
+    "elbo": "Negative ELBO",
+    "reconstruction_loss_genes": "Reconstruction, genes",
+    "reconstruction_loss_proteins": "Reconstruction, proteins",
+    "kl_local": "KL (unweighted)",
+    "classification_loss": "Classification loss",
+    "accuracy": "Accuracy",
+}
 SPLITS = {"train": BLUE, "validation": RED}
 WIDTH, HEIGHT, GAP, LEFT, TOP, BOTTOM = 2.3, 1.6, 0.22, 0.65, 0.55, 0.45
 
 
 @styled
 def draw_loss_curves(history: pd.DataFrame, seed: int | None = None) -> Figure:
-    """Rows: classification loss, calibration error, accuracy; a column a variant.
+    """Rows: classification loss, calibration error, accuracy; a column a variant. Of totalVI a
+    panel a term of its loss, and its classifier.
 
-    `history` has columns seed, model (scanvi_<variant>), epoch, split, metric, value. `seed` keeps
-    one seed; otherwise each seed is a thin line and their mean a thick one.
+    `history` has columns seed, model (scanvi_<variant>, totalvi), epoch, split, metric, value.
+    `seed` keeps one seed; otherwise each seed is a thin line and their mean a thick one.
     """
     if history.empty:
         return sentence("There is no training history to draw.")
-    table = history[history["metric"].isin(METRICS) & history["split"].isin(SPLITS)]
-    table = table[table["model"].isin([f"scanvi_{variant}" for variant in VARIANTS])]
+    table = history[history["split"].isin(SPLITS)]
     if seed is not None:
         table = table[table["seed"] == seed]
+    totalvi = table[(table["model"] == "totalvi") & table["metric"].isin(OF_TOTALVI)]
+    if len(totalvi):
+        return draw_terms(totalvi)
+    table = table[table["model"].isin([f"scanvi_{variant}" for variant in VARIANTS])]
+    table = table[table["metric"].isin(METRICS)]
     if table.empty:
         of_seed = "" if seed is None else f" of seed {seed}"
         return sentence(f"The training history{of_seed} holds no scANVI variant.")
@@ -67,6 +81,26 @@ def draw_grid(table: pd.DataFrame) -> Figure:
     handles, names = figure.axes[0].get_legend_handles_labels()
     middle = (LEFT + (n * (WIDTH + GAP) - GAP) / 2) / figure.get_figwidth()
     figure.legend(handles, names, loc="upper center", bbox_to_anchor=(middle, 1), ncols=2)
+    return figure
+
+
+def draw_terms(table: pd.DataFrame) -> Figure:
+    """Panels of totalVI's terms, three in a row."""
+    names = [metric for metric in OF_TOTALVI if metric in set(table["metric"])]
+    n_rows, wide = -(-len(names) // 3), LEFT + GAP
+    figure = new_figure(3 * (WIDTH + wide), TOP + n_rows * (HEIGHT + TOP) - TOP + BOTTOM)
+    for k, metric in enumerate(names):
+        row, column = divmod(k, 3)
+        ax = place(
+            figure, LEFT + column * (WIDTH + wide), TOP + row * (HEIGHT + TOP), WIDTH, HEIGHT
+        )
+        of_metric = table[table["metric"] == metric]
+        draw_panel(ax, of_metric)
+        ax.set_xlim(0, max(of_metric["epoch"].max(), 1))
+        ax.set_ylabel(OF_TOTALVI[metric])
+        ax.set_xlabel("Epoch")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figure
 
 

@@ -43,7 +43,7 @@ NAMES = {
 BLOCKS = {"reference": "Reference cells", "atlas": "Reference and query cells"}
 GROUPS = dict.fromkeys(BIO, "Bio conservation") | dict.fromkeys(BATCH, "Batch correction")
 GROUPS |= dict.fromkeys(AGGREGATES, "Aggregate score")
-MODELS = {"pca": "PCA", "scvi": "scVI", "scanvi": "scANVI"}
+MODELS = {"pca": "PCA", "scvi": "scVI", "scanvi": "scANVI", "totalvi": "totalVI"}
 COLUMN, BAR, ROW, HEAD = 0.78, 1.05, 0.4, 0.16
 BARS = mpl.colormaps["YlGnBu"].resampled(256)
 

@@ -1,0 +1,121 @@
+"""What totalVI says of each cell: genes and proteins without noise, proteins without background.
+
+Proteins that were not measured in a cell's batch are imputed: decoded as if the cell were of the
+reference's batches that have them, averaged over these.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from atlasmap.bundle import Bundle, device_of
+from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
+from atlasmap.models.random import keyed_generator
+from atlasmap.models.totalvi import Decoded, Totalvi
+from atlasmap.models.vae import Minibatch, Posterior
+from atlasmap.settings import DenoiseSettings
+
+CHUNK = 256  # cells at a time
+DEPTH = 10_000  # counts that denoised expression is scaled to
+PROTEIN, FOREGROUND, RNA = "denoised_protein", "foreground_probability", "denoised_rna"
+FILE = "denoised.h5ad"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The same for all cells, so that what is said of a cell does not depend on those around it:
+    of the latent (draws × latent) and of the background (draws × proteins)."""
+
+    latent: Tensor
+    background: Tensor
+
+    @classmethod
+    def of(cls, model: Totalvi, n: int, device: torch.device) -> "Draws":
+        """`n` draws."""
+        rng = keyed_generator(0, "denoise")
+        shapes = (n, model.settings.n_latent), (n, model.shape.n_proteins)
+        return cls(*(torch.randn(shape, generator=rng).to(device) for shape in shapes))
+
+
+def decoded_at(
+    model: Totalvi, cells: Minibatch, posterior: Posterior, draws: Draws
+) -> Iterator[Decoded]:
+    """What is decoded from each draw of a posterior, in the cells' batches."""
+    for of_latent, of_background in zip(draws.latent, draws.background, strict=True):
+        z = posterior.mean + posterior.var.sqrt() * of_latent
+        decoded = model.decode(z, posterior.library, cells, None)
+        protein = decoded.protein
+        background = protein.back_mean + protein.back_sd * of_background
+        yield replace(decoded, protein=replace(protein, log_background=background))
+
+
+def imputed(model: Totalvi, cells: Minibatch, draws: Draws, has: Tensor) -> Tensor:
+    """Denoised proteins and foreground probabilities (2 × draws × cells × proteins) as if the cells
+    were of the reference batches that `has` (batches × proteins) says measured them.
+
+    The latent is that of the cells' own batch.
+    """
+    posterior, sums = model.inference(cells, None), 0.0
+    for code, measured in enumerate(has):
+        there = replace(cells, codes=(torch.full_like(cells.codes[0], code), *cells.codes[1:]))
+        sums = sums + measured * torch.stack(
+            [
+                torch.stack([d.protein.denoised, d.protein.foreground_probability])
+                for d in decoded_at(model, there, posterior, draws)
+            ],
+            1,
+        )
+    return sums / has.sum(0).clamp(min=1)
+
+
+def intervals(name: str, values: Tensor, level: float) -> dict[str, Tensor]:
+    """Mean (`name`) and central interval (_lower, _upper) over draws (draws × cells × features)."""
+    tail = (1 - level) / 2
+    lower, upper = torch.quantile(values, torch.tensor([tail, 1 - tail]).to(values), 0)
+    return {name: values.mean(0), f"{name}_lower": lower, f"{name}_upper": upper}
+
+
+@torch.no_grad()
+def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -> anndata.AnnData:
+    """Prepared cells without noise; obs and protein counts are taken along, gene counts are not.
+
+    layers denoised_rna (expected counts of 10,000), denoised_rna_lower, _upper; obsm
+    denoised_protein (foreground alone), denoised_protein_lower, _upper, foreground_probability.
+    """
+    model, registry = bundle.model, bundle.registry
+    device = device_of(model)
+    cells, draws = registry.encode(adata, device), Draws.of(model, settings.n_samples, device)
+    n_reference = len(model.log_efficiency.reference)
+    has = torch.tensor(registry.measured()[:n_reference], device=device)
+    parts: dict[str, list[np.ndarray]] = {}
+    for chunk in cells.in_order(CHUNK):
+        posterior = model.inference(chunk, None)
+        own = list(decoded_at(model, chunk, posterior, draws))
+        both = torch.stack([
+            torch.stack([d.protein.denoised for d in own]),
+            torch.stack([d.protein.foreground_probability for d in own]),
+        ])  # fmt: skip
+        if not chunk.measured.all():
+            both = torch.where(chunk.measured, both, imputed(model, chunk, draws, has))
+        found = intervals(PROTEIN, both[0], settings.interval)
+        found[FOREGROUND] = both[1].mean(0)
+        if settings.rna:
+            scale = DEPTH / chunk.x.sum(1, keepdim=True)
+            rates = torch.stack([d.rna.rate * scale for d in own])
+            found |= intervals(RNA, rates, settings.interval)
+        for name, value in found.items():
+            parts.setdefault(name, []).append(value.cpu().numpy())
+    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    empty = sparse.csr_matrix(adata.shape, dtype=np.float32)
+    var = pd.DataFrame(index=adata.var_names)
+    out = anndata.AnnData(empty, adata.obs.drop(columns="truth", errors="ignore").copy(), var)
+    out.obsm[PROTEINS], out.uns[PROTEIN_NAMES] = adata.obsm[PROTEINS], list(registry.proteins)
+    for name, value in whole.items():
+        (out.layers if name.startswith(RNA) else out.obsm)[name] = value
+    return out
