@@ -39,8 +39,9 @@ class Forecast:
 
 def gpu_mb(sizes: Sizes, config: Config, n_cells: int) -> float:
     """Weights, their gradients and Adam's moments; counts; activations; the CUDA context."""
-    wide = config.scvi.n_hidden * (2 * sizes.n_genes + config.scvi.n_hidden * config.scvi.n_layers)
-    minibatch = config.scvi.train.batch_size * sizes.n_genes * 4 * 24
+    model, decoders = (config.totalvi, 4) if sizes.n_proteins else (config.scvi, 1)
+    wide = model.n_hidden * (2 * sizes.n_genes + decoders * 2 * model.n_hidden)
+    minibatch = model.train.batch_size * sizes.n_genes * 4 * 24
     counts = 20 * n_cells * sizes.n_genes * sizes.nonzero
     return (wide * 16 * 2 + minibatch + counts) / 1e6 + 700
 
@@ -74,12 +75,15 @@ SEEN = {
 TRAINED = (
     "train_scvi",
     "train_scanvi",
+    "train_totalvi",
     "train_twin_scvi",
     "train_twin_scanvi",
+    "train_twin_totalvi",
     "map_held_out",
     "prepare_reference",
     "score_embeddings",
 )
+DECODING = 0.4  # of a training step's time, to decode a draw
 TRAINING_START, TRAINING_MB = 2.9, 500  # seconds and MB before the first step
 BATCH_SECONDS = 0.4  # to open one more batch
 SCORING = Seen(30, 0, 1800, 200)  # compiling, whatever is scored
@@ -95,22 +99,30 @@ def of_training(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> li
         mb = TRAINING_MB + sizes.counts_mb(cells)
         return Forecast(rule, jobs, took, jobs * took, mb, gpu_mb(sizes, config, cells))
 
-    n = sizes.n_reference
-    a_cell = config.surgery.max_epochs * speeds.surgery
-    scvi = (config.scvi.train.max_epochs or epochs_by_size(n)) * speeds.scvi
-    rows = [row("train_scvi", seeds, n, n * scvi)]
-    models = seeds
-    if sizes.n_labels:
+    n, citeseq = sizes.n_reference, sizes.n_proteins > 0
+    surgery = config.totalvi_surgery if citeseq else config.surgery
+    train, name = (
+        (config.totalvi if citeseq else config.scvi).train,
+        "totalvi" if citeseq else "scvi",
+    )
+    denoising = DECODING * config.denoise.n_samples * speeds.scvi if citeseq else 0.0
+    a_cell = surgery.max_epochs * speeds.surgery + denoising
+    scvi = (train.max_epochs or epochs_by_size(n)) * speeds.scvi + denoising
+    rows = [row(f"train_{name}", seeds, n, n * scvi)]
+    models, held = seeds, int(config.calibration.share * n)
+    twins = sizes.n_labels and config.calibration.scheme == "batches"
+    if twins:
+        rows.append(row(f"train_twin_{name}", seeds, n - held // 2, (n - held // 2) * scvi))
+    if sizes.n_labels and not citeseq:
         models *= len(config.variants)
         blocks = [variant_block(given, variant).get("train") or {} for variant in config.variants]
         epochs = max(block.get("max_epochs") or SCANVI_EPOCHS for block in blocks)
         scanvi = epochs * speeds.scanvi
         rows.append(row("train_scanvi", models, n, n * scanvi))
-        if config.calibration.scheme == "batches":
-            held = int(config.calibration.share * n)
-            rows.append(row("train_twin_scvi", seeds, n - held // 2, (n - held // 2) * scvi))
+        if twins:
             rows.append(row("train_twin_scanvi", models, n - held // 2, (n - held // 2) * scanvi))
-            rows.append(row("map_held_out", models, held, held * a_cell))
+    if twins:
+        rows.append(row("map_held_out", models, held, held * a_cell))
     if sizes.queries and "per_batch" in config.strategies:
         packed, largest = config.mapping.batches_per_job, max(sizes.queries)
         jobs = -(-len(sizes.queries) // packed)
@@ -126,11 +138,12 @@ def of_other_stages(sizes: Sizes, config: Config, speeds: Speeds) -> list[Foreca
     """The rest: what was seen, by the number of cells and how fast this machine is."""
     slow, seeds = speeds.start / START_SECONDS, len(config.seeds)
     n, every = sizes.n_reference, sizes.n_reference + sizes.n_query
-    models = len(config.variants) if sizes.n_labels else 1
+    variants = sizes.n_labels and not sizes.n_proteins
+    models = len(config.variants) if variants else 1
     atlases = models * len(config.strategies) if sizes.queries else 0
-    scored = 1 + models + bool(sizes.n_labels) + atlases  # PCA, scVI, scANVI's latents, atlases
+    scored = 1 + models + bool(variants) + atlases  # PCA, scVI, scANVI's latents, atlases
     jobs, each = (1, scored) if every <= config.benchmark.split_above else (scored, 1)
-    carded, looked_at = models + bool(sizes.n_labels), min(n, config.card.max_cells)
+    carded, looked_at = models + bool(variants), min(n, config.card.max_cells)
     counts = sizes.counts_mb(every)
     seconds = slow * (
         SCORING.seconds + each * (EMBEDDING.seconds + EMBEDDING.per_1000 * every / 1000)

@@ -13,6 +13,7 @@ from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.surgery import append_categories
+from atlasmap.models.totalvi import Totalvi
 from atlasmap.models.vae import Shape
 from atlasmap.settings import Config, TrainSettings
 from atlasmap.training.cells import Cells, Counts
@@ -33,6 +34,7 @@ class Sizes:
     n_batches: int
     n_labels: int
     queries: list[int]
+    n_proteins: int = 0
 
     @classmethod
     def of(cls, contract: dict) -> "Sizes":
@@ -48,6 +50,7 @@ class Sizes:
             len(reference["batches"]),
             len(labels) if isinstance(labels, dict) else 0,
             [query["n_cells"] for query in queries],
+            len(reference.get("panel", {}).get("proteins", [])),
         )
 
     @property
@@ -62,7 +65,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds a cell and epoch of each training, and seconds to start."""
+    """Seconds a cell and epoch of each training (of scVI or totalVI, of scANVI, of surgery), and
+    seconds to start."""
 
     scvi: float
     scanvi: float
@@ -82,6 +86,9 @@ def made_up_cells(sizes: Sizes, n: int, device: torch.device, n_batches: int) ->
         None,
         torch.as_tensor(labels, device=device),
         np.arange(n).astype(str),
+        torch.as_tensor(rng.poisson(20.0, (n, sizes.n_proteins)), device=device).float()
+        if sizes.n_proteins
+        else None,
     )
 
 
@@ -109,21 +116,28 @@ def start_seconds() -> float:
     return min(took)
 
 
+def generator() -> torch.Generator:
+    """For start values, which do not matter here."""
+    return keyed_generator(0, "probe")
+
+
 def probe(sizes: Sizes, config: Config, device: torch.device) -> Speeds:
     """Half a minute of training on made-up cells."""
-    n = min(sizes.n_reference, PROBED_CELLS)
-    model = Scvi(config.scvi, Shape(sizes.n_genes, (sizes.n_batches,)), keyed_generator(0, "probe"))
+    n, citeseq, rng = min(sizes.n_reference, PROBED_CELLS), sizes.n_proteins > 0, generator()
+    shape = Shape(sizes.n_genes, (sizes.n_batches,), n_proteins=sizes.n_proteins)
+    model = Totalvi(config.totalvi, shape, 0, rng) if citeseq else Scvi(config.scvi, shape, rng)
+    own = config.totalvi.train if citeseq else config.scvi.train
     cells = made_up_cells(sizes, n, device, sizes.n_batches)
 
     def objective_of(model, cells, train, cls=Unsupervised, *more):
         split = split_cells(np.arange(len(cells)), train.train_size, 0)
         return cls(model.to(device), cells, split, train.batch_size, 0, "probe", *more)
 
-    scvi = seconds_per_cell(objective_of(model, cells, config.scvi.train), config.scvi.train)
+    scvi = seconds_per_cell(objective_of(model, cells, own), own)
     scanvi = 0.0
-    if sizes.n_labels:
+    if sizes.n_labels and not citeseq:
         settings = config.scanvi
-        model = Scanvi(model.cpu(), "fixed", sizes.n_labels, keyed_generator(0, "probe"))
+        model = Scanvi(model.cpu(), "fixed", sizes.n_labels, generator())
         more = (settings.classification_ratio, settings.n_samples_per_label)
         objective = objective_of(model, cells, settings.train, SemiSupervised, *more)
         scanvi = seconds_per_cell(objective, settings.train)
@@ -132,9 +146,10 @@ def probe(sizes: Sizes, config: Config, device: torch.device) -> Speeds:
         n = min(int(np.median(sizes.queries)), PROBED_CELLS)
         append_categories(model, {0: ["query"]}, 0)
         cells = made_up_cells(replace(sizes, n_labels=0), n, device, 1)
-        train = TrainSettings(max_epochs=1, batch_size=config.surgery.batch_size, weight_decay=0)
+        how = config.totalvi_surgery if citeseq else config.surgery
+        train = TrainSettings(max_epochs=1, batch_size=how.batch_size, weight_decay=0)
         surgery = seconds_per_cell(
             objective_of(model, cells, train), train,
-            dropout=config.surgery.surgery_dropout, batch_statistics=False,
+            dropout=how.surgery_dropout, batch_statistics=False,
         )  # fmt: skip
     return Speeds(scvi, scanvi, surgery, start_seconds())

@@ -48,6 +48,25 @@ def test_numbers_of_jobs():
     assert "train_scanvi" not in rows(replace(SIZES, n_labels=0))
 
 
+def test_citeseq_trains_totalvi_alone():
+    config = Config(atlas="a", datasets="s.tsv", modality="citeseq")
+    found = rows(replace(SIZES, n_proteins=20), config)
+    assert {rule: row.jobs for rule, row in found.items() if "train" in rule or "map" in rule} == {
+        "train_totalvi": 1, "train_twin_totalvi": 1, "map_held_out": 1,
+        "map_per_batch": 3, "map_joint": 1, "fit_umap": 1,
+    }  # fmt: skip
+    assert found["model_card"].jobs == 1
+    slower = rows(replace(SIZES, n_proteins=20), config, speeds=replace(SPEEDS, scvi=2e-5))
+    more = slower["train_totalvi"].seconds - found["train_totalvi"].seconds
+    assert more == pytest.approx((400 + forecast.DECODING * 25) * 4000 * 1e-5)
+
+
+def test_citeseq_is_probed():
+    sizes, config = Sizes(60, 50, 0.3, 2, 3, [40], 12), Config(atlas="a", datasets="s.tsv")
+    speeds = probe.probe(sizes, config, CPU)
+    assert speeds.scvi > 0 and speeds.surgery > 0 and speeds.scanvi == 0
+
+
 def test_the_longest_variant_counts():
     given = {
         "scanvi": {"train": {"max_epochs": 10}},

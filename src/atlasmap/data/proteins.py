@@ -130,7 +130,8 @@ def joined(parts: list[anndata.AnnData]) -> pd.DataFrame:
     """Counts of several data sets, of all their proteins; NaN where one lacks a protein."""
     tables = [get(part) for part in parts]
     names = list(dict.fromkeys(name for table in tables for name in table))
-    return pd.concat([table.reindex(columns=names) for table in tables])
+    values = np.concatenate([table.reindex(columns=names).to_numpy() for table in tables])
+    return pd.DataFrame(values, columns=names)
 
 
 def aligned(adata: anndata.AnnData, proteins: list[str], name: str) -> tuple[pd.DataFrame, dict]:

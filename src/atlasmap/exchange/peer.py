@@ -7,16 +7,25 @@ import contextlib
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.exporting import VERSION
-from atlasmap.settings import ScanviSettings, ScviSettings, SurgerySettings, TrainSettings, Variant
+from atlasmap.settings import (
+    ScanviSettings,
+    ScviSettings,
+    SurgerySettings,
+    TotalviSettings,
+    TotalviSurgerySettings,
+    TrainSettings,
+    Variant,
+)
 
 CLASSIFIER = {
     "prefix": {"classifier_parameters": {"logits": False}},
@@ -142,6 +151,59 @@ def train_scanvi(
     arguments["plan_kwargs"]["classification_ratio"] = settings.classification_ratio
     arguments["n_samples_per_label"] = settings.n_samples_per_label
     return fitted(model, arguments)
+
+
+def with_proteins(adata: anndata.AnnData) -> anndata.AnnData:
+    """Prepared cells as it takes them: a protein that a batch lacks is zero in all its cells."""
+    out = adata.copy()
+    counts = np.nan_to_num(out.obsm[PROTEINS])
+    names = [str(name) for name in out.uns[PROTEIN_NAMES]]
+    out.obsm["protein_expression"] = pd.DataFrame(counts, out.obs_names, names)
+    return out
+
+
+def train_totalvi(adata: anndata.AnnData, settings: TotalviSettings, seed: int) -> Trained:
+    """TOTALVI on a prepared CITE-seq reference."""
+    scvi = scvi_tools()
+    adata, train = with_proteins(adata), settings.train
+    shared = {
+        key: value
+        for key, value in asdict(settings).items()
+        if key not in ("train", "classifier", "adversarial", "background_activation")
+    }
+    with quiet():
+        scvi.settings.seed = seed
+        scvi.model.TOTALVI.setup_anndata(
+            adata, protein_expression_obsm_key="protein_expression", batch_key="batch"
+        )
+        model = scvi.model.TOTALVI(adata, **shared)
+    adversarial = {"adversarial_classifier": settings.adversarial}
+    return fitted(model, totalvi_arguments(train, train.weight_decay) | adversarial)
+
+
+def totalvi_arguments(train: TrainSettings | SurgerySettings, decay: float) -> dict[str, Any]:
+    """Our settings as arguments of TOTALVI's train(), which has some of its plan's."""
+    arguments = train_arguments(train, decay)
+    arguments |= {
+        "lr": train.learning_rate,
+        "reduce_lr_on_plateau": train.reduce_lr_on_plateau,
+        "n_steps_kl_warmup": train.n_steps_kl_warmup,
+        "plan_kwargs": {"weight_decay": decay},
+    }
+    return arguments
+
+
+def map_citeseq(
+    reference: Trained, query: anndata.AnnData, settings: TotalviSurgerySettings, seed: int
+) -> Trained:
+    """Surgery of TOTALVI on all batches in `query` at once."""
+    scvi = scvi_tools()
+    with quiet():
+        scvi.settings.seed = seed
+        model = scvi.model.TOTALVI.load_query_data(
+            with_proteins(query), reference.model, accelerator="cpu"
+        )
+    return fitted(model, totalvi_arguments(settings, 0.0))
 
 
 def map_query(
