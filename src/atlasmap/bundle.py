@@ -62,7 +62,7 @@ MIGRATIONS = {1: from_format_1}  # format → settings.json of the next one
 
 def architecture(about: dict) -> dict:
     """Settings of the model of the counts, as settings.json has them."""
-    return about["totalvi" if about["kind"] == "totalvi" else "scvi"]
+    return about["totalvi" if "totalvi" in about else "scvi"]
 
 
 def versions() -> dict[str, str]:

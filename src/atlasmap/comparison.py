@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ from atlasmap.evaluation.classification import score
 from atlasmap.evaluation.parity import PAIR_COLUMNS
 from atlasmap.exchange import peer
 from atlasmap.mapping import joined
-from atlasmap.reference import SCANVI_EPOCHS, with_epochs
-from atlasmap.settings import ScanviSettings, ScviSettings, SurgerySettings
+from atlasmap.reference import SCANVI_EPOCHS, warmed_by_step, with_epochs
+from atlasmap.settings import (
+    ScanviSettings,
+    ScviSettings,
+    SurgerySettings,
+    TotalviSettings,
+    TotalviSurgerySettings,
+)
 from atlasmap.training.loop import epochs_by_size
 from atlasmap.training.split import split_cells
 
@@ -46,11 +53,15 @@ class Run:
 
 def runs_in(results: Path) -> Iterator[Run]:
     """The seeds of results/{atlas}; raises RESULTS_MISSING."""
-    seeds = sorted(results.glob("seed*/reference/scvi/settings.json"))
+    models = ("scvi", "totalvi")
+    seeds = sorted(
+        file for model in models for file in results.glob(f"seed*/reference/{model}/settings.json")
+    )
     if not seeds:
         raise AtlasmapError(
             "RESULTS_MISSING",
-            expected="results of a finished run: results/ATLAS with seed*/reference/scvi",
+            expected="results of a finished run: results/ATLAS with seed*/reference/scvi (or "
+            "totalvi)",
             found=f"none in {results}",
             mend="run the workflow first, then compare what it made",
         )
@@ -176,10 +187,42 @@ def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator
             yield rows(run, ours, their_scores, batch="all", n=len(cells), **where)
 
 
+def compare_totalvi(run: Run) -> Iterator[list[dict]]:
+    """totalVI and surgery by each strategy that the run has."""
+    folder = run.folder / "reference/totalvi"
+    settings = settings_in(folder, "totalvi", TotalviSettings)
+    n = run.reference.n_obs
+    train = warmed_by_step(with_epochs(settings.train, epochs_by_size(n)), n)
+    theirs = peer.train_totalvi(run.reference, replace(settings, train=train), run.seed)
+    check_split(validation_cells(folder)[1], theirs, "totalVI")
+    ours, numbers = ({m: of(m) for m in METRICS} for of in (partial(last, folder), theirs.last))
+    yield rows(run, ours, numbers, model="totalVI", n=len(theirs.validation))
+    for top in sorted(run.folder.glob("mapping/totalvi/*/atlas.h5ad")):
+        groups = {name: [name] for name in run.queries}
+        if top.parent.name == "joint":
+            groups = {"all": list(run.queries)}
+        for group, members in groups.items():
+            folder = top.parent / group
+            query = joined([run.queries[name] for name in members])
+            surgery = settings_in(folder, "surgery", TotalviSurgerySettings)
+            mapped = peer.map_citeseq(theirs, query, surgery, run.seed)
+            split = split_cells(np.arange(query.n_obs), surgery.train_size, run.seed)
+            check_split(split.validation, mapped, f"surgery totalVI {top.parent.name} {group}")
+            ours, numbers = (
+                {m: of(m) for m in METRICS} for of in (partial(last, folder), mapped.last)
+            )
+            where = {"model": "totalVI", "strategy": top.parent.name, "batch": group}
+            yield rows(run, ours, numbers, n=len(mapped.validation), **where)
+
+
 def compare(results: Path) -> pd.DataFrame:
     """All pairs of results/{atlas} (columns PAIR_COLUMNS); trains scvi-tools for each seed."""
     found = []
     for run in runs_in(results):
+        if run.registry.proteins:
+            for pairs in compare_totalvi(run):
+                found += pairs
+            continue
         for name, trained, pairs in compare_reference(run):
             log.info("seed %d: %s", run.seed, name)
             found += pairs

@@ -104,7 +104,7 @@ def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> No
 
     from atlasmap.bundle import load, load_delta
     from atlasmap.device import pick_device
-    from atlasmap.exchange.exporting import write_save
+    from atlasmap.exchange.exporting import kind_of, write_save
 
     whole = load(reference or bundle, pick_device("cpu"))
     if reference:
@@ -112,7 +112,7 @@ def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> No
     latent = (reference or bundle) / "reference_latent.h5ad"
     cells = anndata.read_h5ad(latent) if latent.is_file() else None
     write_save(whole, out, cells)
-    name = "SCANVI" if "variant" in whole.about else "SCVI"
+    name = kind_of(whole).upper()
     print(f"scvi.model.{name}.load({str(out)!r}, adata)")
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from atlasmap.bundle import Bundle
+from atlasmap.bundle import Bundle, architecture
 from atlasmap.data.registry import Registry
 from atlasmap.exchange.weights import unused, weights_out
 from atlasmap.files import folder_aside
@@ -17,6 +17,7 @@ from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE
 from atlasmap.models.scanvi import Scanvi
 
 VERSION = "1.4.2"
+TABLE = "protein_expression"  # obsm of prepared cells as scvi-tools takes them
 
 
 def strings(values: list[str]) -> np.ndarray:
@@ -35,15 +36,18 @@ def setup_args(bundle: Bundle) -> dict[str, Any]:
     own = bundle.about.get("origin", {}).get("setup")
     registry, scanvi = bundle.registry, isinstance(bundle.model, Scanvi)
     if own:  # scVI makes no use of labels
-        return own if scanvi else own | {"labels_key": None}
+        return own if scanvi or registry.proteins else own | {"labels_key": None}
     args = {
         "layer": None,
         "batch_key": "batch",
-        "labels_key": "label" if scanvi else None,
         "size_factor_key": None,
         "categorical_covariate_keys": list(registry.categorical) or None,
         "continuous_covariate_keys": list(registry.continuous) or None,
     }
+    if registry.proteins:
+        of_proteins = {"protein_expression_obsm_key": TABLE, "protein_names_uns_key": None}
+        return args | of_proteins | {"panel_key": None}
+    args["labels_key"] = "label" if scanvi else None
     return args | ({"unlabeled_category": registry.unlabeled_category} if scanvi else {})
 
 
@@ -78,6 +82,22 @@ def covariate_fields(registry: Registry) -> dict[str, dict]:
     }  # fmt: skip
 
 
+def protein_field(registry: Registry, key: str) -> dict:
+    """The proteins' registry, with the mask of what batches lack, where one does."""
+    state = {"column_names": list(registry.proteins)}
+    measured = registry.measured()
+    if not measured.all():
+        state["protein_batch_mask"] = {str(k): mask for k, mask in enumerate(measured)}
+    return field("obsm", key, state, {"n_proteins": len(registry.proteins)})
+
+
+def kind_of(bundle: Bundle) -> str:
+    """scvi, scanvi or totalvi: scvi-tools' class in small letters."""
+    if isinstance(bundle.model, Scanvi):
+        return "scanvi"
+    return "totalvi" if bundle.registry.proteins else "scvi"
+
+
 def registry_for(bundle: Bundle, n_cells: int, minified: bool) -> dict[str, Any]:
     """scvi-tools' registry of the data that the model was trained on."""
     registry, args = bundle.registry, setup_args(bundle)
@@ -100,9 +120,11 @@ def registry_for(bundle: Bundle, n_cells: int, minified: bool) -> dict[str, Any]
         "size_factor": field("", "", {}, {}),
         **covariate_fields(registry),
     }  # fmt: skip
+    if registry.proteins:
+        fields["proteins"] = protein_field(registry, args["protein_expression_obsm_key"])
     if minified:
-        kind = "scanvi" if scanvi else "scvi"
-        n_latent = bundle.about["scvi"]["n_latent"]
+        kind = kind_of(bundle)
+        n_latent = architecture(bundle.about)["n_latent"]
         columns = {"column_names": np.arange(n_latent)}
         fields |= {
             "latent_qzm": field("obsm", kind + MEAN, columns, {"n_latent_qzm": n_latent}),
@@ -112,7 +134,7 @@ def registry_for(bundle: Bundle, n_cells: int, minified: bool) -> dict[str, Any]
         }
     return {
         "scvi_version": VERSION,
-        "model_name": "SCANVI" if scanvi else "SCVI",
+        "model_name": kind_of(bundle).upper(),
         "setup_args": args,
         "setup_method_name": "setup_anndata",
         "field_registries": fields,
@@ -121,6 +143,8 @@ def registry_for(bundle: Bundle, n_cells: int, minified: bool) -> dict[str, Any]
 
 def init_params(bundle: Bundle) -> dict[str, dict]:
     """Arguments of the model's class; where the classifier is not the default one, its own too."""
+    if kind_of(bundle) == "totalvi":
+        return totalvi_params(bundle)
     settings = dict(bundle.about["scvi"])
     settings.pop("train", None)
     inner = {
@@ -140,6 +164,21 @@ def init_params(bundle: Bundle) -> dict[str, dict]:
     if bundle.model.variant == "prefix":
         inner["classifier_parameters"] = {"logits": False}
     return {"non_kwargs": settings, "kwargs": {"model_kwargs": inner}}
+
+
+def totalvi_params(bundle: Bundle) -> dict[str, dict]:
+    """The same of TOTALVI; what is left out of the mask is told by the registry."""
+    settings = {
+        key: value
+        for key, value in bundle.about["totalvi"].items()
+        if key not in ("train", "classifier", "adversarial")
+    }
+    named = ("n_latent", "gene_dispersion", "protein_dispersion", "gene_likelihood")
+    named += ("latent_distribution", "empirical_protein_background_prior")
+    outer = {key: settings.pop(key) for key in named} | {"override_missing_proteins": False}
+    if settings.pop("background_activation") == "exp":
+        settings["extra_decoder_kwargs"] = {"activation_function_bg": "exp"}
+    return {"non_kwargs": outer, "kwargs": {"model_kwargs": settings}}
 
 
 def history_of(bundle: Bundle) -> dict[str, pd.DataFrame]:
@@ -190,7 +229,13 @@ def minified_beside(bundle: Bundle, latent: anndata.AnnData) -> anndata.AnnData:
 
 
 def write_save(bundle: Bundle, folder: Path, latent: anndata.AnnData | None) -> None:
-    """Write `folder`/model.pt, and adata.h5ad where there is a latent, whole or not at all."""
+    """Write `folder`/model.pt, and adata.h5ad where there is a latent, whole or not at all.
+
+    Of TOTALVI there is none: scvi-tools 1.4.2 does not read minified data of it (not even its own:
+    it encodes the empty counts).
+    """
+    if bundle.registry.proteins:
+        latent = None
     with folder_aside(folder, last="model.pt") as scratch:
         if latent is not None:
             minified_beside(bundle, latent).write_h5ad(scratch / "adata.h5ad")
