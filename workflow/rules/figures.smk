@@ -222,8 +222,9 @@ rule plot_proteins:
             FINAL.seed, FINAL_MODEL, FINAL.strategy, "denoised.h5ad"
         ),
         out=subpath(output[0], parent=True),
+        unlabeled=CONFIG.unlabeled_category,
         numerics=NUMERICS["figures"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " plot-proteins {input.reference:q} {params.denoised:q} --atlas {input.atlas:q}"
-        " --out {params.out:q}"
+        " --out {params.out:q} --unlabeled={params.unlabeled:q}"

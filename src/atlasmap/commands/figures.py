@@ -102,7 +102,7 @@ def plot_scib_table(scib: Path, *, out: Path) -> None:
     save(draw_scib_table(read_table(scib)), out)
 
 
-def plot_proteins(*denoised: Path, atlas: Path, out: Path) -> None:
+def plot_proteins(*denoised: Path, atlas: Path, out: Path, unlabeled: str = "Unknown") -> None:
     """Draw proteins of an atlas: raw against denoised, and which label has which.
 
     Parameters
@@ -113,6 +113,8 @@ def plot_proteins(*denoised: Path, atlas: Path, out: Path) -> None:
         atlas.h5ad.
     out
         Folder: protein_ridges and protein_dots, each .svg and .png.
+    unlabeled
+        What cells without a label are called; where all are, dots are by batch.
     """
     import anndata
     import numpy as np
@@ -123,16 +125,15 @@ def plot_proteins(*denoised: Path, atlas: Path, out: Path) -> None:
     from atlasmap.figures.proteins import draw_dots, draw_ridges
     from atlasmap.figures.style import save
 
-    whole, cells = anndata.read_h5ad(atlas), cells_of(atlas, "")
+    whole, cells = anndata.read_h5ad(atlas), cells_of(atlas, unlabeled)
     raw = np.concatenate([anndata.read_h5ad(path, backed="r").obsm[PROTEINS] for path in denoised])
     raw, level, share = (
         pd.DataFrame(values, columns=list(whole.uns[PROTEIN_NAMES]))
         for values in (raw, whole.obsm[PROTEIN], whole.obsm[FOREGROUND])
     )
-    named = (cells["name"] != "").any()
-    group = cells["name"].where(cells["name"] != "", "no label") if named else cells["batch"]
+    group = "name" if (cells["name"] != unlabeled).any() else "batch"
     save(draw_ridges(raw, level, share, cells["role"]), out / "protein_ridges")
-    save(draw_dots(level, share, group), out / "protein_dots")
+    save(draw_dots(level, share, cells[group]), out / "protein_dots")
 
 
 def plot_reliability(reliability: Path, *, out: Path) -> None:
