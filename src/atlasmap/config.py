@@ -123,7 +123,7 @@ def check_reference(config: Config, given: dict) -> None:
     reference, mend = config.reference, ""
     if not reference.given and not reference.adata:
         return
-    idle = [key for key in given if key == "scvi" or key.startswith("scanvi")]
+    idle = [key for key in given if key in ("scvi", "totalvi") or key.startswith("scanvi")]
     if not reference.given:
         found, mend = "reference.adata alone", "give reference.scvi_tools as well"
     elif reference.bundle and reference.scvi_tools:
@@ -135,6 +135,10 @@ def check_reference(config: Config, given: dict) -> None:
     elif idle:
         found = f"settings of a training: {listed(idle)}"
         mend = "leave them out: the reference is trained already"
+    elif reference.scvi_tools and config.modality == "citeseq":
+        if config.labels == "given":
+            found = "labels: given, of a model that scvi-tools saved"
+            mend = "set labels: none: TOTALVI has no classifier"
     elif reference.scvi_tools and config.labels == "given" and len(given.get("variants", [])) != 1:
         found = f"variants: {config.variants}"
         mend = "name its classifier, which atlasmap import-scvi says: variants: [prefix] if it was "
@@ -169,7 +173,8 @@ def with_reference(config: Config, given: dict, folder: Path) -> Config:
             mend="give `atlas` another name, or move the bundle elsewhere",
         )
     try:
-        variant = json.loads(about.read_text(encoding="utf-8")).get("variant")
+        said = json.loads(about.read_text(encoding="utf-8"))
+        variant, kind, head = (said.get(key) for key in ("variant", "kind", "classifier"))
     except (ValueError, AttributeError) as error:
         raise AtlasmapError(
             "BUNDLE_ALTERED",
@@ -177,9 +182,14 @@ def with_reference(config: Config, given: dict, folder: Path) -> Config:
             found=f"{error}",
             mend="copy the bundle again from where it came",
         ) from error
-    if (variant is None) != (config.labels == "none"):
-        found = "scVI, which has no labels" if variant is None else f"scANVI ({variant})"
-        mend = "set labels: none" if variant is None else "leave out labels: none"
+    citeseq, nameless = kind == "totalvi", variant is None and not head
+    name = "totalVI" if citeseq else "scVI" if nameless else f"scANVI ({variant})"
+    if citeseq != (config.modality == "citeseq"):
+        found = f"{name}, for modality: {config.modality}"
+        mend = f"set modality: {'citeseq' if citeseq else 'rna'}"
+    elif nameless != (config.labels == "none"):
+        found = f"{name}, which has no labels" if nameless else name
+        mend = "set labels: none" if nameless else "leave out labels: none"
     elif variant and "variants" in given and given["variants"] != [variant]:
         found, mend = f"a {variant} classifier", f"set variants: [{variant}], or leave it out"
     else:

@@ -9,8 +9,16 @@ import jsonschema
 import pytest
 import yaml
 
-from atlasmap.config import as_flag, final_of, load_config, merged, variant_block
+from atlasmap.config import (
+    as_flag,
+    final_of,
+    load_config,
+    merged,
+    variant_block,
+    with_reference,
+)
 from atlasmap.data.sheet import Dataset, read_sheet
+from atlasmap.errors import AtlasmapError
 from atlasmap.settings import Config, ScviSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,3 +135,45 @@ def test_a_flag_survives_a_shell():
 )
 def test_what_is_fetched_has_an_ending_that_is_read(url, name):
     assert Dataset(id="a", path=url, role="query").fetched_as == name
+
+
+def written_bundle(folder, **about):
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("about", "given", "mend"),
+    [
+        ({"kind": "totalvi", "classifier": {}}, {}, "modality: citeseq"),
+        ({"kind": "scanvi", "variant": "fixed"}, {"modality": "citeseq"}, "modality: rna"),
+        ({"kind": "totalvi"}, {"modality": "citeseq"}, "labels: none"),
+        ({"kind": "totalvi", "classifier": {"n": 1}}, {"modality": "citeseq", "labels": "none"},
+         "leave out labels: none"),
+    ],
+)  # fmt: skip
+def test_a_bundle_of_another_kind_is_refused(about, given, mend, tmp_path):
+    folder = written_bundle(tmp_path / "b", **about)
+    given = {"atlas": "a", "datasets": "s.tsv", "reference": {"bundle": str(folder)}} | given
+    with pytest.raises(AtlasmapError, match="CONFIG_REFERENCE") as error:
+        with_reference(load_config(given), given, folder)
+    assert mend in error.value.mend
+
+
+def test_a_totalvi_bundle_is_taken(tmp_path):
+    folder = written_bundle(tmp_path / "b", kind="totalvi", classifier={"n_steps": 1})
+    given = {"atlas": "a", "datasets": "s.tsv", "reference": {"bundle": str(folder)}}
+    given |= {"modality": "citeseq"}
+    assert with_reference(load_config(given), given, folder).modality == "citeseq"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"modality": "citeseq", "scvi": {}}, {"modality": "citeseq", "variants": ["fixed"]},
+     {"totalvi": {}}, {"totalvi_surgery": {}},
+     {"modality": "citeseq", "final": {"variant": "fixed"}}],
+)  # fmt: skip
+def test_blocks_of_the_other_modality_are_refused(given):
+    with pytest.raises(AtlasmapError, match="CONFIG_MODALITY"):
+        load_config({"atlas": "a", "datasets": "s.tsv"} | given)

@@ -115,6 +115,13 @@ CALIBRATED = LABELLED and (
     if TAKEN and CONFIG.reference.bundle
     else CONFIG.calibration.scheme != "none" and not TAKEN
 )
+# What totalVI says of the reference's own proteins; whoever shares a bundle may leave it out.
+OF_REFERENCE = (
+    DENOISED
+    if not TAKEN
+    or (CONFIG.reference.bundle and (Path(taken_folder()) / "denoised.h5ad").is_file())
+    else []
+)
 # How held-out batches are mapped: as queries are, by surgery if any are.
 TRAINED = {"per_batch", "joint"} & set(CONFIG.strategies)
 HELD_OUT_STRATEGY = "per_batch" if TRAINED else "frozen"
@@ -194,7 +201,8 @@ def taken_source():
     if CONFIG.reference.bundle:
         learned = ["calibration.json"] if CALIBRATED else []
         return [
-            str(path / file) for file in [*BUNDLE, "reference_latent.h5ad", *learned]
+            str(path / file)
+            for file in [*BUNDLE, "reference_latent.h5ad", *learned, *OF_REFERENCE]
         ]
     return str(model_file(path))
 
@@ -523,7 +531,7 @@ def final_targets(wildcards):
         ]
     if QUERIES and set(CONFIG.strategies) != {"de_novo"}:  # which certifies nothing
         targets.append(f"results/{CONFIG.atlas}/benchmark/certificates.csv")
-    if QUERIES and CITESEQ and FINAL.strategy != "de_novo":
+    if QUERIES and OF_REFERENCE and FINAL.strategy != "de_novo":
         targets += [
             f"results/{CONFIG.atlas}/figures/protein_ridges.svg",
             f"results/{CONFIG.atlas}/figures/protein_dots.svg",

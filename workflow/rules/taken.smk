@@ -8,7 +8,11 @@ rule take_reference:
     output:
         expand(
             "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
-            file=[*BUNDLE, *(["calibration.json"] if CALIBRATED else [])],
+            file=[
+                *BUNDLE,
+                *(["calibration.json"] if CALIBRATED else []),
+                *OF_REFERENCE,
+            ],
         ),
         latent="results/{atlas}/seed{seed}/reference/{folder}/reference_latent.h5ad",
     log:
@@ -29,7 +33,7 @@ rule take_reference:
         adata=lambda w, input: (
             f"--adata={shlex.quote(input.adata)}" if input.adata else ""
         ),
-        variant=f"--variant {CONFIG.variants[0]}" if LABELLED else "",
+        variant=(f"--variant {CONFIG.variants[0]}" if LABELLED and not CITESEQ else ""),
         unlabeled=CONFIG.unlabeled_category,
         columns=" ".join(
             f"--{flag}={shlex.quote(name)}"

@@ -36,7 +36,7 @@ rule assemble:
         # beside the latents, where their command finds them
         denoised=lambda w: [
             f"results/{w.atlas}/seed{w.seed}/reference/totalvi/{file}"
-            for file in DENOISED
+            for file in OF_REFERENCE
         ],
         calibration=calibration_of,
         bundle=lambda w: (

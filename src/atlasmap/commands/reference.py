@@ -242,8 +242,9 @@ def take_reference(
     if scvi_tools:
         return
     with folder_aside(out, last="settings.json") as scratch:
-        for name in (*FILES, "settings.json", "reference_latent.h5ad", FILE):
-            if name != FILE or (source / FILE).is_file():
+        optional = (FILE, "denoised.h5ad")
+        for name in (*FILES, "settings.json", "reference_latent.h5ad", *optional):
+            if name not in optional or (source / name).is_file():
                 shutil.copyfile(source / name, scratch / name)
 
 
