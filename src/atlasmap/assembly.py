@@ -9,7 +9,7 @@ import pandas as pd
 
 from atlasmap.data.obs import as_text, column
 from atlasmap.data.registry import PROTEIN_NAMES
-from atlasmap.denoise import FOREGROUND, PROTEIN
+from atlasmap.denoise import OF_PROTEINS
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.minified import latent_of, variance_of
 from atlasmap.models.scanvi import Scanvi
@@ -26,9 +26,6 @@ from atlasmap.transfer import (
 from atlasmap.trust.calibrated import Calibration
 from atlasmap.trust.tree import Levels, levels_of_columns, rolled_up
 from atlasmap.trust.verdict import verdicts
-
-# obsm of CITE-seq: what totalVI says of the proteins, beside each latent.
-PROTEINS = (PROTEIN, f"{PROTEIN}_lower", f"{PROTEIN}_upper", FOREGROUND)
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,9 @@ def positions(fitted: FittedMap, latent: anndata.AnnData) -> np.ndarray:
 
 def in_latent_space(reference: anndata.AnnData, columns: list[str]) -> anndata.AnnData:
     """A minified reference as queries are: no genes, obsm X_latent, those of obs's `columns`."""
-    kept = {key: reference.obsm[key] for key in ("soft_labels", *PROTEINS) if key in reference.obsm}
+    kept = {
+        key: reference.obsm[key] for key in ("soft_labels", *OF_PROTEINS) if key in reference.obsm
+    }
     return anndata.AnnData(
         obs=reference.obs[[key for key in reference.obs if key in columns]].copy(),
         obsm={"X_latent": latent_of(reference), **kept},
@@ -205,7 +204,7 @@ def assemble(
             with_columns(query.obs, made[0].drop(columns="batch"))
             tables.append(made)
         parts.append(query)
-    proteins = [key for key in PROTEINS if all(key in part.obsm for part in (reference, *parts))]
+    proteins = [key for key in OF_PROTEINS if all(key in part.obsm for part in (reference, *parts))]
     for part in (reference, *parts):
         tidy_obs(part.obs, unlabeled)
         part.obsm = {key: part.obsm[key] for key in ("X_latent", "X_umap", *proteins)}

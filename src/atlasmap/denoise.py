@@ -25,6 +25,8 @@ CHUNK = 256  # cells at a time
 DEPTH = 10_000  # counts that denoised expression is scaled to
 PROTEIN, FOREGROUND, RNA = "denoised_protein", "foreground_probability", "denoised_rna"
 FILE = "denoised.h5ad"
+# obsm that an atlas takes along.
+OF_PROTEINS = (PROTEIN, f"{PROTEIN}_lower", f"{PROTEIN}_upper", FOREGROUND)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,20 @@ def intervals(name: str, values: Tensor, level: float) -> dict[str, Tensor]:
     tail = (1 - level) / 2
     lower, upper = torch.quantile(values, torch.tensor([tail, 1 - tail]).to(values), 0)
     return {name: values.mean(0), f"{name}_lower": lower, f"{name}_upper": upper}
+
+
+def take_proteins(latent: anndata.AnnData, denoised: anndata.AnnData) -> None:
+    """Give a latent what totalVI says of the proteins of the same cells."""
+    for key in OF_PROTEINS:
+        latent.obsm[key] = denoised.obsm[key]
+    latent.uns[PROTEIN_NAMES] = denoised.uns[PROTEIN_NAMES]
+
+
+def denoised_of(
+    bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings
+) -> anndata.AnnData | None:
+    """`denoise`, where the model has proteins."""
+    return denoise(bundle, adata, settings) if bundle.registry.proteins else None
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """From a query file to a named atlas in one call: what the workflow's rules do, without it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anndata
@@ -10,11 +10,14 @@ from atlasmap.assembly import Atlas, Trust, assemble
 from atlasmap.bundle import Bundle, load
 from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.sheet import Dataset
+from atlasmap.denoise import FILE as DENOISED
+from atlasmap.denoise import denoise, take_proteins
 from atlasmap.mapping import Mapping, joined, map_query
 from atlasmap.minified import latent_of
 from atlasmap.projection import FittedMap, fit_map
 from atlasmap.settings import (
     DataConfig,
+    DenoiseSettings,
     Surgery,
     SurgerySettings,
     TransferSettings,
@@ -37,16 +40,17 @@ class MapRequest:
     transfer: TransferSettings
     umap: UmapSettings
     label_tree: Path | None = None
+    denoise: DenoiseSettings = field(default_factory=DenoiseSettings)
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """The atlas, the mappings and their prepared cells by folder name, and what was found in the
-    query."""
+    """The atlas, by folder name the mappings and (CITE-seq) their denoised cells, and what was
+    found in the query."""
 
     atlas: Atlas
     mappings: dict[str, Mapping]
-    queries: dict[str, anndata.AnnData]
+    denoised: dict[str, anndata.AnnData]
     facts: dict[str, dict]
 
 
@@ -84,6 +88,8 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
         name: prepare_query(whole, request.dataset, name, registry, config) for name in names
     }
     latent, fitted = reference_parts(folder, bundle, request)
+    if (folder / DENOISED).is_file():
+        take_proteins(latent, anndata.read_h5ad(folder / DENOISED))
     groups = {name: [name] for name in names}
     if request.strategy == "joint":
         groups = {"all": names}
@@ -95,10 +101,14 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
     mappings = {
         group: map_query(load(folder, device), query, *how) for group, query in queries.items()
     }
+    denoised = {}
+    for group, mapping in mappings.items() if registry.proteins else ():
+        denoised[group] = denoise(mapping.bundle, queries[group], request.denoise)
+        take_proteins(mapping.latent, denoised[group])
     atlas = assemble(
         latent, [mapping.latent for mapping in mappings.values()], None, fitted,
         registry.unlabeled_category, request.transfer, request.config.label_levels,
         trust_in(folder, bundle), coarser,
     )  # fmt: skip
     facts = {name: part.facts for name, part in prepared.items()}
-    return Mapped(atlas, mappings, queries, facts)
+    return Mapped(atlas, mappings, denoised, facts)

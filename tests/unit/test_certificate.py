@@ -27,7 +27,7 @@ def test_a_mapping_has_its_certificate(reference, scanvi, queries, tmp_path):
     made = map_query(
         scanvi, queries["query0"], SURGERY, "per_batch", 0, probe=reference[:50].copy()
     )
-    write_mapping(made, queries["query0"], tmp_path / "query0", DenoiseSettings())
+    write_mapping(made, None, tmp_path / "query0", DenoiseSettings())
     said = json.loads((tmp_path / "query0/certificate.json").read_text())
     assert said["reference"]["unchanged"] is True and said["reference"]["n_probe_cells"] == 50
     for name in ("weights", "latent", "soft_labels", "golden_qz_mean", "golden_soft_labels"):
@@ -99,7 +99,7 @@ def test_frozen_trains_nothing(scanvi, queries, tmp_path):
     assert np.array_equal(made.latent.obsm["X_latent"], expected)
     said = made.certificate
     assert said["query"]["displacement"]["max"] == 0 and said["training"]["n_trainable"] == 0
-    write_mapping(made, queries["query0"], tmp_path / "query0", DenoiseSettings())
+    write_mapping(made, None, tmp_path / "query0", DenoiseSettings())
     whole = load(tmp_path / "bundle", CPU)
     args = (tmp_path / "query0", whole, queries["query0"], SURGERY)
     assert is_mapped(*args, "frozen", 0) and not is_mapped(*args, "per_batch", 0)

@@ -1,10 +1,12 @@
 """The simulated atlas: what it is made of, and that it is as hard as the one it is fitted to."""
 
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 from sklearn.decomposition import PCA
@@ -241,3 +243,29 @@ def test_as_hard_as_the_given_atlas(atlas):
         ]
         theirs_sorted, *ours_sorted = (curve.to_numpy() for curve in curves)
         np.testing.assert_allclose(np.mean(ours_sorted, axis=0), theirs_sorted, atol=0.03)
+
+
+def test_proteins_have_a_known_background_and_foreground():
+    settings = SimulateSettings(n_cells=1200, n_genes=60, proteins=20, missing_proteins=2)
+    cells, alone = simulate(settings), simulate(replace(settings, proteins=0))
+    assert (cells.X != alone.X).nnz == 0  # genes are the same
+    given, true, foreground, mean = (
+        cells.obsm[key].to_numpy()
+        for key in (
+            "protein_expression", "protein_counts_true", "protein_foreground",
+            "protein_denoised_true",
+        )
+    )  # fmt: skip
+    absent = cells.obs["batch"].isin(["batch0", "query0"]).to_numpy()
+    assert (given[absent, -2:] == 0).all() and (true[absent, -2:] > 0).any()
+    assert (given[~absent] == true[~absent]).all() and (given[:, :-2] == true[:, :-2]).all()
+    assert ((mean > 0) == foreground).all() and 0.1 < foreground.mean() < 0.5
+    apart = [
+        np.log1p(true[foreground[:, k], k]).mean() - np.log1p(true[~foreground[:, k], k]).mean()
+        for k in range(20)
+    ]
+    assert min(apart) > 1
+    by_type = pd.DataFrame(foreground).groupby(cells.obs["cell_type"].to_numpy()).mean()
+    assert (by_type > 0.8).any(axis=0).all() and (by_type > 0.8).any(axis=1).all()
+    again = simulate(settings)
+    assert (again.obsm["protein_expression"].to_numpy() == given).all()

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 from test_workflow import snakemake
 
-from atlasmap.assembly import PROTEINS
 from atlasmap.data.registry import PROTEIN_NAMES
 from atlasmap.data.simulate import simulate
+from atlasmap.denoise import OF_PROTEINS
 from atlasmap.settings import SimulateSettings
 
 CONFIG = """
@@ -57,7 +57,7 @@ def test_citeseq_is_mapped_and_denoised(tmp_path):
     top = tmp_path / "results/tiny"
     atlas = anndata.read_h5ad(top / "atlas.h5ad")
     assert len(atlas.uns[PROTEIN_NAMES]) == 15
-    assert all(np.isfinite(atlas.obsm[key]).all() for key in PROTEINS)  # imputed where missing
+    assert all(np.isfinite(atlas.obsm[key]).all() for key in OF_PROTEINS)  # imputed where missing
     assert set(atlas.obs["verdict"]) <= {"reference", "confident", "ambiguous", "novel"}
 
     scores = pd.read_csv(top / "benchmark/classification.csv", keep_default_na=False)

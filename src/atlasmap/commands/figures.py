@@ -120,8 +120,8 @@ def plot_proteins(*denoised: Path, atlas: Path, out: Path, unlabeled: str = "Unk
     import numpy as np
     import pandas as pd
 
-    from atlasmap.assembly import FOREGROUND, PROTEIN
     from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
+    from atlasmap.denoise import FOREGROUND, PROTEIN
     from atlasmap.figures.proteins import draw_dots, draw_ridges
     from atlasmap.figures.style import save
 

@@ -106,6 +106,7 @@ def operate(
     """
     from atlasmap.bundle import load
     from atlasmap.certificate import probe_cells
+    from atlasmap.denoise import denoised_of
     from atlasmap.device import pick_device
     from atlasmap.mapping import joined, map_query
 
@@ -116,7 +117,7 @@ def operate(
     seen = probe_cells(probe) if probe and probe.is_file() else None
     surgery = how.on(reference_bundle)
     mapping = map_query(reference, query, surgery, strategy, seed, checkpoints, seen)
-    write_mapping(mapping, query, out, how.denoise)
+    write_mapping(mapping, denoised_of(mapping.bundle, query, how.denoise), out, how.denoise)
     checkpoints.remove()
 
 
@@ -206,6 +207,7 @@ def map_unless_done(reference, path: Path, folder: Path, how: How) -> None:
     """Map one batch by itself, unless its folder has this very mapping."""
     from copy import deepcopy
 
+    from atlasmap.denoise import denoised_of
     from atlasmap.mapping import is_mapped, map_query
 
     query, checkpoints = anndata.read_h5ad(path), checkpoints_in(folder, how.minutes)
@@ -216,7 +218,8 @@ def map_unless_done(reference, path: Path, folder: Path, how: How) -> None:
         return
     own = deepcopy(reference)
     mapping = map_query(own, query, how.surgery, how.strategy, how.seed, checkpoints, how.probe)
-    write_mapping(mapping, query, folder, how.denoise)
+    denoised = denoised_of(mapping.bundle, query, how.denoise)
+    write_mapping(mapping, denoised, folder, how.denoise)
     checkpoints.remove()
 
 
@@ -232,9 +235,9 @@ def batches_failed(failed: dict[str, tuple[str, str]], n: int) -> BatchesFailed:
     )
 
 
-def write_mapping(mapping, query, out: Path, settings: DenoiseSettings) -> None:
+def write_mapping(mapping, denoised, out: Path, settings: DenoiseSettings) -> None:
     """The delta bundle, and beside it the query's latent and the certificate; of CITE-seq also the
-    denoised cells."""
+    cells `denoised` by these settings."""
     from atlasmap.bundle import save_delta
     from atlasmap.certificate import FILE
     from atlasmap.commands.data import write_json
@@ -246,7 +249,7 @@ def write_mapping(mapping, query, out: Path, settings: DenoiseSettings) -> None:
     write_json(out / FILE, mapping.certificate)
     with written_aside(out / "latent.h5ad") as aside:
         mapping.latent.write_h5ad(aside)
-    write_denoised(bundle, query, out, settings)
+    write_denoised(denoised, out)
 
 
 def map_file(
@@ -299,11 +302,12 @@ def map_file(
 
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", query.stem).lstrip("_.-") or "query"
     dataset = Dataset(id=name, path=str(query), role="query", **asdict(columns))
-    surgery = how.on(reference)
-    request = MapRequest(dataset, strategy, seed, config, surgery, transfer, umap, label_tree)
+    settings = (config, how.on(reference), transfer, umap, label_tree, how.denoise)
+    request = MapRequest(dataset, strategy, seed, *settings)
     mapped = map_dataset(reference, request, pick_device(device))
     write_json(out / "contract.json", {"queries": mapped.facts})
     for group, mapping in mapped.mappings.items():
-        write_mapping(mapping, mapped.queries[group], out / "mapping" / slug(group), how.denoise)
+        folder = out / "mapping" / slug(group)
+        write_mapping(mapping, mapped.denoised.get(group), folder, how.denoise)
     write_atlas(mapped.atlas, out)
     print(f"{sum(f['n_cells'] for f in mapped.facts.values())} cells mapped: {out / 'atlas.h5ad'}")

@@ -144,6 +144,7 @@ def train_totalvi(
         Minutes between checkpoints.
     """
     from atlasmap.data.registry import Registry
+    from atlasmap.denoise import denoised_of
     from atlasmap.device import pick_device
     from atlasmap.reference import fit_totalvi
 
@@ -153,20 +154,15 @@ def train_totalvi(
     checkpoints = checkpoints_in(out, checkpoint_minutes)
     fitted = fit_totalvi(adata, registry, totalvi, seed, chosen, checkpoints)
     write_reference(out, adata, *fitted, chosen)
-    write_denoised(fitted[0], adata, out, denoise)
+    write_denoised(denoised_of(fitted[0], adata, denoise), out)
     checkpoints.remove()
 
 
-def write_denoised(bundle, adata: anndata.AnnData, out: Path, settings: DenoiseSettings) -> None:
-    """What totalVI says of genes and proteins of prepared cells (denoised.h5ad); of other models
-    nothing."""
-    if not bundle.registry.proteins:
-        return
-    from atlasmap.denoise import denoise
-
-    cells = denoise(bundle, adata, settings)
-    with written_aside(out / "denoised.h5ad") as aside:
-        cells.write_h5ad(aside, compression="lzf")
+def write_denoised(cells: anndata.AnnData | None, out: Path) -> None:
+    """What totalVI says of genes and proteins (denoised.h5ad); of other models nothing."""
+    if cells is not None:
+        with written_aside(out / "denoised.h5ad") as aside:
+            cells.write_h5ad(aside, compression="lzf")
 
 
 def checkpoints_in(out: Path, minutes: float):

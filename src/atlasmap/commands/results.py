@@ -73,16 +73,12 @@ def check_mapped(latents: tuple[Path, ...]) -> None:
 
 def with_proteins(latent: Path) -> anndata.AnnData:
     """A latent with what totalVI says of the proteins, where that lies beside it."""
-    from atlasmap.assembly import PROTEINS
-    from atlasmap.data.registry import PROTEIN_NAMES
-    from atlasmap.denoise import FILE
+    from atlasmap.denoise import FILE, take_proteins
 
     out, beside = anndata.read_h5ad(latent), latent.parent / FILE
     if beside.is_file():
         denoised = anndata.read_h5ad(beside, backed="r")
-        for key in PROTEINS:
-            out.obsm[key] = denoised.obsm[key]
-        out.uns[PROTEIN_NAMES] = denoised.uns[PROTEIN_NAMES]
+        take_proteins(out, denoised)
         denoised.file.close()
     return out
 
