@@ -1,5 +1,7 @@
 """Protein counts: where they are found, what is refused, panels aligned by name."""
 
+import json
+
 import anndata
 import h5py
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from citeseq import N_PROTEINS, citeseq
 from scipy import sparse
 
+from atlasmap.commands.data import write_contract
 from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_reference
 from atlasmap.data.proteins import ISOTYPE, get
 from atlasmap.data.readers import read_any
@@ -197,3 +200,15 @@ def test_isotype_controls_are_known(name):
     assert (
         ISOTYPE.search(name) and not ISOTYPE.search("CD3_TotalSeqB") and not ISOTYPE.search("IgD")
     )
+
+
+def test_a_batch_that_is_not_there_cannot_be_masked(tmp_path):
+    facts = {"n_cells": 1, "n_genes": 1, "batches": {"r": 1}}
+    (tmp_path / "r.json").write_text(json.dumps(facts))
+    (tmp_path / "q.json").write_text(json.dumps({"batch": "q", "n_cells": 1, "gene_overlap": 1}))
+    paths = {"reference": tmp_path / "r.json", "out": tmp_path / "contract.json"}
+    write_contract(tmp_path / "q.json", **paths, masked=["r", "q"])
+    (tmp_path / "contract.json").unlink()
+    with pytest.raises(AtlasmapError, match="MASK_UNKNOWN"):
+        write_contract(tmp_path / "q.json", **paths, masked=["R"])
+    assert not (tmp_path / "contract.json").exists()

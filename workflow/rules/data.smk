@@ -78,7 +78,7 @@ rule prepare_query:
         dataset=lambda w: shlex.quote(
             json.dumps(row(owner(w.batch), "truth_key", "gene_lengths"))
         ),
-        config=data_flag("min_gene_overlap", "min_cells_per_batch"),
+        config=data_flag("min_gene_overlap", "min_cells_per_batch", "mask_proteins"),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
@@ -114,8 +114,11 @@ checkpoint write_contract:
         tree=lambda w, input: (
             f"--label_tree={shlex.quote(input.tree)}" if input.tree else ""
         ),
+        masked=" ".join(
+            f"--masked={shlex.quote(name)}" for name in CONFIG.data.mask_proteins
+        ),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " write-contract {input.queries:q} --reference {input.reference:q}"
-        " {params.configfiles} {params.tree}"
+        " {params.configfiles} {params.tree} {params.masked}"
         " --out {output:q}"

@@ -26,7 +26,12 @@ rule prepare_reference:
             if CHOOSING
             else ""
         ),
-        config=data_flag("n_top_genes", "min_cells_per_label", "min_cells_per_batch"),
+        config=data_flag(
+            "n_top_genes",
+            "min_cells_per_label",
+            "min_cells_per_batch",
+            "mask_proteins",
+        ),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"

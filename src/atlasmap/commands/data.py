@@ -8,6 +8,7 @@ import anndata
 from cyclopts import Parameter
 
 from atlasmap.data.sheet import Dataset
+from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import written_aside
 from atlasmap.settings import DataConfig, SimulateSettings
 
@@ -173,9 +174,9 @@ def prepare_query(
 
 def write_contract(
     *queries: Path, reference: Path, out: Path, configfiles: list[Path] | None = None,
-    label_tree: Path | None = None,
+    label_tree: Path | None = None, masked: list[str] | None = None,
 ) -> None:  # fmt: skip
-    """Gather what was checked and decided into contract.json; check the tree of labels.
+    """Gather what was checked and decided into contract.json; check what names labels and batches.
 
     Parameters
     ----------
@@ -189,6 +190,8 @@ def write_contract(
         The config files of the run; none: the default one.
     label_tree
         Sheet of labels and their parents, or of labels and their levels.
+    masked
+        Batches whose proteins were to be masked.
     """
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in queries]
     contract = {
@@ -199,10 +202,23 @@ def write_contract(
     found = contract["reference"]
     if label_tree:
         found["label_tree"] = tree_facts(label_tree, list(found["labels"]))
+    check_masked(masked or [], {*found.get("batches", {}), *contract["queries"]})
     write_json(out, contract)
     print(f"reference: {found['n_cells']} cells, {found['n_genes']} genes")
     for batch, fact in contract["queries"].items():
         print(f"query {batch}: {fact['n_cells']} cells, {fact['gene_overlap']:.1%} of the genes")
+
+
+def check_masked(masked: list[str], batches: set[str]) -> None:
+    """A batch that is not there cannot be masked: MASK_UNKNOWN."""
+    unknown = [name for name in masked if name not in batches]
+    if unknown:
+        raise AtlasmapError(
+            "MASK_UNKNOWN",
+            expected=f"names of batches in data.mask_proteins: {listed(sorted(batches), 40)}",
+            found=listed(unknown),
+            mend="correct these names",
+        )
 
 
 def tree_facts(path: Path, labels: list[str]) -> dict:
