@@ -155,9 +155,15 @@ def compare_reference(run: Run) -> Iterator[tuple[str, peer.Trained, list[dict]]
         yield variant, trained, rows(run, ours, numbers, model=f"scANVI {variant}", **where)
 
 
+def trained_atlases(run: Run, variant: str) -> list[Path]:
+    """Atlases of the strategies by surgery that trains."""
+    names = (run.folder / f"mapping/{variant}/{way}/atlas.h5ad" for way in ("joint", "per_batch"))
+    return [path for path in names if path.is_file()]
+
+
 def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator[list[dict]]:
     """Surgery of a variant by each strategy that the run has."""
-    for top in sorted(run.folder.glob(f"mapping/{variant}/*/atlas.h5ad")):
+    for top in trained_atlases(run, variant):
         strategy = top.parent.name
         groups = {name: [name] for name in run.queries}
         if strategy == "joint":
@@ -193,11 +199,14 @@ def compare_totalvi(run: Run) -> Iterator[list[dict]]:
     settings = settings_in(folder, "totalvi", TotalviSettings)
     n = run.reference.n_obs
     train = warmed_by_step(with_epochs(settings.train, epochs_by_size(n)), n)
-    theirs = peer.train_totalvi(run.reference, replace(settings, train=train), run.seed)
+    covariates = list(run.registry.categorical), run.registry.continuous
+    theirs = peer.train_totalvi(
+        run.reference, replace(settings, train=train), run.seed, *covariates
+    )
     check_split(validation_cells(folder)[1], theirs, "totalVI")
     ours, numbers = ({m: of(m) for m in METRICS} for of in (partial(last, folder), theirs.last))
     yield rows(run, ours, numbers, model="totalVI", n=len(theirs.validation))
-    for top in sorted(run.folder.glob("mapping/totalvi/*/atlas.h5ad")):
+    for top in trained_atlases(run, "totalvi"):
         groups = {name: [name] for name in run.queries}
         if top.parent.name == "joint":
             groups = {"all": list(run.queries)}

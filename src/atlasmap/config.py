@@ -106,6 +106,8 @@ def check_modality(config: Config, given: dict) -> None:
     idle = sorted(set(given) & (of_rna if config.modality == "citeseq" else of_citeseq))
     if config.modality == "citeseq" and config.final.variant:
         idle.append("final.variant")
+    if config.modality == "rna" and config.data.mask_proteins:
+        idle.append("data.mask_proteins")
     if idle:
         citeseq = config.modality == "citeseq"
         raise AtlasmapError(

@@ -122,8 +122,8 @@ def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -
         found = intervals(PROTEIN, both[0], settings.interval)
         found[FOREGROUND] = both[1].mean(0)
         if settings.rna:
-            scale = DEPTH / chunk.x.sum(1, keepdim=True)
-            rates = torch.stack([d.rna.rate * scale for d in own])
+            rates = torch.stack([d.rna.rate / d.rna.rate.sum(1, keepdim=True) for d in own])
+            rates *= DEPTH
             found |= intervals(RNA, rates, settings.interval)
         for name, value in found.items():
             parts.setdefault(name, []).append(value.cpu().numpy())

@@ -12,6 +12,7 @@ from torch import nn
 from atlasmap.background import background_prior
 from atlasmap.bundle import Bundle, device_of, fingerprint, read_about, reference_hash
 from atlasmap.certificate import FILE, certificate, witness
+from atlasmap.data.registry import PROTEINS, Registry, lacking
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256
 from atlasmap.inference import Embedding, embed
@@ -122,6 +123,16 @@ def is_mapped(
     return whole and all(about.get(key) == value for key, value in made_of.items())
 
 
+def without_unknown(query: anndata.AnnData, reference: Registry) -> anndata.AnnData:
+    """A query in which proteins that no reference batch has are not measured: of these the model
+    has learned nothing (a twin may lack one that the reference has)."""
+    if not reference.proteins or reference.measured().any(0).all():
+        return query
+    out = query.copy()
+    out.obsm[PROTEINS] = np.where(reference.measured().any(0), query.obsm[PROTEINS], np.nan)
+    return out
+
+
 def map_query(
     reference: Bundle, query: anndata.AnnData, settings: SurgerySettings, strategy: Surgery,
     seed: int, checkpoints: Checkpoints | None = None, probe: anndata.AnnData | None = None,
@@ -136,9 +147,10 @@ def map_query(
     device, own = device_of(reference.model), reference.registry
     new = own.new_categories(query.obs)
     check_query(reference, query, new, strategy)
+    query = without_unknown(query, own)
     before = witness(reference.model, own, probe)
     append_rows(reference.model, query, new, settings, seed, frozen=strategy == "frozen")
-    registry = own.extended(new)
+    registry = own.extended(new, lacking(query) if own.proteins else {})
     cells = registry.encode(query, device)
     about = reference.about | inputs(query, settings, strategy, seed)
     history = History().table()

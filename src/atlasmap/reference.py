@@ -174,13 +174,25 @@ def fit_head(
     model: Totalvi, cells: Cells, split: Split, settings: HeadTrainSettings, seed: int
 ) -> tuple[pd.DataFrame, dict]:
     """Train the classifier on the latent, which stays as it is: history, and facts of it."""
+    split = of_labelled(cells.labels.cpu().numpy(), split)
+    if not len(split.validation):
+        settings = replace(settings, early_stopping=False)
     said = embed(model, cells)
     posterior = (torch.as_tensor(x, device=cells.device) for x in (said.mean, said.var))
     purpose, size = "totalvi classifier", settings.batch_size
     objective = ClassifierHead(model, cells, split, size, seed, purpose, *posterior)
     train = with_epochs(settings, HEAD_EPOCHS)
     outcome = fit(objective, train, "classifier")
-    return outcome.history.table(), outcome_facts(outcome, split)
+    history = outcome.history.table()
+    own = history["metric"].isin(["classification_loss", "accuracy"])  # others totalVI has too
+    return history[own], outcome_facts(outcome, split)
+
+
+def of_labelled(labels: np.ndarray, split: Split) -> Split:
+    """Labelled cells of a split; of a label that only validation cells have, these train."""
+    train, validation = (part[labels[part] >= 0] for part in (split.train, split.validation))
+    unseen = ~np.isin(labels[validation], labels[train])
+    return Split(np.concatenate([train, validation[unseen]]), validation[~unseen])
 
 
 def reference_latent(

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from atlasmap.bundle import Bundle, architecture, load, read_about, read_registry
+from atlasmap.data.proteins import ISOTYPE
+from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.inference import soft_labels_at
 from atlasmap.minified import latent_of
@@ -50,9 +52,12 @@ def check_taken(
             ("categorical_covariates", list(registry.categorical), categorical),
             ("continuous_covariates", registry.continuous, continuous),
         )
-        if has != said and not (key == "unlabeled_category" and variant is None)
+        if has != said and not (key == "unlabeled_category" and not registry.labels)
     ]
-    if variant and not (latent.obs["label"].astype(str) != registry.unlabeled_category).any():
+    if (
+        registry.labels
+        and not (latent.obs["label"].astype(str) != registry.unlabeled_category).any()
+    ):
         wrong.append("no cell of it has a label, so there is nothing to transfer")
     lacking = [level for level in levels if level not in latent.obs]
     if lacking:
@@ -115,6 +120,15 @@ def left_out(folder: Path) -> dict[str, str]:
     return LEFT_OUT | {"calibrated labels and verdicts": why}
 
 
+def panel_of(registry: Registry) -> dict:
+    """Proteins of a reference, as contract.json has them."""
+    return {
+        "proteins": registry.proteins,
+        "isotype_controls": [name for name in registry.proteins if ISOTYPE.search(name)],
+        "proteins_missing": registry.proteins_missing,
+    }
+
+
 def facts_of(folder: Path) -> dict:
     """What is in a reference, for contract.json."""
     about, registry, latent = read_about(folder), read_registry(folder), read_latent(folder)
@@ -131,6 +145,7 @@ def facts_of(folder: Path) -> dict:
         "n_cells": latent.n_obs,
         "n_validation": int((latent.obs["split"] == "validation").sum()),
         "n_genes": len(registry.genes),
+        **({"panel": panel_of(registry)} if registry.proteins else {}),
         "has_symbols": registry.symbols is not None,
         "batches": counted("batch"),
         "labels": {k: n for k, n in labels.items() if k != registry.unlabeled_category},

@@ -43,8 +43,8 @@ def against_truth(
 def ours(top: Path, seed: int, truth: anndata.AnnData) -> dict[str, float]:
     """Of a finished run's seed."""
     scores = pd.read_csv(top / "benchmark/opinions.csv", dtype={"batch": str})
-    scores = scores[(scores["seed"] == seed) & (scores["batch"] == "all")]
-    by_method = scores[scores["split"] == "query"].set_index("method")["accuracy"]
+    scores = scores[(scores["seed"] == seed) & (scores["strategy"] == "per_batch")]
+    by_method = scores.set_index("method")["accuracy"]
     out = {f"accuracy_{method}": by_method[method] for method in ("classifier", "random_forest")}
     parts = []
     for path in sorted(top.glob(f"seed{seed}/mapping/totalvi/per_batch/*/denoised.h5ad")):
@@ -64,10 +64,10 @@ def theirs(top: Path, seed: int, truth: anndata.AnnData) -> dict[str, float]:
     reference = anndata.read_h5ad(top / "data/reference.h5ad")
     settings = TypeAdapter(TotalviSettings).validate_python(about["totalvi"])
     settings = replace(settings, train=warmed_by_step(settings.train, reference.n_obs))
-    model = peer.train_totalvi(reference, settings, seed)
+    model = peer.train_totalvi(reference, settings, seed, [], [])
     latent = model.model.get_latent_representation()
     labels = reference.obs["label"].astype(str).to_numpy()
-    forest = RandomForestClassifier(random_state=seed, class_weight="balanced_subsample")
+    forest = RandomForestClassifier(random_state=seed)
     forest.fit(latent[labels != "Unknown"], labels[labels != "Unknown"])
     parts, right = [], []
     for path in sorted((top / "data/queries").glob("*.h5ad")):

@@ -195,7 +195,9 @@ def test_batches_can_be_masked(tmp_path):
     assert table.iloc[20:].isna().all(axis=None) and table.iloc[:20].notna().all(axis=None)
 
 
-@pytest.mark.parametrize("name", ["IgG1_control_TotalSeqB", "Rat_IgG2b", "Isotype-MOPC21"])
+@pytest.mark.parametrize(
+    "name", ["IgG1_control_TotalSeqB", "Rat_IgG2b", "Isotype-MOPC21", "Rat-IgG1-1", "Rag-IgG2c"]
+)
 def test_isotype_controls_are_known(name):
     assert (
         ISOTYPE.search(name) and not ISOTYPE.search("CD3_TotalSeqB") and not ISOTYPE.search("IgD")
@@ -212,3 +214,32 @@ def test_a_batch_that_is_not_there_cannot_be_masked(tmp_path):
     with pytest.raises(AtlasmapError, match="MASK_UNKNOWN"):
         write_contract(tmp_path / "q.json", **paths, masked=["R"])
     assert not (tmp_path / "contract.json").exists()
+
+
+def renamed(suffix):
+    def change(cells):
+        cells.obsm["protein_expression"].columns = [f"{name}{suffix}" for name in NAMES]
+
+    return change
+
+
+def test_references_that_share_no_protein_or_have_none_are_refused(tmp_path):
+    one = a_file(tmp_path, {"r": 30}, "one.h5ad")
+    two = a_file(tmp_path, {"s": 30}, "two.h5ad", seed=1, change=renamed("_TotalSeqB"))
+    with pytest.raises(AtlasmapError, match="PROTEINS_NONE_SHARED"):
+        prepare_reference([row(one), row(two)], [one, two], CITESEQ)
+    bare = a_file(tmp_path, {"r": 30}, "bare.h5ad", change=no_proteins)
+    with pytest.raises(AtlasmapError, match="PROTEINS_NO_REFERENCE"):
+        prepare_reference([row(bare, proteins="none")], [bare], CITESEQ)
+    # RNA alone beside a data set that has proteins is fine
+    rna = a_file(tmp_path, {"s": 30}, "rna.h5ad", seed=1, change=no_proteins)
+    prepare_reference([row(one), row(rna, proteins="none")], [one, rna], CITESEQ)
+
+
+def test_a_protein_that_no_batch_has_is_refused(tmp_path):
+    path = a_file(tmp_path, {"r": 20})
+    masking = DataConfig(
+        modality="citeseq", data=DataSettings(n_top_genes=None, mask_proteins=["r"])
+    )
+    with pytest.raises(AtlasmapError, match="PROTEIN_NOWHERE"):
+        prepare_reference([row(path)], [path], masking)

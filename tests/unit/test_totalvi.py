@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,13 @@ from atlasmap.certificate import witness
 from atlasmap.data.registry import PROTEINS, Registry
 from atlasmap.denoise import denoise
 from atlasmap.inference import embed
-from atlasmap.mapping import map_query
+from atlasmap.mapping import as_train_settings, map_query, without_unknown
 from atlasmap.models.likelihoods import nb_mixture_log_prob
 from atlasmap.models.random import Noise, keyed_generator
-from atlasmap.reference import fit_totalvi, reference_latent
+from atlasmap.reference import fit_totalvi, of_labelled, reference_latent
 from atlasmap.settings import DenoiseSettings, TotalviSurgerySettings
 from atlasmap.training.adversary import Adversarial
-from atlasmap.training.matched import Causes
+from atlasmap.training.matched import Causes, members
 from atlasmap.training.split import Split
 
 CPU = torch.device("cpu")
@@ -317,3 +318,60 @@ def test_denoised_reference_cells_are_the_same_after_surgery(reference):
     for name in ("denoised_protein", "foreground_probability"):
         assert np.array_equal(before.obsm[name], after.obsm[name])
     assert np.array_equal(before.layers["denoised_rna"], after.layers["denoised_rna"])
+
+
+def test_updates_as_in_joint_training_warm_up_as_it_does():
+    data = citeseq({"q0": 60, "q1": 20}, seed=5)
+    registry = Registry.of(data, "Unknown", [], [])
+    cells = registry.encode(data, CPU)
+    settings = partial(as_train_settings, SURGERY)
+    batches = members(load_untrained(registry), cells, ["q0", "q1"], 0, settings, 0)
+    assert [member.settings.n_steps_kl_warmup for member in batches] == [45, 15]
+    assert [member.joint.n_steps_kl_warmup for member in batches] == [60, 60]
+
+
+@pytest.mark.parametrize("labelled", [[0, 1, 2], list(range(60))])
+def test_few_labelled_cells_are_enough_for_a_classifier(labelled):
+    cells = citeseq({"r0": 60, "r1": 50})
+    names = cells.obs["label"].to_numpy().copy()
+    keep = np.zeros(110, bool)
+    keep[labelled] = True
+    cells.obs["label"] = np.where(keep, names, "Unknown")
+    cells.obs.loc[cells.obs_names[:3], "label"] = list("abc")
+    registry = Registry.of(cells, "Unknown", [], [])
+    few = replace(SETTINGS.train, max_epochs=2)
+    bundle, _ = fit_totalvi(cells, registry, replace(SETTINGS, train=few), 0, CPU)
+    assert bundle.about["classifier"]["n_train"] >= 3
+    keys = ["epoch", "split", "metric"]
+    assert not bundle.history.duplicated(keys).any()
+
+
+def test_a_label_that_only_validation_cells_have_is_learned():
+    labels = np.array([0, 0, 1, 1, 2, -1])
+    split = of_labelled(labels, Split(np.array([0, 1, 2, 5]), np.array([3, 4])))
+    assert list(split.train) == [0, 1, 2, 4] and list(split.validation) == [3]
+
+
+def test_what_no_reference_batch_has_is_not_measured(reference):
+    _, bundle, _ = reference
+    lacks = {name: ["p3"] for name in bundle.registry.batches}
+    known = replace(bundle.registry, proteins_missing=lacks)
+    query = citeseq({"q0": 30}, seed=3)
+    out = without_unknown(query, known)
+    assert np.isnan(out.obsm[PROTEINS][:, 3]).all() and not np.isnan(query.obsm[PROTEINS]).any()
+    assert without_unknown(query, bundle.registry) is query
+
+
+def test_the_delta_says_what_the_query_lacks(reference):
+    mapping = mapped(reference, citeseq({"q0": 40}, seed=3, lacking={"q0": [1]}))
+    assert mapping.bundle.registry.proteins_missing == {"q0": ["p1"]}
+
+
+def test_denoised_genes_sum_up_where_the_library_is_inferred():
+    cells = citeseq({"r0": 40, "r1": 40})
+    settings = replace(
+        SETTINGS, use_observed_lib_size=False, train=replace(SETTINGS.train, max_epochs=1)
+    )
+    bundle, _ = fit_totalvi(cells, Registry.of(cells, "Unknown", [], []), settings, 0, CPU)
+    out = denoise(bundle, cells, DenoiseSettings(n_samples=2))
+    np.testing.assert_allclose(out.layers["denoised_rna"].sum(1), 1e4, rtol=1e-4)

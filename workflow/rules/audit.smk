@@ -41,7 +41,7 @@ rule audit_strategies:
         gpu=GPU,
         device=CONFIG.device,
     params:
-        settings=settings_of(*SURGERY),
+        settings=settings_of(SURGERY[0]),
         seed=FINAL.seed,
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         joint=lambda w, input: os.path.dirname(input.joint[0]),

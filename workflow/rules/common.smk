@@ -82,7 +82,7 @@ def model_folder(variant):
 REFERENCE_FOLDERS = list(
     dict.fromkeys([*([] if TAKEN or CITESEQ else ["scvi"]), *map(model_folder, MODELS)])
 )
-# How queries are mapped, as config blocks.
+# How queries are mapped, as config blocks; the first is about the surgery itself.
 SURGERY = ["totalvi_surgery", "denoise"] if CITESEQ else ["surgery"]
 DENOISED = ["denoised.h5ad"] if CITESEQ else []
 # Without training nothing else makes sure that every query is checked before the first is mapped.
@@ -518,11 +518,10 @@ def final_targets(wildcards):
             for seed in CONFIG.seeds
             for variant in MODELS
         ]
+    if (LABELLED or CITESEQ) and not TAKEN:
+        targets.append(f"results/{CONFIG.atlas}/figures/loss_curves.svg")
     if LABELLED and not TAKEN:
-        targets += [
-            f"results/{CONFIG.atlas}/figures/loss_curves.svg",
-            f"results/{CONFIG.atlas}/figures/confusion_validation.svg",
-        ]
+        targets.append(f"results/{CONFIG.atlas}/figures/confusion_validation.svg")
     if QUERIES:
         targets += [
             f"results/{CONFIG.atlas}/atlas.h5ad",

@@ -73,7 +73,7 @@ use rule train_totalvi as train_de_novo_totalvi with:
     output:
         expand(
             "results/{{atlas}}/seed{{seed}}/de_novo/{{cohort}}/totalvi/{file}",
-            file=[*BUNDLE, *DENOISED],
+            file=BUNDLE,
         ),
         latent="results/{atlas}/seed{seed}/de_novo/{cohort}/totalvi/reference_latent.h5ad",
     log:

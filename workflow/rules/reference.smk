@@ -126,7 +126,7 @@ rule train_totalvi:
     output:
         expand(
             "results/{{atlas}}/seed{{seed}}/reference/totalvi/{file}",
-            file=[*BUNDLE, *DENOISED],
+            file=BUNDLE,
         ),
         latent="results/{atlas}/seed{seed}/reference/totalvi/reference_latent.h5ad",
     log:
@@ -144,7 +144,7 @@ rule train_totalvi:
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
-        settings=settings_of("totalvi", "denoise"),
+        settings=settings_of("totalvi"),
         categorical=" ".join(
             f"--categorical={shlex.quote(c)}" for c in CONFIG.categorical_covariates
         ),
@@ -159,3 +159,34 @@ rule train_totalvi:
         " train-totalvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
         " {params.settings} {params.categorical} {params.continuous}"
         " --unlabeled={params.unlabeled:q} --device {resources.device} {resources.checkpoint}"
+
+
+rule denoise_reference:
+    input:
+        reference="results/{atlas}/data/reference.h5ad",
+        bundle=expand(
+            "results/{{atlas}}/seed{{seed}}/reference/totalvi/{file}", file=BUNDLE
+        ),
+    output:
+        "results/{atlas}/seed{seed}/reference/totalvi/denoised.h5ad",
+    log:
+        "results/{atlas}/logs/seed{seed}/denoise_reference.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/denoise_reference.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("denoise_reference", 3000, 120),
+        runtime=minutes("denoise_reference", 360),
+        gpu=GPU,
+        device=CONFIG.device,
+    params:
+        settings=settings_of("denoise"),
+        bundle=lambda w, input: os.path.dirname(input.bundle[0]),
+        numerics=NUMERICS["denoise"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " denoise {input.reference:q} --bundle {params.bundle:q} --out {output:q}"
+        " {params.settings} --device {resources.device}"

@@ -65,7 +65,7 @@ use rule train_totalvi as train_twin_totalvi with:
     output:
         expand(
             "results/{{atlas}}/seed{{seed}}/held_out/totalvi/{file}",
-            file=[*BUNDLE, *DENOISED],
+            file=BUNDLE,
         ),
         latent="results/{atlas}/seed{seed}/held_out/totalvi/reference_latent.h5ad",
     log:
@@ -98,7 +98,7 @@ rule map_held_out:
         device=CONFIG.device,
         checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
     params:
-        settings=settings_of(*SURGERY),
+        settings=settings_of(SURGERY[0]),
         bundle=subpath(output[0], parent=True),
         strategy=HELD_OUT_STRATEGY,
         numerics=NUMERICS["surgery"],

@@ -44,6 +44,7 @@ COMMANDS = {
     "describe-reference": ("reference:describe_reference", "Facts of a reference taken over."),
     "train-scvi": ("reference:train_scvi", "Train scVI."),
     "train-scanvi": ("reference:train_scanvi", "Train scANVI from a trained scVI."),
+    "denoise": ("reference:denoise", "Denoised genes and proteins of a reference (CITE-seq)."),
     "train-totalvi": ("reference:train_totalvi", "Train totalVI (CITE-seq)."),
     "operate": ("mapping:operate", "Surgery: map prepared query batches."),
     "operate-batches": ("mapping:operate_batches", "Surgery of several batches in one job."),

@@ -111,7 +111,10 @@ def gene_gap(
     with written_aside(out) as aside:
         table.to_csv(aside, index=False)
     worst = table[table["label"] == "all"].sort_values("loss").iloc[-1]
+    missing = f"{worst['n_genes_missing']} genes"
+    if "n_proteins_missing" in worst:
+        missing += f", {worst['n_proteins_missing']} proteins"
     print(
-        f"{len(queries)} batches; most is lost in {worst['batch']}: {worst['n_genes_missing']} "
-        f"genes missing, accuracy {worst['with_all_genes']:.3f} → {worst['without_missing']:.3f}"
+        f"{len(queries)} batches; most is lost in {worst['batch']}: {missing} missing, "
+        f"accuracy {worst['with_all_genes']:.3f} → {worst['without_missing']:.3f}"
     )

@@ -115,7 +115,6 @@ def train_totalvi(
     out: Path,
     seed: int = 0,
     totalvi: TotalviSettings = TotalviSettings(),
-    denoise: DenoiseSettings = DenoiseSettings(),
     categorical: list[str] | None = None,
     continuous: list[str] | None = None,
     unlabeled: str = "Unknown",
@@ -129,10 +128,10 @@ def train_totalvi(
     reference
         Prepared reference (.h5ad).
     out
-        Folder of the bundle; beside it reference_latent.h5ad and denoised.h5ad.
+        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
     seed
         Seed of weights, split, minibatches and noise.
-    totalvi, denoise
+    totalvi
         Settings.
     categorical, continuous
         Covariate columns of obs.
@@ -144,7 +143,6 @@ def train_totalvi(
         Minutes between checkpoints.
     """
     from atlasmap.data.registry import Registry
-    from atlasmap.denoise import denoised_of
     from atlasmap.device import pick_device
     from atlasmap.reference import fit_totalvi
 
@@ -154,8 +152,39 @@ def train_totalvi(
     checkpoints = checkpoints_in(out, checkpoint_minutes)
     fitted = fit_totalvi(adata, registry, totalvi, seed, chosen, checkpoints)
     write_reference(out, adata, *fitted, chosen)
-    write_denoised(denoised_of(fitted[0], adata, denoise), out)
     checkpoints.remove()
+
+
+def denoise(
+    cells: Path,
+    *,
+    bundle: Path,
+    out: Path,
+    denoise: DenoiseSettings = DenoiseSettings(),
+    device: Device = "auto",
+) -> None:
+    """What totalVI says of genes and proteins of a reference's cells.
+
+    Parameters
+    ----------
+    cells
+        Prepared reference (.h5ad).
+    bundle
+        totalVI's bundle.
+    out
+        Denoised cells (.h5ad); beside the bundle as denoised.h5ad it is found by others.
+    denoise
+        Settings.
+    device
+        Where to compute.
+    """
+    from atlasmap.bundle import load
+    from atlasmap.denoise import denoise as denoised
+    from atlasmap.device import pick_device
+
+    found = denoised(load(bundle, pick_device(device)), anndata.read_h5ad(cells), denoise)
+    with written_aside(out) as aside:
+        found.write_h5ad(aside, compression="lzf")
 
 
 def write_denoised(cells: anndata.AnnData | None, out: Path) -> None:

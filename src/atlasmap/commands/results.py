@@ -60,7 +60,7 @@ def read_truth(queries: list[Path]) -> pd.Series | None:
 
 
 def check_mapped(latents: tuple[Path, ...]) -> None:
-    """Raise MAPPING_MISSING for latents that are not there."""
+    """Raise MAPPING_MISSING for latents (or what lies beside them) that are not there."""
     missing = [str(path) for path in latents if not path.is_file()]
     if missing:
         raise AtlasmapError(
@@ -78,9 +78,26 @@ def with_proteins(latent: Path) -> anndata.AnnData:
     out, beside = anndata.read_h5ad(latent), latent.parent / FILE
     if beside.is_file():
         denoised = anndata.read_h5ad(beside, backed="r")
+        if list(denoised.obs_names) != list(out.obs_names):
+            raise AtlasmapError(
+                "CELLS_DIFFER",
+                expected=f"the cells of {latent} in {beside}, in their order",
+                found="others",
+                mend="map these batches again",
+            )
         take_proteins(out, denoised)
         denoised.file.close()
     return out
+
+
+def read_latents(latents: tuple[Path, ...], reference: anndata.AnnData) -> list[anndata.AnnData]:
+    """Latents of mappings, with proteins if the reference has them; raises MAPPING_MISSING."""
+    from atlasmap.denoise import FILE, OF_PROTEINS
+
+    check_mapped(latents)
+    if OF_PROTEINS[0] in reference.obsm:
+        check_mapped(tuple(path.parent / FILE for path in latents))
+    return [with_proteins(path) for path in latents]
 
 
 def assemble(
@@ -128,12 +145,11 @@ def assemble(
     from atlasmap.projection import FittedMap
     from atlasmap.trust.tree import read_levels
 
-    check_mapped(latents)
     reference = with_proteins(reference_latent)
     names = [str(name) for name in reference.uns.get("soft_label_names", [])]
     atlas = assemble(
         reference,
-        [with_proteins(path) for path in latents],
+        read_latents(latents, reference),
         read_truth(queries),
         FittedMap.load(umap),
         unlabeled,

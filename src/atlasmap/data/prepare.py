@@ -168,6 +168,7 @@ def prepare_reference(
         "counts": count_facts(chosen),
     }
     if PROTEINS in chosen.obsm:
+        proteins.check_somewhere(proteins.get(chosen))
         facts["panel"] = proteins.panel_facts(proteins.get(chosen), chosen.obs["batch"])
     return Prepared(chosen, facts | label_facts)
 

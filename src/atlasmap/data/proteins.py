@@ -18,8 +18,9 @@ from atlasmap.settings import DataConfig
 
 USUAL = ("protein_expression", "protein_counts", "prot", "protein", "adt", "ADT")
 NONE = "none"  # in the sheet: these cells have no proteins
+SPECIES = r"^((ra[tg]|mouse|human|hamster)[-_ .]?)?"  # one published panel says Rag
 ISOTYPE = re.compile(
-    r"isotype|igg\d?[a-d]?.{0,3}(control|ctrl)|^((rat|mouse|human|hamster)_?)?igg", re.IGNORECASE
+    rf"isotype|igg\d?[a-d]?.{{0,3}}(control|ctrl)|{SPECIES}igg(?![-_ ]?fc)", re.IGNORECASE
 )
 
 
@@ -129,9 +130,45 @@ def get(adata: anndata.AnnData) -> pd.DataFrame:
 def joined(parts: list[anndata.AnnData]) -> pd.DataFrame:
     """Counts of several data sets, of all their proteins; NaN where one lacks a protein."""
     tables = [get(part) for part in parts]
+    check_panels(tables, parts)
     names = list(dict.fromkeys(name for table in tables for name in table))
     values = np.concatenate([table.reindex(columns=names).to_numpy() for table in tables])
     return pd.DataFrame(values, columns=names)
+
+
+def check_panels(tables: list[pd.DataFrame], parts: list[anndata.AnnData]) -> None:
+    """Raise PROTEINS_NO_REFERENCE where no data set has proteins, PROTEINS_NONE_SHARED where one
+    has none that another has."""
+    ids = [str(part.obs["dataset"].iloc[0]) for part in parts]
+    having = {name: table for name, table in zip(ids, tables, strict=True) if len(table.columns)}
+    if not having:
+        raise AtlasmapError(
+            "PROTEINS_NO_REFERENCE",
+            expected="a reference data set with proteins",
+            found=f"none in {listed(ids)}",
+            mend="name where they are (`proteins` in the sheet), or set modality: rna",
+        )
+    for name, table in having.items():
+        others = {p for other, t in having.items() if other != name for p in t}
+        if others and not others & set(table):
+            raise AtlasmapError(
+                "PROTEINS_NONE_SHARED",
+                expected=f"proteins that other data sets have, too: {listed(sorted(others))}",
+                found=f"{name} has {listed(table.columns)}",
+                mend="spell them alike (suffixes such as _TotalSeqB count)",
+            )
+
+
+def check_somewhere(table: pd.DataFrame) -> None:
+    """A protein that no cell of the reference has cannot be learned: PROTEIN_NOWHERE."""
+    nowhere = [name for name in table if table[name].isna().all()]
+    if nowhere:
+        raise AtlasmapError(
+            "PROTEIN_NOWHERE",
+            expected="every protein measured in some reference batch",
+            found=f"in none: {listed(nowhere)}",
+            mend="mask fewer batches (data.mask_proteins), or drop these proteins from the files",
+        )
 
 
 def aligned(adata: anndata.AnnData, proteins: list[str], name: str) -> tuple[pd.DataFrame, dict]:

@@ -70,13 +70,19 @@ class Registry:
             for k, (key, known) in enumerate(columns.items())
         }
 
-    def extended(self, new: dict[int, list[str]]) -> "Registry":
-        """With new categories at the end of each covariate's list."""
+    def extended(
+        self, new: dict[int, list[str]], proteins_missing: dict[str, list[str]] | None = None
+    ) -> "Registry":
+        """With new categories at the end of each covariate's list; what new batches lack."""
         categorical = {
             key: known + new.get(k, [])
             for k, (key, known) in enumerate(self.categorical.items(), start=1)
         }
-        return replace(self, batches=self.batches + new.get(0, []), categorical=categorical)
+        missing = self.proteins_missing | (proteins_missing or {})
+        return replace(
+            self, batches=self.batches + new.get(0, []), categorical=categorical,
+            proteins_missing=missing,
+        )  # fmt: skip
 
     @property
     def n_categories(self) -> tuple[int, ...]:

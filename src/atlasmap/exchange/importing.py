@@ -14,7 +14,9 @@ from atlasmap.config import RESERVED
 from atlasmap.data.counts import as_csr, check_cells_not_empty, checked_counts
 from atlasmap.data.genes import gene_symbols, places
 from atlasmap.data.obs import column
+from atlasmap.data.proteins import put, table_of
 from atlasmap.data.registry import Registry
+from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.exchange.saves import (
     Save,
@@ -209,8 +211,33 @@ def latent_in(cells: Cells, bundle: Bundle, save: Save) -> anndata.AnnData:
     var = pd.DataFrame(index=pd.Index(registry.genes))
     prepared = anndata.AnnData(as_csr(counts[:, at]), obs=obs, var=var)
     check_cells_not_empty(prepared.X, prepared.obs_names, cells.name, " among the model's genes")
+    if registry.proteins:
+        put(prepared, proteins_in(adata, obs, registry, save, cells.name))
     said = embed(bundle.model, registry.encode(prepared, device_of(bundle.model)))
     return minified(obs, said, np.asarray(prepared.X.sum(1)).ravel(), kind, registry)
+
+
+def proteins_in(
+    adata: anndata.AnnData, obs: pd.DataFrame, registry: Registry, save: Save, name: str
+) -> pd.DataFrame:
+    """Protein counts of the save's proteins, NaN where it says that a batch lacks one; raises
+    PROTEINS_MISSING, PROTEIN_NAMES_MISSING, PROTEINS_DIFFER."""
+    key = str(save.setup.get("protein_expression_obsm_key") or "")
+    names = str(save.setup.get("protein_names_uns_key") or "")
+    row = Dataset(id=name, path=name, role="reference", proteins=key, protein_names=names)
+    table = table_of(adata, row)
+    lost = [protein for protein in registry.proteins if protein not in table]
+    if lost:
+        raise AtlasmapError(
+            "PROTEINS_DIFFER",
+            expected=f"the model's {len(registry.proteins)} proteins in {name}",
+            found=f"{len(lost)} are not: {listed(lost)}",
+            mend="give the data that the model was trained on",
+        )
+    table = table[registry.proteins].astype(np.float32)
+    for batch, missing in registry.proteins_missing.items():
+        table.loc[(obs["batch"] == batch).to_numpy(), missing] = np.nan
+    return table
 
 
 def symbols_in(adata: anndata.AnnData, genes: list[str]) -> list[str] | None:

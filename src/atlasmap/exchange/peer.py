@@ -162,7 +162,10 @@ def with_proteins(adata: anndata.AnnData) -> anndata.AnnData:
     return out
 
 
-def train_totalvi(adata: anndata.AnnData, settings: TotalviSettings, seed: int) -> Trained:
+def train_totalvi(
+    adata: anndata.AnnData, settings: TotalviSettings, seed: int,
+    categorical: list[str], continuous: list[str],
+) -> Trained:  # fmt: skip
     """TOTALVI on a prepared CITE-seq reference."""
     scvi = scvi_tools()
     adata, train = with_proteins(adata), settings.train
@@ -174,8 +177,10 @@ def train_totalvi(adata: anndata.AnnData, settings: TotalviSettings, seed: int) 
     with quiet():
         scvi.settings.seed = seed
         scvi.model.TOTALVI.setup_anndata(
-            adata, protein_expression_obsm_key="protein_expression", batch_key="batch"
-        )
+            adata, protein_expression_obsm_key="protein_expression", batch_key="batch",
+            categorical_covariate_keys=categorical or None,
+            continuous_covariate_keys=continuous or None,
+        )  # fmt: skip
         model = scvi.model.TOTALVI(adata, **shared)
     adversarial = {"adversarial_classifier": settings.adversarial}
     return fitted(model, totalvi_arguments(train, train.weight_decay) | adversarial)
@@ -203,7 +208,7 @@ def map_citeseq(
         model = scvi.model.TOTALVI.load_query_data(
             with_proteins(query), reference.model, accelerator="cpu"
         )
-    return fitted(model, totalvi_arguments(settings, 0.0))
+    return fitted(model, totalvi_arguments(settings, 0.0) | {"adversarial_classifier": False})
 
 
 def map_query(

@@ -19,6 +19,7 @@ from atlasmap.settings import ScviSettings, TotalviSettings, Variant
 CLASSES = ("SCVI", "SCANVI", "TOTALVI")
 OLDEST, TOO_NEW = (0, 20), (2, 0)
 LONGEST = 500  # characters of a text in settings; items of a list there
+BACKGROUND = ({"activation_function_bg": "softplus"}, {"activation_function_bg": "exp"})
 # Defaults of scvi-tools' modules, which saves leave out.
 DEFAULTS = {
     "n_hidden": 128,
@@ -61,7 +62,11 @@ HARMLESS = {
     "use_labels_groups": (False,),
     "y_prior": (None,),
     "extra_encoder_kwargs": (None, {}),
-    "extra_decoder_kwargs": (None, {}),
+    "extra_decoder_kwargs": (
+        None,
+        {},
+        *({"activation_function_bg": x} for x in ("softplus", "exp")),
+    ),
     "batch_embedding_kwargs": (None, {}),
 }
 IGNORED = {"unlabeled_category", "pretrained_model", "use_cuda"}
@@ -184,6 +189,7 @@ def understood(content: dict[str, Any]) -> Save:
         measured={
             str(plain(batch)): np.asarray(mask, bool)
             for batch, mask in state("proteins").get("protein_batch_mask", {}).items()
+            if not flattened(init).get("override_missing_proteins")
         },
         keys={name: str(plain(key)) for name, key in keys.items() if key is not None},
         posterior={name: str(plain(key)) for name, key in posterior.items() if key is not None},
@@ -286,7 +292,8 @@ def settings_of(save: Save, path: Path) -> ScviSettings | TotalviSettings:
     SAVE_WEIGHTS where the weights are of another size than it says."""
     given = {key: save.init.get(key, default) for key, default in defaults_of(save).items()}
     totalvi = save.model == "TOTALVI"
-    if totalvi and numbers(save.version) < SOFTPLUS:
+    told = (save.init.get("extra_decoder_kwargs") or {}).get("activation_function_bg")
+    if totalvi and (told or ("exp" if numbers(save.version) < SOFTPLUS else "softplus")) == "exp":
         given["background_activation"] = "exp"
     try:
         settings = checked(TotalviSettings if totalvi else ScviSettings, given, str(path), "SAVE")

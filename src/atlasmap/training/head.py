@@ -2,20 +2,19 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlasmap.models.random import Noise
 from atlasmap.models.vae import Loss, sample_normal
-from atlasmap.training.objectives import Step, Unsupervised, minibatches
+from atlasmap.training.objectives import Step, Unsupervised
 
 
 @dataclass
 class ClassifierHead(Unsupervised):
-    """Cross-entropy of labelled cells; `mean` and `var` (cells × latent) are their posterior, of
-    which each step draws anew."""
+    """Cross-entropy of the split's cells, which are labelled; `mean` and `var` (cells × latent) are
+    the posterior, of which each step draws anew."""
 
     mean: Tensor
     var: Tensor
@@ -23,18 +22,6 @@ class ClassifierHead(Unsupervised):
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.classifier.parameters())
-
-    def labelled(self, cells: np.ndarray) -> np.ndarray:
-        """Those of `cells` that have a label."""
-        return cells[self.cells.labels.cpu().numpy()[cells] >= 0]
-
-    def steps(self, epoch: int) -> list[Step]:
-        order = self.shuffled(self.labelled(self.split.train), "order", epoch)
-        return [(step, None) for step in minibatches(order, self.batch_size)]
-
-    def validation_steps(self) -> list[Step]:
-        cells = self.labelled(self.split.validation)
-        return [(step, None) for step in minibatches(cells, self.batch_size)]
 
     def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
         at = torch.as_tensor(step[0], device=self.cells.device)

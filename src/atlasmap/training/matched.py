@@ -25,8 +25,9 @@ BETAS = (0.9, 0.999)
 
 @dataclass(frozen=True)
 class Causes:
-    """What is done as in mixed minibatches: `updates` as many a batch as the joint training has,
-    gradients at the `scale` of the batch's share, `momentum` also where the batch is absent."""
+    """What is done as in mixed minibatches: `updates` as many a batch as the joint training has
+    (and totalVI's warm-up, which goes by them), gradients at the `scale` of the batch's share,
+    `momentum` also where the batch is absent."""
 
     updates: bool = False
     scale: bool = False
@@ -59,11 +60,13 @@ class RowAdam:
 
 @dataclass(frozen=True)
 class Member:
-    """One batch among others: its row in the tables, and its own training."""
+    """One batch among others: its row in the tables, its own training, and the settings of a
+    training on all batches."""
 
     row: int
     objective: Unsupervised
     settings: TrainSettings
+    joint: TrainSettings
 
 
 def members(
@@ -79,7 +82,7 @@ def members(
         split = split_cells(own, how.train_size, seed)
         purpose = f"surgery per_batch {name}"
         objective = Unsupervised(model, cells, split, how.batch_size, seed, purpose)
-        out.append(Member(row, objective, how))
+        out.append(Member(row, objective, how, settings(len(cells))))
     return out
 
 
@@ -112,7 +115,8 @@ def fit_matched(model: nn.Module, batches: list[Member], causes: Causes) -> None
             for member, part, noise in zip(batches, taken, noises, strict=True):
                 if part is not None:
                     n_steps = epoch * len(parts[member.row]) + step
-                    weight = kl_weight(member.settings, epoch, n_steps)
+                    own = member.joint if causes.updates else member.settings
+                    weight = kl_weight(own, epoch, n_steps)
                     loss = member.objective.loss((part, None), noise, weight).total
                     (loss * (len(part) / total if causes.scale else 1.0)).backward()
             present = torch.tensor([part is not None for part in taken], device=device)
