@@ -57,13 +57,15 @@ def decoded_at(
         yield replace(decoded, protein=replace(protein, log_background=background))
 
 
-def imputed(model: Totalvi, cells: Minibatch, draws: Draws, has: Tensor) -> Tensor:
+def imputed(
+    model: Totalvi, cells: Minibatch, posterior: Posterior, draws: Draws, has: Tensor
+) -> Tensor:
     """Denoised proteins and foreground probabilities (2 × draws × cells × proteins) as if the cells
     were of the reference batches that `has` (batches × proteins) says measured them.
 
-    The latent is that of the cells' own batch.
+    `posterior` is that of the cells' own batch.
     """
-    posterior, sums = model.inference(cells, None), 0.0
+    sums = 0.0
     for code, measured in enumerate(has):
         there = replace(cells, codes=(torch.full_like(cells.codes[0], code), *cells.codes[1:]))
         sums = sums + measured * torch.stack(
@@ -118,7 +120,7 @@ def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -
             torch.stack([d.protein.foreground_probability for d in own]),
         ])  # fmt: skip
         if not chunk.measured.all():
-            both = torch.where(chunk.measured, both, imputed(model, chunk, draws, has))
+            both = torch.where(chunk.measured, both, imputed(model, chunk, posterior, draws, has))
         found = intervals(PROTEIN, both[0], settings.interval)
         found[FOREGROUND] = both[1].mean(0)
         if settings.rna:

@@ -47,6 +47,15 @@ def library_moments(adata: anndata.AnnData, batches: list[str]) -> np.ndarray:
     return np.stack([by_batch.mean()[batches], variance], 1)
 
 
+def inferred_library(
+    adata: anndata.AnnData, registry: Registry, settings: ScviSettings | TotalviSettings
+) -> tuple[tuple[float, ...], ...] | None:
+    """`library_moments` for the model's shape (2 × batches), where it infers the library size."""
+    if settings.use_observed_lib_size:
+        return None
+    return tuple(map(tuple, library_moments(adata, registry.batches).T.tolist()))
+
+
 def warmed_by_step(settings: TrainSettings, n_cells: int) -> TrainSettings:
     """Settings of totalVI with the steps of the KL warm-up chosen: 0.75 a cell, as scvi-tools."""
     return replace(
@@ -76,9 +85,7 @@ def fit_scvi(
 ) -> tuple[Bundle, Split]:  # fmt: skip
     """Train scVI on a prepared reference (X counts, obs batch); all randomness by `seed`."""
     cells = registry.encode(adata, device)
-    library = None
-    if not settings.use_observed_lib_size:
-        library = tuple(map(tuple, library_moments(adata, registry.batches).T.tolist()))
+    library = inferred_library(adata, registry, settings)
     rng = keyed_generator(seed, "scvi", "weights")
     model = Scvi(settings, registry.shape(library), rng).to(device)
     train = with_epochs(settings.train, epochs_by_size(len(cells)))
@@ -139,9 +146,7 @@ def fit_totalvi(
     """Train totalVI on a prepared CITE-seq reference, and where there are labels a classifier on
     its latent; all randomness by `seed`."""
     cells = registry.encode(adata, device)
-    library = None
-    if not settings.use_observed_lib_size:
-        library = tuple(map(tuple, library_moments(adata, registry.batches).T.tolist()))
+    library = inferred_library(adata, registry, settings)
     rng = keyed_generator(seed, "totalvi", "weights")
     model = Totalvi(settings, registry.shape(library), len(registry.labels), rng)
     for name, rows in background_prior(adata, registry.batches, settings, seed).items():

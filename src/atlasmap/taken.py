@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from atlasmap.bundle import Bundle, architecture, load, read_about, read_registry
-from atlasmap.data.proteins import ISOTYPE
-from atlasmap.data.registry import Registry
+from atlasmap.data.proteins import panel_facts
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.inference import soft_labels_at
 from atlasmap.minified import latent_of
@@ -120,15 +119,6 @@ def left_out(folder: Path) -> dict[str, str]:
     return LEFT_OUT | {"calibrated labels and verdicts": why}
 
 
-def panel_of(registry: Registry) -> dict:
-    """Proteins of a reference, as contract.json has them."""
-    return {
-        "proteins": registry.proteins,
-        "isotype_controls": [name for name in registry.proteins if ISOTYPE.search(name)],
-        "proteins_missing": registry.proteins_missing,
-    }
-
-
 def facts_of(folder: Path) -> dict:
     """What is in a reference, for contract.json."""
     about, registry, latent = read_about(folder), read_registry(folder), read_latent(folder)
@@ -137,7 +127,7 @@ def facts_of(folder: Path) -> dict:
         sizes = latent.obs[key].astype(str).value_counts().sort_index()
         return {name: int(n) for name, n in sizes.items()}
 
-    labels = counted("label")
+    labels, panel = counted("label"), (registry.proteins, registry.proteins_missing)
     return {
         "taken_over": about.get("origin") or {"tool": "atlasmap", "versions": about["versions"]},
         "classifier": about.get("variant"),
@@ -145,7 +135,7 @@ def facts_of(folder: Path) -> dict:
         "n_cells": latent.n_obs,
         "n_validation": int((latent.obs["split"] == "validation").sum()),
         "n_genes": len(registry.genes),
-        **({"panel": panel_of(registry)} if registry.proteins else {}),
+        **({"panel": panel_facts(*panel)} if registry.proteins else {}),
         "has_symbols": registry.symbols is not None,
         "batches": counted("batch"),
         "labels": {k: n for k, n in labels.items() if k != registry.unlabeled_category},

@@ -249,7 +249,7 @@ def write_mapping(mapping, denoised, out: Path, settings: DenoiseSettings) -> No
     write_json(out / FILE, mapping.certificate)
     with written_aside(out / "latent.h5ad") as aside:
         mapping.latent.write_h5ad(aside)
-    write_denoised(denoised, out)
+    write_denoised(denoised, out / "denoised.h5ad")
 
 
 def map_file(

@@ -1,6 +1,8 @@
 """Commands that train the reference."""
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -51,15 +53,24 @@ def train_scvi(
     checkpoint_minutes
         Minutes between checkpoints.
     """
-    from atlasmap.data.registry import Registry
-    from atlasmap.device import pick_device
     from atlasmap.reference import fit_scvi
 
-    chosen = pick_device(device)
-    adata = anndata.read_h5ad(reference)
-    registry = Registry.of(adata, unlabeled, categorical or [], continuous or [])
-    checkpoints = checkpoints_in(out, checkpoint_minutes)
-    fitted = fit_scvi(adata, registry, scvi, seed, chosen, checkpoints)
+    columns = (unlabeled, categorical or [], continuous or [])
+    train_on(reference, columns, partial(fit_scvi, settings=scvi, seed=seed), out, device,
+             checkpoint_minutes)  # fmt: skip
+
+
+def train_on(
+    reference: Path, columns: tuple, fit: Callable, out: Path, device: Device, minutes: float
+) -> None:
+    """Train a model of the counts and write it; `columns` are the registry's: the label of cells
+    without one, categorical and continuous covariates."""
+    from atlasmap.data.registry import Registry
+    from atlasmap.device import pick_device
+
+    chosen, adata = pick_device(device), anndata.read_h5ad(reference)
+    checkpoints, registry = checkpoints_in(out, minutes), Registry.of(adata, *columns)
+    fitted = fit(adata, registry, device=chosen, checkpoints=checkpoints)
     write_reference(out, adata, *fitted, chosen)
     checkpoints.remove()
 
@@ -142,17 +153,11 @@ def train_totalvi(
     checkpoint_minutes
         Minutes between checkpoints.
     """
-    from atlasmap.data.registry import Registry
-    from atlasmap.device import pick_device
     from atlasmap.reference import fit_totalvi
 
-    chosen = pick_device(device)
-    adata = anndata.read_h5ad(reference)
-    registry = Registry.of(adata, unlabeled, categorical or [], continuous or [])
-    checkpoints = checkpoints_in(out, checkpoint_minutes)
-    fitted = fit_totalvi(adata, registry, totalvi, seed, chosen, checkpoints)
-    write_reference(out, adata, *fitted, chosen)
-    checkpoints.remove()
+    columns = (unlabeled, categorical or [], continuous or [])
+    train_on(reference, columns, partial(fit_totalvi, settings=totalvi, seed=seed), out, device,
+             checkpoint_minutes)  # fmt: skip
 
 
 def denoise(
@@ -183,14 +188,13 @@ def denoise(
     from atlasmap.device import pick_device
 
     found = denoised(load(bundle, pick_device(device)), anndata.read_h5ad(cells), denoise)
-    with written_aside(out) as aside:
-        found.write_h5ad(aside, compression="lzf")
+    write_denoised(found, out)
 
 
 def write_denoised(cells: anndata.AnnData | None, out: Path) -> None:
-    """What totalVI says of genes and proteins (denoised.h5ad); of other models nothing."""
+    """What totalVI says of genes and proteins (.h5ad); of other models nothing."""
     if cells is not None:
-        with written_aside(out / "denoised.h5ad") as aside:
+        with written_aside(out) as aside:
             cells.write_h5ad(aside, compression="lzf")
 
 

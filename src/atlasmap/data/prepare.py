@@ -13,7 +13,7 @@ from atlasmap.data.genes import align, choose_genes, gene_ids, gene_symbols
 from atlasmap.data.lengths import per_length, read_lengths
 from atlasmap.data.obs import batches, column, covariates, filtered, labels
 from atlasmap.data.readers import read_any
-from atlasmap.data.registry import PROTEINS, Registry
+from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry, lacking
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataConfig
@@ -169,7 +169,7 @@ def prepare_reference(
     }
     if PROTEINS in chosen.obsm:
         proteins.check_somewhere(proteins.get(chosen))
-        facts["panel"] = proteins.panel_facts(proteins.get(chosen), chosen.obs["batch"])
+        facts["panel"] = proteins.panel_facts(chosen.uns[PROTEIN_NAMES], lacking(chosen))
     return Prepared(chosen, facts | label_facts)
 
 

@@ -194,13 +194,10 @@ def aligned(adata: anndata.AnnData, proteins: list[str], name: str) -> tuple[pd.
     }
 
 
-def panel_facts(table: pd.DataFrame, batch: pd.Series) -> dict:
-    """The reference's panel: proteins, isotype controls, and what batches lack."""
-    lacking = table.isna().groupby(batch.to_numpy()).all()
+def panel_facts(proteins: list[str], missing: dict[str, list[str]]) -> dict:
+    """The reference's panel for contract.json: proteins, isotype controls, what batches lack."""
     return {
-        "proteins": list(table.columns),
-        "isotype_controls": [name for name in table if ISOTYPE.search(name)],
-        "proteins_missing": {
-            str(k): list(row.index[row]) for k, row in lacking.iterrows() if row.any()
-        },
+        "proteins": proteins,
+        "isotype_controls": [name for name in proteins if ISOTYPE.search(name)],
+        "proteins_missing": missing,
     }
