@@ -40,7 +40,7 @@ def test_straight_path(cluster, tmp_path):
     assert "ok    Slurm" in said and "ok    limits" in said
     assert folder.half_written() == []
     gpu_jobs = [j for j in folder.submitted() if "gres/gpu" in slurm("scontrol", "show", "job", j)]
-    assert len(gpu_jobs) == 2 + 2  # scVI, scANVI, and a surgery for each query batch
+    assert len(gpu_jobs) == 2 + 2 * 2  # scVI, scANVI, and of each a surgery for each query batch
     local = new_folder(tmp_path / "local")
     command = [str(BIN / "snakemake"), "-s", str(ROOT / "Snakefile"), "--cores", "2", "--directory",
                str(local.path), "--configfile", str(local.path / "config.yaml"), "--",
