@@ -17,7 +17,7 @@ from torch import Tensor
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
 from atlasmap.models.random import keyed_generator
-from atlasmap.models.totalvi import Decoded, Totalvi
+from atlasmap.models.totalvi import ProteinDistribution, Totalvi
 from atlasmap.models.vae import Minibatch, Posterior
 from atlasmap.settings import DenoiseSettings
 
@@ -45,16 +45,17 @@ class Draws:
         return cls(*(torch.randn(shape, generator=rng).to(device) for shape in shapes))
 
 
-def decoded_at(
-    model: Totalvi, cells: Minibatch, posterior: Posterior, draws: Draws
-) -> Iterator[Decoded]:
-    """What is decoded from each draw of a posterior, in the cells' batches."""
+def positions(posterior: Posterior, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each draw of a posterior (cells × latent) with its draw of the background."""
     for of_latent, of_background in zip(draws.latent, draws.background, strict=True):
-        z = posterior.mean + posterior.var.sqrt() * of_latent
-        decoded = model.decode(z, posterior.library, cells, None)
-        protein = decoded.protein
-        background = protein.back_mean + protein.back_sd * of_background
-        yield replace(decoded, protein=replace(protein, log_background=background))
+        yield posterior.mean + posterior.var.sqrt() * of_latent, of_background
+
+
+def denoised_proteins(protein: ProteinDistribution, of_background: Tensor) -> Tensor:
+    """Denoised proteins and foreground probabilities (2 × cells × proteins) of a draw."""
+    background = protein.back_mean + protein.back_sd * of_background
+    drawn = replace(protein, log_background=background)
+    return torch.stack([drawn.denoised, drawn.foreground_probability])
 
 
 def imputed(
@@ -63,18 +64,16 @@ def imputed(
     """Denoised proteins and foreground probabilities (2 × draws × cells × proteins) as if the cells
     were of the reference batches that `has` (batches × proteins) says measured them.
 
-    `posterior` is that of the cells' own batch.
+    `posterior` is that of the cells' own batch. Only proteins that some of the cells lack are
+    filled in.
     """
-    sums = 0.0
-    for code, measured in enumerate(has):
+    has = has & ~cells.measured.all(0)
+    sums = torch.zeros(2, len(draws.latent), *cells.measured.shape, device=has.device)
+    for code in has.any(1).nonzero()[:, 0]:
         there = replace(cells, codes=(torch.full_like(cells.codes[0], code), *cells.codes[1:]))
-        sums = sums + measured * torch.stack(
-            [
-                torch.stack([d.protein.denoised, d.protein.foreground_probability])
-                for d in decoded_at(model, there, posterior, draws)
-            ],
-            1,
-        )
+        for k, (z, of_background) in enumerate(positions(posterior, draws)):
+            found = denoised_proteins(model.decode_proteins(z, there), of_background)
+            sums[:, k] += torch.where(has[code], found, 0.0)
     return sums / has.sum(0).clamp(min=1)
 
 
@@ -114,22 +113,25 @@ def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -
     parts: dict[str, list[np.ndarray]] = {}
     for chunk in cells.in_order(CHUNK):
         posterior = model.inference(chunk, None)
-        own = list(decoded_at(model, chunk, posterior, draws))
-        both = torch.stack([
-            torch.stack([d.protein.denoised for d in own]),
-            torch.stack([d.protein.foreground_probability for d in own]),
-        ])  # fmt: skip
+        proteins, rates = [], []
+        for z, of_background in positions(posterior, draws):
+            if settings.rna:
+                decoded = model.decode(z, posterior.library, chunk, None)
+                rates.append(DEPTH * decoded.rna.rate / decoded.rna.rate.sum(1, keepdim=True))
+                protein = decoded.protein
+            else:
+                protein = model.decode_proteins(z, chunk)
+            proteins.append(denoised_proteins(protein, of_background))
+        both = torch.stack(proteins, 1)  # 2 × draws × cells × proteins
         if not chunk.measured.all():
             both = torch.where(chunk.measured, both, imputed(model, chunk, posterior, draws, has))
         found = intervals(PROTEIN, both[0], settings.interval)
         found[FOREGROUND] = both[1].mean(0)
-        if settings.rna:
-            rates = torch.stack([d.rna.rate / d.rna.rate.sum(1, keepdim=True) for d in own])
-            rates *= DEPTH
-            found |= intervals(RNA, rates, settings.interval)
+        if rates:
+            found |= intervals(RNA, torch.stack(rates), settings.interval)
         for name, value in found.items():
             parts.setdefault(name, []).append(value.cpu().numpy())
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    whole = {name: np.concatenate(parts.pop(name)) for name in list(parts)}  # not both at once
     empty = sparse.csr_matrix(adata.shape, dtype=np.float32)
     var = pd.DataFrame(index=adata.var_names)
     out = anndata.AnnData(empty, adata.obs.drop(columns="truth", errors="ignore").copy(), var)

@@ -76,6 +76,7 @@ TRAINED = (
     "train_scvi",
     "train_scanvi",
     "train_totalvi",
+    "denoise_reference",
     "train_twin_scvi",
     "train_twin_scanvi",
     "train_twin_totalvi",
@@ -84,6 +85,7 @@ TRAINED = (
     "score_embeddings",
 )
 DECODING = 0.4  # of a training step's time, to decode a draw
+DENOISED_LAYERS = 4  # mean and interval, and one being put together
 TRAINING_START, TRAINING_MB = 2.9, 500  # seconds and MB before the first step
 BATCH_SECONDS = 0.4  # to open one more batch
 SCORING = Seen(30, 0, 1800, 200)  # compiling, whatever is scored
@@ -94,10 +96,13 @@ def of_training(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> li
     """The rules that train: epochs × cells × seconds a cell and epoch."""
     slow, seeds = speeds.start / START_SECONDS, len(config.seeds)
 
-    def row(rule: str, jobs: int, cells: int, seconds: float, batches: int = 0) -> Forecast:
+    def row(rule: str, jobs: int, cells: int, seconds: float, batches: int = 0, mb: float = 0):
         took = slow * (TRAINING_START + batches * BATCH_SECONDS) + seconds
-        mb = TRAINING_MB + sizes.counts_mb(cells)
+        mb += TRAINING_MB + sizes.counts_mb(cells)
         return Forecast(rule, jobs, took, jobs * took, mb, gpu_mb(sizes, config, cells))
+
+    def denoised_mb(cells: int) -> float:
+        return DENOISED_LAYERS * 4e-6 * cells * sizes.n_genes * (citeseq and config.denoise.rna)
 
     n, citeseq = sizes.n_reference, sizes.n_proteins > 0
     surgery = config.totalvi_surgery if citeseq else config.surgery
@@ -106,9 +111,12 @@ def of_training(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> li
         "totalvi" if citeseq else "scvi",
     )
     denoising = DECODING * config.denoise.n_samples * speeds.scvi if citeseq else 0.0
-    a_cell = surgery.max_epochs * speeds.surgery + denoising
-    scvi = (train.max_epochs or epochs_by_size(n)) * speeds.scvi + denoising
+    held_a_cell = surgery.max_epochs * speeds.surgery
+    a_cell = held_a_cell + denoising
+    scvi = (train.max_epochs or epochs_by_size(n)) * speeds.scvi
     rows = [row(f"train_{name}", seeds, n, n * scvi)]
+    if citeseq:
+        rows.append(row("denoise_reference", seeds, n, n * denoising, mb=denoised_mb(n)))
     models, held = seeds, int(config.calibration.share * n)
     twins = sizes.n_labels and config.calibration.scheme == "batches"
     if twins:
@@ -122,15 +130,17 @@ def of_training(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> li
         if twins:
             rows.append(row("train_twin_scanvi", models, n - held // 2, (n - held // 2) * scanvi))
     if twins:
-        rows.append(row("map_held_out", models, held, held * a_cell))
+        rows.append(row("map_held_out", models, held, held * held_a_cell))
     if sizes.queries and "per_batch" in config.strategies:
         packed, largest = config.mapping.batches_per_job, max(sizes.queries)
         jobs = -(-len(sizes.queries) // packed)
         each = min(packed, len(sizes.queries))
         seconds = each * largest * a_cell
-        rows.append(row("map_per_batch", jobs * models, largest, seconds, each))
+        mb = denoised_mb(largest)
+        rows.append(row("map_per_batch", jobs * models, largest, seconds, each, mb))
     if sizes.queries and "joint" in config.strategies:
-        rows.append(row("map_joint", models, sizes.n_query, sizes.n_query * a_cell))
+        seconds, mb = sizes.n_query * a_cell, denoised_mb(sizes.n_query)
+        rows.append(row("map_joint", models, sizes.n_query, seconds, mb=mb))
     return rows
 
 

@@ -58,10 +58,15 @@ def test_citeseq_trains_totalvi_alone():
     assert found["model_card"].jobs == 1
     slower = rows(replace(SIZES, n_proteins=20), config, speeds=replace(SPEEDS, scvi=2e-5))
     more = slower["train_totalvi"].seconds - found["train_totalvi"].seconds
-    assert more == pytest.approx((400 + forecast.DECODING * 25) * 4000 * 1e-5)
+    assert more == pytest.approx(400 * 4000 * 1e-5)
+    more = slower["denoise_reference"].seconds - found["denoise_reference"].seconds
+    assert more == pytest.approx(forecast.DECODING * 25 * 4000 * 1e-5)
+    layers = found["denoise_reference"].mem_mb - found["train_totalvi"].mem_mb
+    assert layers == pytest.approx(4 * 4000 * 1500 * 4 / 1e6)  # float32, cells × genes
 
 
-def test_citeseq_is_probed():
+def test_citeseq_is_probed(monkeypatch):
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.2)
     sizes, config = Sizes(60, 50, 0.3, 2, 3, [40], 12), Config(atlas="a", datasets="s.tsv")
     speeds = probe.probe(sizes, config, CPU)
     assert speeds.scvi > 0 and speeds.surgery > 0 and speeds.scanvi == 0
