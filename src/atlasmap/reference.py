@@ -35,7 +35,6 @@ from atlasmap.training.objectives import SemiSupervised, Unsupervised
 from atlasmap.training.split import Split, split_by_labels, split_cells
 
 SCANVI_EPOCHS = 100
-HEAD_EPOCHS = 100
 LEAST_LIBRARY_VARIANCE = 1e-4  # cells of one depth would make the prior a point
 
 
@@ -57,10 +56,11 @@ def inferred_library(
 
 
 def warmed_by_step(settings: TrainSettings, n_cells: int) -> TrainSettings:
-    """Settings of totalVI with the steps of the KL warm-up chosen: 0.75 a cell, as scvi-tools."""
-    return replace(
-        settings, n_steps_kl_warmup=settings.n_steps_kl_warmup or max(1, int(0.75 * n_cells))
-    )
+    """Settings of totalVI with the steps of the KL warm-up chosen: 0.75 a cell, as scvi-tools,
+    unless it goes by epochs."""
+    if settings.n_epochs_kl_warmup or settings.n_steps_kl_warmup:
+        return settings
+    return replace(settings, n_steps_kl_warmup=max(1, int(0.75 * n_cells)))
 
 
 def with_epochs(settings: TrainSettings, default: int) -> TrainSettings:
@@ -186,8 +186,7 @@ def fit_head(
     posterior = (torch.as_tensor(x, device=cells.device) for x in (said.mean, said.var))
     purpose, size = "totalvi classifier", settings.batch_size
     objective = ClassifierHead(model, cells, split, size, seed, purpose, *posterior)
-    train = with_epochs(settings, HEAD_EPOCHS)
-    outcome = fit(objective, train, "classifier")
+    outcome = fit(objective, TrainSettings(**asdict(settings)), "classifier")
     history = outcome.history.table()
     own = history["metric"].isin(["classification_loss", "accuracy"])  # others totalVI has too
     return history[own], outcome_facts(outcome, split)

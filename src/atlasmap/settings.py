@@ -91,10 +91,10 @@ class TrainSettings:
     """Adam's epsilon."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-6
     """L2 penalty added to the gradient."""
-    n_epochs_kl_warmup: Count = 400
-    """Epochs over which the KL terms' weight rises from 0 to 1."""
+    n_epochs_kl_warmup: Count | None = 400
+    """Epochs over which the KL terms' weight rises from 0 to 1; null: it is 1 throughout."""
     n_steps_kl_warmup: Count | None = None
-    """The same in optimiser steps, instead of epochs; null: by epochs (totalVI: 0.75 a cell)."""
+    """The same in optimiser steps, instead of epochs."""
     train_size: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of cells trained on; the rest validates."""
     check_val_every_n_epoch: Count = 1
@@ -155,6 +155,10 @@ class ScanviSettings:
 class TotalviTrainSettings(TrainSettings):
     """How totalVI is optimised: its KL terms and proteins are warmed up by step."""
 
+    n_epochs_kl_warmup: Count | None = None
+    """Epochs over which the weight of KL terms and proteins rises from 0 to 1; null: by steps."""
+    n_steps_kl_warmup: Count | None = None
+    """The same in optimiser steps; null: 0.75 a cell."""
     batch_size: Annotated[int, Field(ge=3)] = 256
     """Cells a minibatch."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
@@ -166,11 +170,20 @@ class TotalviTrainSettings(TrainSettings):
 
 
 @dataclass(frozen=True, config=CLOSED)
-class HeadTrainSettings(TrainSettings):
-    """How totalVI's classifier is optimised, on draws from the posterior of labelled cells."""
+class HeadTrainSettings:
+    """How totalVI's classifier is optimised, on draws from the posterior of labelled cells (the
+    split is totalVI's)."""
 
-    max_epochs: Count | None = 100
-    """Epochs; null: 100."""
+    max_epochs: Count = 100
+    """Epochs."""
+    batch_size: Annotated[int, Field(ge=3)] = 128
+    """Cells a minibatch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam's step size."""
+    adam_eps: Annotated[float, Field(gt=0)] = 0.01
+    """Adam's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    """L2 penalty added to the gradient."""
     early_stopping: bool = True
     """Stop when the validation cross-entropy has not improved for `early_stopping_patience`
     epochs."""
@@ -236,10 +249,10 @@ class SurgerySettings:
     """Adam's step size."""
     adam_eps: Annotated[float, Field(gt=0)] = 0.01
     """Adam's epsilon."""
-    n_epochs_kl_warmup: Count = 400
-    """Epochs over which the KL terms' weight rises from 0 to 1."""
+    n_epochs_kl_warmup: Count | None = 400
+    """Epochs over which the KL terms' weight rises from 0 to 1; null: it is 1 throughout."""
     n_steps_kl_warmup: Count | None = None
-    """The same in optimiser steps, instead of epochs; null: by epochs (totalVI: 0.75 a cell)."""
+    """The same in optimiser steps, instead of epochs."""
     train_size: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of a query's cells trained on; the rest validates."""
     check_val_every_n_epoch: Count = 1
@@ -260,6 +273,10 @@ class SurgerySettings:
 class TotalviSurgerySettings(SurgerySettings):
     """Surgery of totalVI: rows for the new batches in all tables; proteins warm up by step."""
 
+    n_epochs_kl_warmup: Count | None = None
+    """Epochs over which the weight of KL terms and proteins rises from 0 to 1; null: by steps."""
+    n_steps_kl_warmup: Count | None = None
+    """The same in optimiser steps; null: 0.75 a cell."""
     max_epochs: Count = 200
     """Epochs."""
     batch_size: Annotated[int, Field(ge=3)] = 256

@@ -11,11 +11,11 @@ from atlasmap.errors import AtlasmapError
 from atlasmap.models.random import keyed_generator, keyed_seed
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.vae import Shape
-from atlasmap.reference import fit_scanvi, fit_scvi
-from atlasmap.settings import ScanviSettings, ScviSettings, TrainSettings
+from atlasmap.reference import fit_scanvi, fit_scvi, warmed_by_step
+from atlasmap.settings import ScanviSettings, ScviSettings, TotalviTrainSettings, TrainSettings
 from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.history import expected_calibration_error, peer_calibration_error
-from atlasmap.training.loop import Plateau, epochs_by_size, fit
+from atlasmap.training.loop import Plateau, epochs_by_size, fit, kl_weight
 from atlasmap.training.objectives import SemiSupervised, Unsupervised
 from atlasmap.training.split import Split, minibatches, split_by_labels, split_cells
 
@@ -227,3 +227,18 @@ def test_keyed_seeds_depend_on_every_part():
     seeds = {keyed_seed(*key) for key in [(0, "a"), (0, "b"), (1, "a"), (0, "a", 0), (0, "a", "b")]}
     assert len(seeds) == 5
     assert keyed_seed(0, "ab", "c") != keyed_seed(0, "a", "bc")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),  # of epoch 2, after 30 steps
+    [
+        (TrainSettings(n_epochs_kl_warmup=8), 2 / 8),
+        (TrainSettings(n_epochs_kl_warmup=8, n_steps_kl_warmup=40), 30 / 40),
+        (TrainSettings(n_epochs_kl_warmup=None), 1.0),
+        (warmed_by_step(TotalviTrainSettings(), 100), 30 / 75),
+        (warmed_by_step(TotalviTrainSettings(n_epochs_kl_warmup=8), 100), 2 / 8),
+        (warmed_by_step(TotalviTrainSettings(n_steps_kl_warmup=60), 100), 30 / 60),
+    ],
+)
+def test_what_the_kl_terms_are_warmed_up_by(settings, expected):
+    assert kl_weight(settings, epoch=2, n_steps=30) == expected

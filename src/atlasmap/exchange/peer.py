@@ -193,6 +193,7 @@ def totalvi_arguments(train: TrainSettings | SurgerySettings, decay: float) -> d
         "lr": train.learning_rate,
         "reduce_lr_on_plateau": train.reduce_lr_on_plateau,
         "n_steps_kl_warmup": train.n_steps_kl_warmup,
+        "n_epochs_kl_warmup": train.n_epochs_kl_warmup,
         "plan_kwargs": {"weight_decay": decay},
     }
     return arguments

@@ -86,9 +86,11 @@ def check_weights(parameters, epoch: int) -> None:
 def kl_weight(settings: TrainSettings, epoch: int, n_steps: int) -> float:
     """Weight of the KL terms: epoch / n_epochs_kl_warmup, or by the steps taken so far; at most 1,
     0 at the beginning (as scvi-tools)."""
-    if settings.n_steps_kl_warmup is None:
+    if settings.n_steps_kl_warmup:
+        return min(1.0, n_steps / settings.n_steps_kl_warmup)
+    if settings.n_epochs_kl_warmup:
         return min(1.0, epoch / settings.n_epochs_kl_warmup)
-    return min(1.0, n_steps / settings.n_steps_kl_warmup)
+    return 1.0
 
 
 class Training:
