@@ -204,12 +204,18 @@ def test_isotype_controls_are_known(name):
     )
 
 
-def test_a_batch_that_is_not_there_cannot_be_masked(tmp_path):
+def test_panels_are_told_and_a_batch_that_is_not_there_cannot_be_masked(tmp_path, capsys):
     facts = {"n_cells": 1, "n_genes": 1, "batches": {"r": 1}}
+    facts["panel"] = {"proteins": ["CD3", "CD4"], "proteins_missing": {"r": ["CD4"]}}
     (tmp_path / "r.json").write_text(json.dumps(facts))
-    (tmp_path / "q.json").write_text(json.dumps({"batch": "q", "n_cells": 1, "gene_overlap": 1}))
+    query = {"batch": "q", "n_cells": 1, "gene_overlap": 1, "n_proteins": 1}
+    query |= {"proteins_missing": ["CD4"], "proteins_not_in_reference": ["CD4-2"]}
+    (tmp_path / "q.json").write_text(json.dumps(query))
     paths = {"reference": tmp_path / "r.json", "out": tmp_path / "contract.json"}
     write_contract(tmp_path / "q.json", **paths, masked=["r", "q"])
+    said = capsys.readouterr().out
+    assert "panel: 2 proteins\n  reference batch r lacks CD4\n" in said
+    assert "1 of 2 proteins; lacks CD4; left out, as the reference lacks them: CD4-2\n" in said
     (tmp_path / "contract.json").unlink()
     with pytest.raises(AtlasmapError, match="MASK_UNKNOWN"):
         write_contract(tmp_path / "q.json", **paths, masked=["R"])

@@ -205,8 +205,26 @@ def write_contract(
     check_masked(masked or [], {*found.get("batches", {}), *contract["queries"]})
     write_json(out, contract)
     print(f"reference: {found['n_cells']} cells, {found['n_genes']} genes")
+    panel = found.get("panel", {"proteins": [], "proteins_missing": {}})
+    if panel["proteins"]:
+        print(f"panel: {len(panel['proteins'])} proteins")
+    for batch, missing in panel["proteins_missing"].items():
+        print(f"  reference batch {batch} lacks {listed(missing)}")
     for batch, fact in contract["queries"].items():
         print(f"query {batch}: {fact['n_cells']} cells, {fact['gene_overlap']:.1%} of the genes")
+        if panel["proteins"]:
+            print(f"  {protein_overlap(fact, len(panel['proteins']))}")
+
+
+def protein_overlap(fact: dict, n: int) -> str:
+    """A query's proteins beside the reference's `n`: clones of one antigen have other names."""
+    said = f"{fact['n_proteins']} of {n} proteins"
+    if fact["n_proteins"] and fact["proteins_missing"]:
+        said += f"; lacks {listed(fact['proteins_missing'])}"
+    if fact["proteins_not_in_reference"]:
+        said += "; left out, as the reference lacks them: "
+        said += listed(fact["proteins_not_in_reference"])
+    return said
 
 
 def check_masked(masked: list[str], batches: set[str]) -> None:

@@ -54,7 +54,8 @@ def import_scvi(
     Parameters
     ----------
     path
-        Folder that model.save() wrote (SCVI or SCANVI, scvi-tools 0.20 to 1.x), or its model.pt.
+        Folder that model.save() wrote (SCVI, SCANVI or TOTALVI, scvi-tools 0.20 to
+        1.x), or its model.pt.
     out
         Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
     prefix
