@@ -75,11 +75,22 @@ def runs_in(results: Path) -> Iterator[Run]:
         yield Run(folder, seed, reference, queries, registry)
 
 
-def last(folder: Path, metric: str) -> float:
-    """A validation metric's last value in a bundle's history."""
+def of_validation(folder: Path) -> pd.DataFrame:
+    """Validation metrics in a bundle's history (epochs × metrics)."""
     history = pd.read_csv(folder / "history.csv")
-    of = history[(history["split"] == "validation") & (history["metric"] == metric)]
-    return float(of.sort_values("epoch")["value"].iloc[-1])
+    validation = history[history["split"] == "validation"]
+    return validation.pivot(index="epoch", columns="metric", values="value").sort_index()
+
+
+def last(folder: Path, metric: str) -> float:
+    """A validation metric's last value."""
+    return float(of_validation(folder)[metric].dropna().iloc[-1])
+
+
+def best(folder: Path, metric: str) -> float:
+    """A validation metric where the validation ELBO is best."""
+    table = of_validation(folder)
+    return float(table.loc[table["elbo"].idxmin(), metric])
 
 
 def settings_in(folder: Path, key: str, cls: type) -> Any:
@@ -194,7 +205,8 @@ def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator
 
 
 def compare_totalvi(run: Run) -> Iterator[list[dict]]:
-    """totalVI and surgery by each strategy that the run has."""
+    """totalVI and surgery by each strategy that the run has, each where its validation ELBO is
+    best: with few cells totalVI is overfitted soon, and its last epoch is chance."""
     folder = run.folder / "reference/totalvi"
     settings = settings_in(folder, "totalvi", TotalviSettings)
     n = run.reference.n_obs
@@ -204,7 +216,7 @@ def compare_totalvi(run: Run) -> Iterator[list[dict]]:
         run.reference, replace(settings, train=train), run.seed, *covariates
     )
     check_split(validation_cells(folder)[1], theirs, "totalVI")
-    ours, numbers = ({m: of(m) for m in METRICS} for of in (partial(last, folder), theirs.last))
+    ours, numbers = ({m: of(m) for m in METRICS} for of in (partial(best, folder), theirs.best))
     yield rows(run, ours, numbers, model="totalVI", n=len(theirs.validation))
     for top in trained_atlases(run, "totalvi"):
         groups = {name: [name] for name in run.queries}
@@ -218,7 +230,7 @@ def compare_totalvi(run: Run) -> Iterator[list[dict]]:
             split = split_cells(np.arange(query.n_obs), surgery.train_size, run.seed)
             check_split(split.validation, mapped, f"surgery totalVI {top.parent.name} {group}")
             ours, numbers = (
-                {m: of(m) for m in METRICS} for of in (partial(last, folder), mapped.last)
+                {m: of(m) for m in METRICS} for of in (partial(best, folder), mapped.best)
             )
             where = {"model": "totalVI", "strategy": top.parent.name, "batch": group}
             yield rows(run, ours, numbers, n=len(mapped.validation), **where)

@@ -45,6 +45,11 @@ class Trained:
         """A validation metric's last value."""
         return float(self.model.history[f"{metric}_validation"].iloc[-1, 0])
 
+    def best(self, metric: str) -> float:
+        """A validation metric where the validation ELBO is best."""
+        at = int(self.model.history["elbo_validation"].iloc[:, 0].to_numpy(float).argmin())
+        return float(self.model.history[f"{metric}_validation"].iloc[at, 0])
+
     def soft_labels(self) -> pd.DataFrame:
         """Label probabilities of all cells (cells × labels)."""
         with quiet():
