@@ -17,7 +17,7 @@ test-slurm: env .venv/dev.stamp
 
 # Against scvi-tools 1.4.2 itself, in an environment of its own: models out and in again, then both
 # trained on two atlases with three seeds (hours on a CPU). Writes tests/parity/REPORT.md.
-PARITY_ATLASES = cell_lines_atlas simulated_atlas
+PARITY_ATLASES = cell_lines_atlas simulated_atlas citeseq_atlas simulated_citeseq_atlas
 parity: env .venv-parity/stamp
 	@.venv-parity/bin/python -m pytest tests/parity
 	@for atlas in $(PARITY_ATLASES); do \

@@ -1,6 +1,8 @@
 """Simulated CITE-seq against its truth, ours and scvi-tools side by side.
 
-python tests/parity/measure_citeseq.py results/simulated_citeseq_parity
+snakemake --configfile tests/parity/simulated_citeseq_atlas.yaml \\
+    --config atlas=simulated_citeseq_truth 'totalvi_surgery={max_epochs: 100}'
+python tests/parity/measure_citeseq.py results/simulated_citeseq_truth
 
 Labels: accuracy over the query's known types (ours: the classifier, and random forest as theirs).
 Foreground: AUROC of the foreground probability, entries that were measured, query cells. Imputed:
