@@ -51,11 +51,15 @@ def positions(posterior: Posterior, draws: Draws) -> Iterator[tuple[Tensor, Tens
         yield posterior.mean + posterior.var.sqrt() * of_latent, of_background
 
 
-def denoised_proteins(protein: ProteinDistribution, of_background: Tensor) -> Tensor:
-    """Denoised proteins and foreground probabilities (2 × cells × proteins) of a draw."""
+def denoised_proteins(
+    protein: ProteinDistribution, of_background: Tensor, counts: Tensor | None = None
+) -> Tensor:
+    """Denoised proteins and foreground probabilities (2 × cells × proteins) of a draw; the latter
+    given the `counts` of the cells (cells × proteins), where there are any."""
     background = protein.back_mean + protein.back_sd * of_background
     drawn = replace(protein, log_background=background)
-    return torch.stack([drawn.denoised, drawn.foreground_probability])
+    share = drawn.foreground_probability if counts is None else drawn.foreground_given(counts)
+    return torch.stack([drawn.denoised, share])
 
 
 def imputed(
@@ -103,7 +107,8 @@ def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -
     """Prepared cells without noise; obs and protein counts are taken along, gene counts are not.
 
     layers denoised_rna (expected counts of 10,000), denoised_rna_lower, _upper; obsm
-    denoised_protein (foreground alone), denoised_protein_lower, _upper, foreground_probability.
+    denoised_protein (foreground alone), denoised_protein_lower, _upper, foreground_probability
+    (given the count where there is one; scvi-tools gives that of the latent alone).
     """
     model, registry = bundle.model, bundle.registry
     device = device_of(model)
@@ -117,11 +122,11 @@ def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -
         for z, of_background in positions(posterior, draws):
             if settings.rna:
                 decoded = model.decode(z, posterior.library, chunk, None)
-                rates.append(DEPTH * decoded.rna.rate / decoded.rna.rate.sum(1, keepdim=True))
+                rates.append(DEPTH * decoded.rna.share)
                 protein = decoded.protein
             else:
                 protein = model.decode_proteins(z, chunk)
-            proteins.append(denoised_proteins(protein, of_background))
+            proteins.append(denoised_proteins(protein, of_background, chunk.proteins))
         both = torch.stack(proteins, 1)  # 2 × draws × cells × proteins
         if not chunk.measured.all():
             both = torch.where(chunk.measured, both, imputed(model, chunk, posterior, draws, has))

@@ -1,7 +1,7 @@
 """Latent and label probabilities of cells, in chunks, without gradients."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,8 +48,7 @@ def embed_in_chunks(model: nn.Module, cells: Cells, size: int) -> Embedding:
     vae, classifier = vae_of(model), classifier_of(model)
     means, variances, soft = [], [], []
     for chunk in cells.in_order(size):
-        x, codes = vae.encoder_input(chunk)
-        mean, var = vae.encoder(x, codes, None)
+        mean, var = vae.encode(chunk, None)
         means.append(mean.cpu())
         variances.append(var.cpu())
         if classifier is not None:
@@ -87,3 +86,12 @@ def posterior_soft_labels(
         z = centre + noise[:, None] * spread  # draws × cells × latent
         out.append(classifier.probabilities(classifier(z, None)).mean(0).cpu())
     return torch.cat(out).numpy()
+
+
+@torch.no_grad()
+def with_product(model: nn.Module, cells: Cells) -> Cells:
+    """`cells` with what the encoder's first layer makes of each: in surgery it stays as it is, so
+    that the largest product of the encoder is taken once, not every epoch."""
+    vae = vae_of(model)
+    parts = [vae.product(chunk) for chunk in cells.in_order(CHUNK)]
+    return replace(cells, product=torch.cat(parts))

@@ -15,7 +15,7 @@ from atlasmap.certificate import FILE, certificate, witness
 from atlasmap.data.registry import PROTEINS, Registry, lacking
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256
-from atlasmap.inference import Embedding, embed
+from atlasmap.inference import Embedding, embed, with_product
 from atlasmap.minified import latent_of
 from atlasmap.models.surgery import NewCategories, append_categories, encoder_sees, vae_of
 from atlasmap.models.totalvi import Totalvi
@@ -203,6 +203,7 @@ def trained_rows(
 ) -> tuple[pd.DataFrame, dict]:  # fmt: skip
     """Train the appended rows: the history, and facts of the training."""
     split = split_cells(np.arange(len(cells)), settings.train_size, seed)
+    cells = with_product(reference.model, cells)
     objective = Unsupervised(reference.model, cells, split, settings.batch_size, seed, purpose)
     name = "surgery " + purpose.split(" ", 2)[2]
     outcome = fit(

@@ -42,11 +42,11 @@ GPU_RULES = (
 # Raised by hand when a stage computes something else from the same settings: a rerun trigger.
 NUMERICS = {
     "data": 1,
-    "scvi": 1,
-    "scanvi": 1,
-    "totalvi": 1,
-    "surgery": 2,
-    "denoise": 1,
+    "scvi": 2,
+    "scanvi": 2,
+    "totalvi": 2,
+    "surgery": 3,
+    "denoise": 2,
     "umap": 1,
     "transfer": 3,
     "hold_out": 2,
@@ -396,6 +396,8 @@ class SimulateSettings:
     """Lineages of the cell-type tree."""
     n_types_per_lineage: Annotated[int, Field(ge=1)] = 3
     """Cell types a lineage."""
+    depth: Annotated[float, Field(gt=0)] = 450.0
+    """Median counts of a reference cell, of all genes together."""
     proteins: Annotated[int, Field(ge=0)] = 0
     """Proteins (CITE-seq), with known background and foreground; 0: none."""
     missing_proteins: Annotated[int, Field(ge=0)] = 3

@@ -28,6 +28,13 @@ from atlasmap.settings import (
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
 CONFIG = DataConfig(data=DataSettings(n_top_genes=None))
+
+
+def of_rate(rate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and log library size that give these means (cells × genes)."""
+    return rate.log(), rate.sum(-1, keepdim=True).log()
+
+
 SCVI = ScviSettings(n_hidden=16, n_latent=5, n_layers=2, train=TrainSettings(max_epochs=3))
 SCANVI = ScanviSettings(train=TrainSettings(max_epochs=3))
 

@@ -52,7 +52,7 @@ def load_golden(name: str) -> Golden:
     bundle = bundle_of(read_save(folder), folder / "model.pt", None)
     files = QUERIES if name.endswith("surgery") else REFERENCE
     counts = load_cells(files, expected["obs_names"], expected["var_names"])
-    cells = Minibatch(
+    cells = Minibatch.of(
         torch.tensor(counts),
         (torch.tensor(expected["batch_index"][:, 0]),),
         None,
@@ -77,7 +77,7 @@ def load_citeseq(name: str) -> tuple[Golden, list[str]]:
     masks = np.stack([save.measured.get(str(k), np.ones(len(save.proteins), bool)) for k in (0, 1)])
     measured = masks[batch]
     counts = load_cells(CITESEQ, expected["obs_names"], expected["var_names"])
-    cells = Minibatch(
+    cells = Minibatch.of(
         torch.tensor(counts), (torch.tensor(batch),), None, torch.full((len(counts),), -1),
         torch.tensor(np.where(measured, proteins[at], 0)), torch.tensor(measured),
     )  # fmt: skip

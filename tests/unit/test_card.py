@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import CPU, SCVI
+from conftest import CPU, SCVI, of_rate
 from scipy import sparse, stats
 
 from atlasmap.bundle import save
@@ -38,13 +38,13 @@ from atlasmap.trust.novelty import CutOffs
 def test_draws_have_the_mean_and_variance_of_the_distribution():
     rng = np.random.default_rng(0)
     rate, theta = torch.full((200_000, 3), 2.0), torch.tensor([[0.5, 2.0, 50.0]])
-    drawn = draw(CountDistribution(rate, theta), rng)
+    drawn = draw(CountDistribution(*of_rate(rate), theta), rng)
     assert np.allclose(drawn.mean(0), 2, rtol=0.02)
     assert np.allclose(drawn.var(0), 2 + 4 / theta.numpy()[0], rtol=0.03)
     logits = torch.full_like(rate, -1.0)
-    inflated = draw(CountDistribution(rate, theta, logits), rng)
+    inflated = draw(CountDistribution(*of_rate(rate), theta, logits), rng)
     assert np.allclose(inflated.mean(0), 2 / (1 + np.exp(-1.0)), rtol=0.02)
-    poisson = draw(CountDistribution(rate), rng)
+    poisson = draw(CountDistribution(*of_rate(rate)), rng)
     assert np.allclose(poisson.var(0), 2, rtol=0.02)
 
 

@@ -54,7 +54,8 @@ def test_labels_and_unlabelled_loss_terms(name):
         posterior = model.scvi.inference(golden.cells, None)
         out = model.classify(golden.cells, None)
         probs = model.classifier.probabilities(out)
-        log_pz1, kl_z2 = model.label_terms(posterior.z, None)
+        labels = torch.arange(model.n_labels)[:, None]
+        log_pz1, kl_z2 = model.label_terms(posterior.z, labels, None)
         log_qz1 = log_normal(posterior.z, posterior.mean, posterior.var).sum(1)
         kl_y = model.kl_labels(probs)
     assert np.abs(out - expected["classifier_output"]).max() < 1e-4

@@ -5,7 +5,13 @@ import pytest
 import torch
 from scipy import stats
 
-from atlasmap.models.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob
+from atlasmap.models.likelihoods import (
+    CountDistribution,
+    nb_log_prob,
+    poisson_log_prob,
+    zinb_log_prob,
+)
+from atlasmap.models.negative_binomial import LARGEST, Entries
 
 
 @pytest.fixture
@@ -65,3 +71,50 @@ def test_gradients(rng, zero_inflated):
         inputs.append(torch.tensor(rng.normal(size=(4, 5)), requires_grad=True))
     function = zinb_log_prob if zero_inflated else nb_log_prob
     assert torch.autograd.gradcheck(lambda *args: function(x, *args), inputs)
+
+
+def leaves(rng, by_cell: bool, zero_inflated: bool) -> dict[str, torch.Tensor]:
+    """Logits, log library, log θ (and logits of the zero inflation) of 20 cells × 9 genes."""
+    shapes = {"logits": (20, 9), "library": (20, 1), "log_theta": (20 if by_cell else 1, 9)}
+    if zero_inflated:
+        shapes["zi_logits"] = (20, 9)
+    values = {name: torch.tensor(rng.normal(size=shape)) for name, shape in shapes.items()}
+    values["library"] += 3
+    return {name: value.requires_grad_() for name, value in values.items()}
+
+
+def distribution(of: dict[str, torch.Tensor]) -> CountDistribution:
+    theta = of["log_theta"].exp()
+    return CountDistribution(of["logits"], of["library"], theta, of.get("zi_logits"))
+
+
+@pytest.mark.parametrize("zero_inflated", [False, True])
+@pytest.mark.parametrize("by_cell", [False, True])
+@pytest.mark.parametrize("counts", ["small", "large", "corrected"])
+def test_cells_at_once_are_the_sum_of_entries_and_so_are_gradients(
+    rng, zero_inflated, by_cell, counts
+):
+    of = leaves(rng, by_cell, zero_inflated)
+    x = torch.tensor(rng.poisson(2.0, (20, 9)) * rng.integers(0, 2, (20, 9)), dtype=torch.float64)
+    x[3] = 0
+    if counts == "large":
+        x[:, 4] += LARGEST - 2
+    if counts == "corrected":
+        x[:, 2] *= 0.37
+    weights = torch.tensor(rng.normal(size=20))  # of the cells in a loss
+    once = distribution(of).of_cells(Entries.of(x))
+    found = torch.autograd.grad(weights @ once, list(of.values()))
+    each = distribution(of).log_prob(x).sum(1)
+    expected = torch.autograd.grad(weights @ each, list(of.values()))
+    torch.testing.assert_close(once, each, rtol=1e-12, atol=1e-12)
+    for ours, autograds in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, autograds, rtol=1e-10, atol=1e-11)
+
+
+def test_in_float32_cells_at_once_are_as_near_as_entries(rng):
+    of = leaves(rng, False, False)
+    x = torch.tensor(rng.poisson(2.0, (20, 9)), dtype=torch.float64)
+    exact = distribution(of).log_prob(x).sum(1)
+    of32 = {name: value.detach().float().requires_grad_() for name, value in of.items()}
+    once = distribution(of32).of_cells(Entries.of(x.float()))
+    torch.testing.assert_close(once.double(), exact, rtol=1e-5, atol=1e-4)

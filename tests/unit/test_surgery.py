@@ -16,6 +16,7 @@ from atlasmap.errors import AtlasmapError
 from atlasmap.inference import embed
 from atlasmap.mapping import as_train_settings, joined, map_query
 from atlasmap.minified import latent_of
+from atlasmap.models.scanvi import NEGLIGIBLE
 from atlasmap.models.surgery import append_categories, split_state
 from atlasmap.projection import fit_map
 from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
@@ -295,3 +296,26 @@ def test_truth_is_never_shown_to_a_model(scanvi, queries, tmp_path):
     )
     assert np.array_equal(a.latent.obsm["X_latent"], b.latent.obsm["X_latent"])
     assert a.bundle.about == b.bundle.about
+
+
+def test_labels_left_out_do_not_move_the_gradient(scanvi, queries):
+    model, query = scanvi.model, queries["query0"]
+    with torch.no_grad():  # a classifier as sure of itself as one trained to its end
+        model.classifier.out.weight *= 60
+    append_categories(model, {0: ["query0"]}, 0)
+    registry = scanvi.registry.extended({0: ["query0"]})
+    cells = registry.encode(query, CPU).minibatch(np.arange(query.n_obs))
+    probs = model.classifier.probabilities(model.classify(cells, None))
+    assert 0.1 < (probs > NEGLIGIBLE).float().mean() < 0.8  # some are left out, some are not
+    rows = [p for p in model.parameters() if p.requires_grad]
+
+    def gradient() -> torch.Tensor:
+        total = model.loss(cells, None, 0.5).total
+        return torch.cat([g.flatten() for g in torch.autograd.grad(total, rows)])
+
+    assert model.leaves_labels_out
+    few = gradient()
+    model.classifier.out.weight.requires_grad_(True)
+    assert not model.leaves_labels_out
+    every = gradient()
+    assert (few - every).norm() / every.norm() < 1e-5

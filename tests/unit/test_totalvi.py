@@ -20,7 +20,7 @@ from atlasmap.data.registry import PROTEINS, Registry
 from atlasmap.denoise import denoise
 from atlasmap.inference import embed
 from atlasmap.mapping import as_train_settings, map_query, without_unknown
-from atlasmap.models.likelihoods import nb_mixture_log_prob
+from atlasmap.models.likelihoods import nb_first_probability, nb_mixture_log_prob
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.reference import fit_totalvi, of_labelled, reference_latent
 from atlasmap.settings import DenoiseSettings, TotalviSurgerySettings
@@ -53,6 +53,8 @@ def test_the_mixture_is_that_of_scipy(rng):
 
     expected = np.log(share * nb(first) + (1 - share) * nb(second))
     assert np.abs(ours - expected).max() < 1e-6
+    bayes = share * nb(first) / np.exp(expected)
+    assert np.abs(nb_first_probability(x, first, second, theta, logits) - bayes).max() < 1e-6
 
 
 def test_gradients_of_the_mixture(rng):

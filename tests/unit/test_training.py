@@ -8,6 +8,7 @@ from scipy import sparse
 
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
+from atlasmap.models.negative_binomial import Entries
 from atlasmap.models.random import keyed_generator, keyed_seed
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.vae import Shape
@@ -59,9 +60,15 @@ def test_no_minibatch_of_one_or_two(n):
 
 def test_counts_rows_are_scipys(rng):
     matrix = sparse.random(50, 20, 0.2, format="csr", random_state=0, dtype=np.float32)
+    matrix.data[::7] = 0.0  # stored zeros are no entries
     index = rng.permutation(50)[:13]
-    dense = Counts.of(matrix, CPU).rows(torch.as_tensor(index))
+    entries, depth = Counts.of(matrix, CPU).rows(torch.as_tensor(index))
+    dense = entries.dense(entries.count, 20)
     np.testing.assert_array_equal(dense.numpy(), matrix[index].toarray())
+    np.testing.assert_allclose(depth, matrix[index].sum(1), rtol=1e-6)
+    expected = Entries.of(dense)
+    for name in ("starts", "cell", "gene", "count"):
+        assert getattr(entries, name).tolist() == getattr(expected, name).tolist()
 
 
 def make_cells(n=60, genes=12, labels=None) -> Cells:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, SCANVI, SCVI
+from conftest import CPU, SCANVI, SCVI, of_rate
 from scipy import sparse, stats
 from scipy.optimize import check_grad
 from scipy.special import softmax
@@ -65,10 +65,10 @@ def test_variance_of_counts_is_scipys(kind):
     zeros = torch.sigmoid(logits).numpy()
     second = nb.var() + nb.mean() ** 2
     px, expected = {
-        "poisson": (CountDistribution(rate), stats.poisson(rate.numpy()).var()),
-        "nb": (CountDistribution(rate, theta), nb.var()),
+        "poisson": (CountDistribution(*of_rate(rate)), stats.poisson(rate.numpy()).var()),
+        "nb": (CountDistribution(*of_rate(rate), theta), nb.var()),
         "zinb": (
-            CountDistribution(rate, theta, logits),
+            CountDistribution(*of_rate(rate), theta, logits),
             (1 - zeros) * second - ((1 - zeros) * nb.mean()) ** 2,
         ),
     }[kind]

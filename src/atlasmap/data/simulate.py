@@ -32,7 +32,7 @@ ZIPF_EXPONENT = 1.0  # the r-th most abundant type has 1 / r of the first's cell
 COMPOSITION_SD = 0.1  # of a type's abundance from batch to batch
 BATCH_SD = 0.3  # of every gene, independent in each batch
 CHEMISTRY_SD = 0.3  # of every gene, shared by the query batches, on top of BATCH_SD
-DEPTH = 450.0  # median counts of a reference cell
+DEPTH = 450.0  # counts of a cell at which types are as far apart as said above
 CAPTURE_EFFICIENCY = 0.83  # counts of the query's chemistry for one of the reference's
 DEPTH_SPREAD = 0.44  # shallowest and deepest batch lie exp(∓ this) from the middle
 LIBRARY_SD = 0.35  # of a cell's depth within its batch
@@ -189,7 +189,7 @@ def draw_batches(settings: SimulateSettings, types: Types, rng: np.random.Genera
         for i, spread in enumerate(draw_spread(n_batches, rng)):
             shift = np.exp(log_shift + rng.normal(0, BATCH_SD, n_genes))
             composition = present * np.exp(rng.normal(0, COMPOSITION_SD, present.size))
-            depth = DEPTH * efficiency * np.exp(spread)
+            depth = settings.depth * efficiency * np.exp(spread)
             batches.append(
                 Batch(f"{prefix}{i}", role, depth, shift, composition / composition.sum())
             )

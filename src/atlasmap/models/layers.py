@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlasmap.models.random import Noise, uniform
+from atlasmap.models.rectified import rectified
 
 Codes = tuple[Tensor, ...]  # one integer tensor a categorical covariate, broadcast to the cells
 
@@ -95,10 +96,17 @@ class CovariateLinear(nn.Module):
 
     def forward(self, x: Tensor, codes: Codes) -> Tensor:
         """`x` (…, n_in), each of `codes` broadcastable to x's leading shape → (…, n_out)."""
-        out = F.linear(x, self.weight, self.bias)
-        for table, code in zip(self.tables, codes, strict=True):
-            out = out + table(code)
-        return out
+        out, shift = self.product(x), self.shift(codes)
+        return out if shift is None else out + shift
+
+    def product(self, x: Tensor) -> Tensor:
+        """W x + b."""
+        return F.linear(x, self.weight, self.bias)
+
+    def shift(self, codes: Codes) -> Tensor | None:
+        """What the covariates add; None without any."""
+        rows = [table(code) for table, code in zip(self.tables, codes, strict=True)]
+        return sum(rows[1:], rows[0]) if rows else None
 
 
 class Linear(nn.Module):
@@ -171,8 +179,17 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
         """`x` (…, n_in) → (…, last width)."""
+        return self.after(self.layers[0].product(x), codes, noise) if len(self.layers) else x
+
+    def after(self, x: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
+        """The same, from the first layer's product (…, first width)."""
         for k, layer in enumerate(self.layers):
-            x = layer(x, codes if k == 0 or self.deep else ())
+            x = layer.product(x) if k else x
+            shift = layer.shift(codes if k == 0 or self.deep else ())
+            if self.layer_norm and not len(self.norms):
+                x = rectified(x, shift, self.dropout_rate, noise)
+                continue
+            x = x if shift is None else x + shift
             if len(self.norms):
                 x = self.norms[k](x, noise)
             if self.layer_norm:
@@ -194,5 +211,15 @@ class GaussianHead(nn.Module):
 
     def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Mean and variance, each (…, n_out)."""
-        hidden = self.stack(x, codes, noise)
-        return self.mean(hidden), torch.exp(self.log_var(hidden)) + self.floor
+        return self.of_hidden(self.stack(x, codes, noise))
+
+    def after(self, product: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """The same, from the product of the stack's first layer."""
+        return self.of_hidden(self.stack.after(product, codes, noise))
+
+    def of_hidden(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the stack's result."""
+        weight = torch.cat([self.mean.weight, self.log_var.weight])  # one product, not two
+        bias = torch.cat([self.mean.bias, self.log_var.bias])
+        mean, log_var = F.linear(hidden, weight, bias).chunk(2, -1)
+        return mean, torch.exp(log_var) + self.floor

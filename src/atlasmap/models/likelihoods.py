@@ -11,20 +11,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-EPS = 1e-8
+from atlasmap.models.negative_binomial import EPS, Entries, nb_of_cells
 
 
 @dataclass(frozen=True)
 class CountDistribution:
     """p(x | z) for a minibatch; shapes are cells × genes.
 
-    `rate` is the mean before zero inflation, `theta` the inverse dispersion (absent for Poisson;
-    1 × genes is allowed), `zi_logits` the logit of the zero inflation (zero-inflated form only).
+    `logits` give each gene's share of the library by a softmax, `library` is its log size (cells ×
+    1), `theta` the inverse dispersion (absent for Poisson; 1 × genes is allowed), `zi_logits` the
+    logit of the zero inflation (zero-inflated form only).
     """
 
-    rate: Tensor
+    logits: Tensor
+    library: Tensor
     theta: Tensor | None = None
     zi_logits: Tensor | None = None
+
+    @property
+    def share(self) -> Tensor:
+        """Each gene's share of the library."""
+        return torch.softmax(self.logits, -1)
+
+    @property
+    def rate(self) -> Tensor:
+        """The mean before zero inflation."""
+        return torch.exp(self.library) * self.share
 
     @property
     def mean(self) -> Tensor:
@@ -41,6 +53,13 @@ class CountDistribution:
             return within
         zeros = torch.sigmoid(self.zi_logits)
         return (1 - zeros) * (within + zeros * self.rate.square())
+
+    def of_cells(self, entries: Entries) -> Tensor:
+        """Log-probability of a cell's counts (those above zero: `entries`), one a cell."""
+        if self.theta is None:
+            x = entries.dense(entries.count, self.logits.shape[1])
+            return self.log_prob(x).sum(1)
+        return nb_of_cells(self.logits, self.library, self.theta, self.zi_logits, entries)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of counts `x` (cells × genes) of each entry."""
@@ -80,6 +99,13 @@ def nb_mixture_log_prob(
     and one inverse dispersion; `logits` are those of the first (Gayoso et al. 2021, methods)."""
     either = torch.logaddexp(_mean_terms(x, first, theta), _mean_terms(x, second, theta) - logits)
     return either - F.softplus(-logits) + _gamma_terms(x, theta)
+
+
+def nb_first_probability(
+    x: Tensor, first: Tensor, second: Tensor, theta: Tensor, logits: Tensor
+) -> Tensor:
+    """Probability that `x` came from the first of the two of `nb_mixture_log_prob` (Bayes)."""
+    return torch.sigmoid(logits + _mean_terms(x, first, theta) - _mean_terms(x, second, theta))
 
 
 def zinb_log_prob(x: Tensor, mean: Tensor, theta: Tensor, zi_logits: Tensor) -> Tensor:

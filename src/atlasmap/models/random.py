@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,10 @@ class Noise:
     def normal_like(self, like: Tensor) -> Tensor:
         """Standard normal values of `like`'s shape."""
         return torch.empty_like(like).normal_(generator=self.generator)
+
+    def key(self) -> np.uint32:
+        """32 random bits, for hashes (of a generator on the CPU)."""
+        return np.uint32(torch.randint(2**32, (), generator=self.generator).item())
 
     def drop(self, values: Tensor, rate: float) -> Tensor:
         """Inverted dropout."""

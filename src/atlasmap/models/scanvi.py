@@ -22,6 +22,7 @@ from atlasmap.models.vae import (
 )
 from atlasmap.settings import Variant
 
+NEGLIGIBLE = 1e-6  # probability of a label in a cell; the gradient's error stays below 1e-5
 CLAMP = 1.1920929e-07  # float32's epsilon: torch's Categorical clamps probabilities to [ε, 1 − ε]
 
 
@@ -64,17 +65,38 @@ class Scanvi(nn.Module):
         """What the data fixed."""
         return self.scvi.shape
 
-    def label_terms(self, z1: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """For every label y: log p(z1 | z2, y) and KL(q(z2 | z1, y)), each labels × cells.
-
-        `z1` is cells × latent. The product of z1 with the first layer is shared by all labels.
-        """
-        labels = (torch.arange(self.n_labels, device=z1.device)[:, None],)
-        mean, var = self.encoder_z2(z1, labels, noise)  # labels × cells × latent
+    def label_terms(self, z1: Tensor, labels: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """log p(z1 | z2, y) and KL(q(z2 | z1, y)) for `labels` y: one a row of `z1` (cells ×
+        latent), or labels × 1 for every label with every cell (labels × cells; the product of z1
+        with the first layer is then shared by all labels)."""
+        mean, var = self.encoder_z2(z1, (labels,), noise)
         z2 = sample_normal(mean, var, noise)
-        z1_mean, z1_var = self.decoder_z1(z2, labels, noise)
+        z1_mean, z1_var = self.decoder_z1(z2, (labels,), noise)
         log_pz1 = log_normal(z1, z1_mean, z1_var).sum(-1)
         return log_pz1, kl_standard_normal(mean, var).sum(-1)
+
+    def label_sums(self, z1: Tensor, probs: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """Both label_terms, summed over labels with their probabilities (cells × labels), a cell.
+
+        In surgery labels that a cell hardly can have are left out. Not where the classifier trains:
+        a confident cell's gradient comes from its small probabilities.
+        """
+        if not self.leaves_labels_out:
+            labels = torch.arange(self.n_labels, device=z1.device)[:, None]
+            return tuple((probs.T * terms).sum(0) for terms in self.label_terms(z1, labels, noise))
+        cell, label = (probs > NEGLIGIBLE).nonzero(as_tuple=True)
+        weight, zeros = probs[cell, label], probs.new_zeros(len(z1))
+        terms = self.label_terms(z1[cell], label, noise)
+        return tuple(zeros.index_add(0, cell, weight * term) for term in terms)
+
+    @property
+    def leaves_labels_out(self) -> bool:
+        """In training of a frozen classifier, without batch norm, which would see all labels; on a
+        CPU (elsewhere the whole product is faster than finding out)."""
+        out = self.classifier.out.weight
+        normed = len(self.encoder_z2.stack.norms) + len(self.decoder_z1.stack.norms)
+        frozen = torch.is_grad_enabled() and not out.requires_grad
+        return frozen and not normed and out.device.type == "cpu"
 
     def kl_labels(self, probs: Tensor) -> Tensor:
         """KL(q(y | z1) ‖ uniform) a cell, probabilities clamped as torch's Categorical does."""
@@ -88,12 +110,12 @@ class Scanvi(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Reconstruction part (no KL weight) and KL part of the unlabelled loss, a cell."""
         z1 = posterior.z
-        log_pz1, kl_z2 = self.label_terms(z1, noise)
         log_qz1 = log_normal(z1, posterior.mean, posterior.var).sum(-1)
         probs = self.classifier.probabilities(self.classifier(z1, noise))
         reconstruction = self.scvi.reconstruction(cells, posterior, noise)
-        reconstruction = reconstruction + log_qz1 - (probs.T * log_pz1).sum(0)
-        kl = (probs.T * kl_z2).sum(0) + self.kl_labels(probs)
+        log_pz1, kl_z2 = self.label_sums(z1, probs, noise)
+        reconstruction = reconstruction + log_qz1 - log_pz1
+        kl = kl_z2 + self.kl_labels(probs)
         return reconstruction, kl + self.scvi.kl_library(posterior, cells.codes)
 
     def loss(self, cells: Minibatch, noise: Noise, kl_weight: float) -> Loss:
@@ -101,13 +123,11 @@ class Scanvi(nn.Module):
         posterior = self.scvi.inference(cells, noise)
         reconstruction, kl = self.unlabelled_terms(posterior, cells, noise)
         total = (reconstruction + kl_weight * kl).mean()
-        return Loss(total, len(cells.x), elbo_sums(reconstruction, kl))
+        return Loss(total, len(cells), elbo_sums(reconstruction, kl))
 
     def classify(self, cells: Minibatch, noise: Noise | None) -> Tensor:
         """The classifier's output (cells × labels) at the posterior mean of z1."""
-        x, codes = self.scvi.encoder_input(cells)
-        mean, _ = self.scvi.encoder(x, codes, noise)
-        return self.classifier(mean, noise)
+        return self.classifier(self.scvi.encode(cells, noise)[0], noise)
 
     def classification_loss(self, cells: Minibatch, noise: Noise) -> tuple[Tensor, Tensor]:
         """Cross-entropy of labelled cells (scalar) and their label probabilities."""

@@ -42,24 +42,24 @@ class Scvi(Vae):
             self.log_theta = CategoryTable(rows, covariate, start_bound=None, trains=True)
 
     def features(self, cells: Minibatch) -> Tensor:
-        return torch.log1p(cells.x)
+        return cells.entries.dense(torch.log1p(cells.entries.count), cells.n_genes)
 
     def generative(
         self, z: Tensor, library: Tensor, cells: Minibatch, noise: Noise | None
     ) -> CountDistribution:
         hidden = self.decoder(self.decoder_input(z, cells), cells.codes, noise)
-        rate = torch.exp(library) * torch.softmax(self.scale(hidden), -1)
+        logits = self.scale(hidden)
         if self.settings.gene_likelihood == "poisson":
-            return CountDistribution(rate)
+            return CountDistribution(logits, library)
         theta = torch.exp(self.log_theta.of_batches(cells.codes[0]))
         if self.settings.gene_likelihood == "nb":
-            return CountDistribution(rate, theta)
-        return CountDistribution(rate, theta, self.zero_inflation(hidden))
+            return CountDistribution(logits, library, theta)
+        return CountDistribution(logits, library, theta, self.zero_inflation(hidden))
 
     def reconstruction(self, cells: Minibatch, posterior: Posterior, noise: Noise | None) -> Tensor:
         """−log p(x | z, library) a cell."""
         likelihood = self.generative(posterior.z, posterior.library, cells, noise)
-        return -likelihood.log_prob(cells.x).sum(1)
+        return -likelihood.of_cells(cells.entries)
 
     def loss(self, cells: Minibatch, noise: Noise, kl_weight: float) -> Loss:
         """Negative ELBO with warmed-up KL(z) (eq. 4 of the paper); KL(library) is not weighted."""
@@ -68,4 +68,4 @@ class Scvi(Vae):
         kl_z = kl_standard_normal(posterior.mean, posterior.var).sum(1)
         kl_library = self.kl_library(posterior, cells.codes)
         total = (reconstruction + kl_weight * kl_z + kl_library).mean()
-        return Loss(total, len(cells.x), elbo_sums(reconstruction, kl_z + kl_library))
+        return Loss(total, len(cells), elbo_sums(reconstruction, kl_z + kl_library))

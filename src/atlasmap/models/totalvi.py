@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from atlasmap.models.classifier import Classifier
 from atlasmap.models.layers import CategoryTable, Codes, CovariateLinear, Stack
-from atlasmap.models.likelihoods import CountDistribution, nb_mixture_log_prob
+from atlasmap.models.likelihoods import CountDistribution, nb_first_probability, nb_mixture_log_prob
 from atlasmap.models.random import Noise
 from atlasmap.models.vae import (
     Loss,
@@ -63,6 +63,13 @@ class ProteinDistribution:
     def foreground_probability(self) -> Tensor:
         """Probability of the foreground before the count is seen (1 − π)."""
         return torch.sigmoid(-self.mixing)
+
+    def foreground_given(self, y: Tensor) -> Tensor:
+        """Probability of the foreground given the count `y` of each entry."""
+        efficiency = torch.exp(self.log_efficiency)
+        return 1 - nb_first_probability(
+            y, efficiency * self.background, efficiency * self.foreground, self.theta, self.mixing
+        )
 
     @property
     def denoised(self) -> Tensor:
@@ -174,7 +181,8 @@ class Totalvi(Vae):
         genes = self.genes(inputs, codes, noise)
         protein, zero_inflation = self.protein_parts(inputs, codes, noise)
         rna = CountDistribution(
-            torch.exp(library) * torch.softmax(genes["scale"], -1),
+            genes["scale"],
+            library,
             torch.exp(self.log_theta.of_batches(codes[0])),
             zero_inflation,
         )
@@ -236,7 +244,7 @@ class Totalvi(Vae):
         """Negative ELBO; proteins and KL terms are warmed up, genes and KL(library) are not."""
         posterior = self.inference(cells, noise)
         decoded = self.decode(posterior.z, posterior.library, cells, noise)
-        of_genes = -decoded.rna.log_prob(cells.x).sum(1)
+        of_genes = -decoded.rna.of_cells(cells.entries)
         of_proteins, kl_background = self.protein_terms(cells, decoded.protein)
         kl_z = kl_standard_normal(posterior.mean, posterior.var).sum(1)
         kl_library = self.kl_library(posterior, cells.codes)
@@ -246,4 +254,4 @@ class Totalvi(Vae):
             "reconstruction_loss_genes": of_genes.detach().sum(),
             "reconstruction_loss_proteins": of_proteins.detach().sum(),
         }
-        return Loss(total, len(cells.x), sums | parts, self.position(posterior.z))
+        return Loss(total, len(cells), sums | parts, self.position(posterior.z))

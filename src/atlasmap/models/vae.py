@@ -1,12 +1,14 @@
 """What scVI and totalVI share: the encoder q(z | x, s) with covariates s, and the library size."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from atlasmap.models.layers import CategoryTable, Codes, GaussianHead, Stack
 from atlasmap.models.likelihoods import CountDistribution
+from atlasmap.models.negative_binomial import Entries
 from atlasmap.models.random import Noise
 
 
@@ -27,18 +29,37 @@ class Shape:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Cells as tensors: `x` counts (cells × genes), `codes` a category code a covariate (cells),
-    `continuous` (cells × continuous covariates) or None, `labels` (cells; -1: unlabelled).
+    """Cells as tensors: `entries` counts above zero, `depth` their sums (cells × 1), `codes` a
+    category code a covariate (cells), `continuous` (cells × continuous covariates) or None,
+    `labels` (cells; -1: unlabelled).
 
     CITE-seq: `proteins` counts (cells × proteins; zero where not measured) and `measured` (bool).
+    `product` (cells × width): what the encoder's first layer makes of the features, where it is
+    known already.
     """
 
-    x: Tensor
+    entries: Entries
+    depth: Tensor
+    n_genes: int
     codes: Codes
     continuous: Tensor | None
     labels: Tensor
     proteins: Tensor | None = None
     measured: Tensor | None = None
+    product: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, *others) -> "Minibatch":
+        """Of dense counts `x` (cells × genes); the rest as above."""
+        return cls(Entries.of(x), x.sum(1, keepdim=True), x.shape[1], *others)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """Counts (cells × genes)."""
+        return self.entries.dense(self.entries.count, self.n_genes)
 
 
 @dataclass(frozen=True)
@@ -130,21 +151,33 @@ class Vae(nn.Module):
         """p(x | z, library) of the genes: `z` cells × latent, `library` cells × 1 (log)."""
         raise NotImplementedError
 
-    def encoder_input(self, cells: Minibatch) -> tuple[Tensor, Codes]:
-        """Features (and continuous covariates) with the codes the encoder sees."""
+    def encoder_input(self, cells: Minibatch) -> Tensor:
+        """Features, and continuous covariates where the encoder sees them."""
         x = self.features(cells)
-        if not self.settings.encode_covariates:
-            return x, ()
-        return (x if cells.continuous is None else torch.cat([x, cells.continuous], 1)), cells.codes
+        if cells.continuous is None or not self.settings.encode_covariates:
+            return x
+        return torch.cat([x, cells.continuous], 1)
+
+    def product(self, cells: Minibatch) -> Tensor:
+        """What the encoder's first layer makes of the features (cells × width); covariates' rows
+        come on top of it."""
+        if cells.product is not None:
+            return cells.product
+        return self.encoder.stack.layers[0].product(self.encoder_input(cells))
+
+    def encode(self, cells: Minibatch, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(z | x), each cells × latent."""
+        codes = cells.codes if self.settings.encode_covariates else ()
+        return self.encoder.after(self.product(cells), codes, noise)
 
     def inference(self, cells: Minibatch, noise: Noise | None) -> Posterior:
         """q(z | x): mean, variance and a draw of z, and the log library size."""
-        x, codes = self.encoder_input(cells)
-        mean, var = self.encoder(x, codes, noise)
+        mean, var = self.encode(cells, noise)
         z = sample_normal(mean, var, noise)
         if self.settings.use_observed_lib_size:
-            return Posterior(mean, var, z, torch.log(cells.x.sum(1, keepdim=True)))
-        library_mean, library_var = self.library_encoder(x, codes, noise)
+            return Posterior(mean, var, z, torch.log(cells.depth))
+        codes = cells.codes if self.settings.encode_covariates else ()
+        library_mean, library_var = self.library_encoder(self.encoder_input(cells), codes, noise)
         library = sample_normal(library_mean, library_var, noise)
         return Posterior(mean, var, z, library, library_mean, library_var)
 

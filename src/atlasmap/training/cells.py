@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
+from torch.nn import functional as F
 
+from atlasmap.models.negative_binomial import Entries
 from atlasmap.models.vae import Minibatch
 
 
@@ -21,24 +23,34 @@ class Counts:
 
     @classmethod
     def of(cls, matrix: sparse.csr_matrix, device: torch.device) -> "Counts":
-        """From scipy's CSR; values become float32."""
+        """From scipy's CSR; values become float32. Zeros that it stores are left out."""
+        if (matrix.data == 0).any():
+            matrix = matrix.copy()
+            matrix.eliminate_zeros()
         return cls(
             torch.as_tensor(matrix.indptr.astype(np.int64), device=device),
-            torch.as_tensor(matrix.indices.astype(np.int64), device=device),
+            torch.as_tensor(matrix.indices.astype(np.int32), device=device),
             torch.as_tensor(matrix.data.astype(np.float32), device=device),
             matrix.shape[1],
         )
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Dense counts (cells × genes) of the cells in `index`."""
-        starts = self.indptr[index]
-        lengths = self.indptr[index + 1] - starts
-        ends = lengths.cumsum(0)
-        row = torch.repeat_interleave(torch.arange(len(index), device=index.device), lengths)
-        at = torch.arange(len(row), device=index.device) + (starts - ends + lengths)[row]
-        dense = torch.zeros(len(index) * self.n_genes, device=index.device)
-        dense[row * self.n_genes + self.indices[at]] = self.data[at]
-        return dense.view(len(index), self.n_genes)
+    def rows(self, index: Tensor) -> tuple[Entries, Tensor]:
+        """Counts above zero of the cells in `index`, and their sums (cells × 1)."""
+        first = self.indptr[index]
+        starts = F.pad((self.indptr[index + 1] - first).cumsum(0), (1, 0))
+        depth = self.data.new_zeros(len(index), 1)
+        if index.device.type == "cpu":
+            from atlasmap.models.kernels import take_rows
+
+            n = int(starts[-1])
+            entries = Entries(starts, starts.new_empty(n), self.data.new_empty(n))
+            given = (self.indptr, self.indices, self.data, index, starts)
+            take_rows(*(t.numpy() for t in (*given, entries.gene, entries.count, depth)))
+            return entries, depth
+        row = Entries(starts, starts, self.data).cell
+        at = torch.arange(len(row), device=index.device) + (first - starts[:-1])[row]
+        entries = Entries(starts, self.indices[at].long(), self.data[at])
+        return entries, depth.index_add(0, row, entries.count[:, None])
 
     def csr(self, index: np.ndarray) -> sparse.csr_matrix:
         """Sparse counts (cells × genes) of the cells in `index`, as scipy has them."""
@@ -52,7 +64,8 @@ class Cells:
 
     `codes` cells × categorical covariates (batch first), `continuous` cells × covariates or None,
     `labels` cells (−1: unlabelled), `names` cell ids on the CPU, for error messages, `proteins`
-    counts (cells × proteins; NaN: not measured) or None.
+    counts (cells × proteins; NaN: not measured) or None, `product` (cells × width) what the
+    encoder's first layer makes of them, where that stays as it is, or None.
     """
 
     counts: Counts
@@ -61,6 +74,7 @@ class Cells:
     labels: Tensor
     names: np.ndarray
     proteins: Tensor | None = None
+    product: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,22 +88,25 @@ class Cells:
         """The cells in `index`, dense."""
         at = torch.as_tensor(index, device=self.device)
         continuous = None if self.continuous is None else self.continuous[at]
-        cells = self.counts.rows(at), tuple(self.codes[at].T), continuous, self.labels[at]
+        counts = *self.counts.rows(at), self.counts.n_genes
+        cells = *counts, tuple(self.codes[at].T), continuous, self.labels[at]
+        product = None if self.product is None else self.product[at]
         if self.proteins is None:
-            return Minibatch(*cells)
+            return Minibatch(*cells, product=product)
         proteins = self.proteins[at]
         measured = ~proteins.isnan()
-        return Minibatch(*cells, torch.where(measured, proteins, 0.0), measured)
+        return Minibatch(*cells, torch.where(measured, proteins, 0.0), measured, product)
 
     def taken(self, index: np.ndarray) -> "Cells":
         """The cells in `index` alone."""
         at = torch.as_tensor(index, device=self.device)
         continuous = None if self.continuous is None else self.continuous[at]
         counts = Counts.of(self.counts.csr(index), self.device)
-        proteins = None if self.proteins is None else self.proteins[at]
-        return Cells(
-            counts, self.codes[at], continuous, self.labels[at], self.names[index], proteins
+        proteins, product = (
+            None if part is None else part[at] for part in (self.proteins, self.product)
         )
+        labels, names = self.labels[at], self.names[index]
+        return Cells(counts, self.codes[at], continuous, labels, names, proteins, product)
 
     def in_order(self, size: int):
         """Minibatches of all cells in their order, for inference."""

@@ -1,0 +1,97 @@
+"""What is compiled: against torch in float64, and what is not a number."""
+
+import numba
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from atlasmap.models import kernels
+from atlasmap.models.negative_binomial import Entries, composed, nb_of_cells
+from atlasmap.models.random import Noise, keyed_generator
+from atlasmap.models.rectified import rectified
+
+
+def noise(name: str = "t") -> Noise:
+    return Noise(keyed_generator(0, name))
+
+
+@numba.njit
+def each(function, x, out):
+    for k in range(len(x)):
+        out[k] = function(x[k])
+
+
+def test_exponentials_and_logarithms_are_numpys():
+    x = np.concatenate([np.linspace(-86, 88, 10_001), [0.0, 1e-8, -1e-8]]).astype(np.float32)
+    found = np.empty_like(x)
+    each(kernels.exp, x, found)
+    np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=2e-7)
+    y = np.concatenate([np.logspace(-37, 37, 10_001), [1.0, 1 + 1e-6]]).astype(np.float32)
+    found = np.empty_like(y)
+    each(kernels.log, y, found)
+    exact = np.log(y.astype(np.float64))
+    assert np.abs(found - exact).max() < 1e-5
+    np.testing.assert_allclose(found, exact, rtol=3e-7, atol=1e-9)
+
+
+SHAPES = [
+    ((7, 33), (7, 33)),  # a row a cell
+    ((7, 33), (5, 1, 33)),  # cells without an axis for labels
+    ((5, 7, 33), (5, 1, 33)),
+    ((5, 7, 33), None),
+]
+
+
+@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize(("of_x", "of_shift"), SHAPES)
+def test_rectified_is_torchs_and_so_are_gradients(of_x, of_shift, drops):
+    rng = keyed_generator(1, "t")
+    given = [torch.randn(s, generator=rng, requires_grad=True) for s in (of_x, of_shift) if s]
+    out = rectified(given[0], given[1] if of_shift else None, 0.2, noise() if drops else None)
+    weights = torch.randn(out.shape, generator=rng)
+    found = torch.autograd.grad((out * weights).sum(), given)
+    exact = [t.detach().double().requires_grad_() for t in given]
+    expected = torch.relu(F.layer_norm(sum(exact), (33,)))
+    if drops:  # what was kept is said by the result
+        expected = expected * (out != 0) / 0.8
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    for ours, autograds in zip(
+        found, torch.autograd.grad((expected * weights).sum(), exact), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), autograds, rtol=1e-5, atol=1e-5)
+
+
+def test_values_are_dropped_at_the_rate_anew_each_time_and_the_same_for_a_key():
+    x = torch.randn(4000, 128, generator=keyed_generator(2, "t"))
+    positive = F.layer_norm(x, (128,)) > 1e-3
+    source = noise()
+    one, two = (rectified(x, None, 0.3, source) for _ in range(2))
+    for out in (one, two):
+        assert abs(float((out[positive] == 0).float().mean()) - 0.3) < 0.003
+        by_column = (out == 0).float().mean(0)  # no column is favoured
+        assert by_column.std() < 0.02
+    both = ((one == 0) & (two == 0))[positive].float().mean()
+    assert abs(float(both) - 0.09) < 0.003
+    assert torch.equal(one, rectified(x, None, 0.3, noise()))
+    still = Noise(keyed_generator(0, "t"), dropout=False)
+    assert torch.equal(rectified(x, None, 0.3, still), rectified(x, None, 0.3, None))
+
+
+def test_what_is_not_a_number_stays_so():
+    x = torch.randn(3, 8)
+    x[1, 2], x[2, 0] = float("nan"), float("inf")
+    out = rectified(x, None, 0.0, None)
+    assert out[0].isfinite().all() and out[1:].isnan().any(1).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["logits", "library", "theta"])
+def test_a_likelihood_of_what_is_not_a_number_is_none(where, bad):
+    of = {"logits": torch.randn(4, 6), "library": torch.zeros(4, 1), "theta": torch.ones(1, 6)}
+    x = torch.poisson(torch.ones(4, 6))
+    of[where].view(-1)[0] = bad
+    theirs = composed(*of.values(), None, Entries.of(x)).isfinite()
+    ours = nb_of_cells(*of.values(), None, Entries.of(x)).isfinite()
+    assert not (ours & ~theirs).any() and (bad < 0 or not ours[0])
+    assert where == "theta" or ours[1:].all()
