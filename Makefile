@@ -9,7 +9,7 @@ run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
 
 test: env .venv/dev.stamp
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 # On a Slurm of its own on this machine (root, Debian); some twenty minutes.
 test-slurm: env .venv/dev.stamp

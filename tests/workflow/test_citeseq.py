@@ -3,7 +3,7 @@
 import anndata
 import numpy as np
 import pandas as pd
-from test_workflow import snakemake
+from tiny import snakemake
 
 from atlasmap.data.registry import PROTEIN_NAMES
 from atlasmap.data.simulate import simulate

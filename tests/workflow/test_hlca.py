@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
-from test_workflow import ROOT, snakemake
+from tiny import ROOT, snakemake
 
 from atlasmap.data.registry import Registry
 from atlasmap.data.simulate import simulate

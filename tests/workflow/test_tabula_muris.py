@@ -7,7 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from test_workflow import ROOT, snakemake
+from tiny import ROOT, snakemake
 
 from atlasmap.data.simulate import simulate
 from atlasmap.settings import SimulateSettings

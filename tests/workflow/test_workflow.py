@@ -1,7 +1,6 @@
-"""The whole workflow on a tiny atlas: run, rerun, remake, next month's batch, what is left out."""
+"""The whole workflow on a tiny atlas: run, rerun, remake, what is left out."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,85 +10,9 @@ from pathlib import Path
 import anndata
 import pandas as pd
 import pytest
-import yaml
+from tiny import CONFIG, NAMES, ROOT, SHEET, TOP, hashes, jobs, new_folder, snakemake, write
 
-from atlasmap.data.simulate import simulate
 from atlasmap.files import sha256, slug
-from atlasmap.settings import SimulateSettings
-
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"query0": "Zoë/1 a", "query1": "b.2"}  # a slash, a space, an accent
-TOP = Path("results/tiny")
-CONFIG = {
-    "atlas": "tiny",
-    "datasets": "sheet.tsv",
-    "device": "cpu",
-    "variants": ["fixed", "linear"],
-    "strategies": ["per_batch", "joint"],
-    "seeds": [0],
-    "data": {"n_top_genes": None},
-    "scvi": {"n_hidden": 16, "n_latent": 5, "train": {"max_epochs": 4}},
-    "scanvi": {"train": {"max_epochs": 4}},
-    "surgery": {"max_epochs": 3},
-}
-VALIDATION = {"scheme": "validation", "min_cells": 5}  # no twin is trained
-SHEET = [
-    ["id", "path", "role", "batch_key", "label_key", "truth_key", "obs_filter"],
-    ["ref", "atlas.h5ad", "reference", "batch", "cell_type", "", "role == 'reference'"],
-    ["zoe", "atlas.h5ad", "query", "batch", "", "cell_type", "batch == 'Zoë/1 a'"],
-    ["b", "atlas.h5ad", "query", "batch", "", "cell_type", "batch == 'b.2'"],
-]
-
-
-def write(folder: Path, config: dict, sheet: list[list[str]]) -> None:
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "sheet.tsv").write_text("\n".join("\t".join(row) for row in sheet) + "\n")
-
-
-def snakemake(folder: Path, *args: str, ok: bool = True) -> str:
-    """Run in `folder` with no environment activated; output as text."""
-    command = [
-        str(Path(sys.executable).parent / "snakemake"), "-s", str(ROOT / "Snakefile"),
-        "--directory", str(folder), "--configfile", str(folder / "config.yaml"),
-        "--cores", "2", *args,
-    ]  # fmt: skip
-    env = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    env["PATH"] = f"{Path(__file__).parent / 'no_slurm'}:/usr/local/bin:/usr/bin:/bin"
-    run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    text = run.stdout + run.stderr
-    assert (run.returncode == 0) == ok, text[-6000:]
-    return text
-
-
-def jobs(text: str) -> dict[str, int]:
-    """Rule → number of jobs, of a dry run's (last) job statistics; the targets left out."""
-    if "Nothing to be done" in text:
-        return {}
-    table = text.split("Job stats:")[1].split("total")[0]
-    found = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
-    return {rule: n for rule, n in found.items() if rule not in ("default", "all")}
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Checksums of all results but logs."""
-    files = sorted((folder / TOP).rglob("*"))
-    keep = [
-        f for f in files if f.is_file() and "logs" not in f.parts and not f.name.startswith(".")
-    ]
-    return {str(f.relative_to(folder)): sha256(f) for f in keep}
-
-
-def new_folder(path: Path, config: dict = CONFIG, sheet: list[list[str]] = SHEET) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    settings = SimulateSettings(
-        n_cells=500, n_genes=60, n_reference_batches=3, n_query_batches=2, n_lineages=2,
-        n_types_per_lineage=2, seed=3,
-    )  # fmt: skip
-    adata = simulate(settings)
-    adata.obs = adata.obs.astype(str).replace({"batch": NAMES})
-    adata.write_h5ad(path / "atlas.h5ad")
-    write(path, config, sheet)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -293,29 +216,6 @@ def test_one_variants_setting_retrains_that_variant_alone(changed):
     assert planned["map_joint"] == 1 and planned["map_per_batch"] == 2
 
 
-def test_next_months_batch_runs_its_own_jobs_alone(tmp_path):
-    config = CONFIG | {"variants": ["fixed"]}
-    folder = new_folder(tmp_path, config, SHEET[:3])
-    targets = [str(TOP / name) for name in ("atlas.h5ad", "labels.csv", "benchmark/history.csv")]
-    snakemake(folder, "--", *targets)
-    before = hashes(folder)
-    write(folder, config, SHEET)
-    planned = jobs(snakemake(folder, "-n"))
-    assert planned["find_batches"] == 1
-    of_reference = {"prepare_reference", "train_scvi", "train_scanvi", "fit_umap", "calibrate"}
-    of_reference |= {"hold_out", "train_twin_scvi", "train_twin_scanvi", "map_held_out"}
-    assert not of_reference & set(planned)
-    targets.append(str(TOP / "data/batches/b.json"))  # as rule all has it
-    text = snakemake(folder, "--", *targets)
-    run = re.findall(r"^(?:rule|checkpoint|localrule) (\w+):", text, re.MULTILINE)
-    assert run.count("prepare_query") == 1 and run.count("map_per_batch") == 1
-    assert not of_reference & set(run)
-    after = hashes(folder)
-    kept = [n for n in before if "/reference" in n or slug(NAMES["query0"]) in n]
-    assert len(kept) > 15 and all(before[n] == after[n] for n in kept)
-    assert "Nothing to be done" in snakemake(folder, "--", *targets)
-
-
 def test_a_trained_reference_is_mapped_onto(done, tmp_path):
     bundle = done / TOP / "seed0/reference/scanvi_fixed"
     idle = ("scvi", "scanvi", "variants")
@@ -436,83 +336,6 @@ def test_check_results_names_what_is_missing_or_altered(changed):
     assert check().stdout.count("missing  ") == 12
     snakemake(changed)
     assert check().returncode == 0
-
-
-def test_without_truth_it_runs_to_the_end(tmp_path):
-    sheet = [[*row[:5], "" if k else row[5], row[6]] for k, row in enumerate(SHEET)]
-    config = CONFIG | {"variants": ["fixed"], "strategies": ["joint"], "calibration": VALIDATION}
-    folder = new_folder(tmp_path, config, sheet)
-    snakemake(folder)
-    verdicts = pd.read_csv(folder / TOP / "labels.csv")["verdict"]
-    assert set(verdicts) <= {"confident", "ambiguous", "novel"}
-    learned = json.loads(
-        (folder / TOP / "seed0/reference/scanvi_fixed/calibration.json").read_text()
-    )
-    assert learned["scheme"] == "validation cells" and learned["cut_offs"]["misfit"] is None
-    scores = pd.read_csv(folder / TOP / "benchmark/classification.csv", keep_default_na=False)
-    assert set(scores["split"]) == {"train", "validation"}
-    assert len(pd.read_csv(folder / TOP / "labels.csv")) > 0
-    scib = pd.read_csv(folder / TOP / "benchmark/scib.csv").set_index("embedding")
-    assert scib.loc["scanvi_fixed_joint", "n"] == 500
-    assert 0 < scib.loc["scanvi_fixed_joint", "n_labelled"] < 500
-
-
-def test_without_labels_it_maps_and_says_what_is_left_out(tmp_path):
-    config = CONFIG | {"labels": "none", "strategies": ["per_batch"]}
-    config |= {"mapping": {"batches_per_job": 10}}
-    sheet = [SHEET[0], *([*row[:4], "", "", row[6]] for row in SHEET[1:])]
-    folder = new_folder(tmp_path, config, sheet)
-    snakemake(folder)
-    markers = list((folder / TOP).glob("seed0/mapping/scvi/per_batch/.mapped/*.json"))
-    assert [json.loads(path.read_text()) for path in markers] == [sorted(map(slug, NAMES.values()))]
-    # what was packed stays so, whatever the number is now
-    assert jobs(snakemake(folder, "-n", "--config", "mapping={batches_per_job: 1}")) == {}
-    atlas = anndata.read_h5ad(folder / TOP / "atlas.h5ad")
-    assert "X_umap" in atlas.obsm and "predicted_label" not in atlas.obs
-    assert not (folder / TOP / "labels.csv").exists()
-    scib = pd.read_csv(folder / TOP / "benchmark/scib.csv").set_index("embedding")
-    assert scib.loc["scvi_per_batch", "kmeans_nmi"] == "skipped(no labels)"
-    assert float(scib.loc["scvi_per_batch", "ilisi_knn"]) >= 0
-    contract = json.loads((folder / TOP / "data/contract.json").read_text())
-    assert "left out" in contract["reference"]["labels"]
-
-
-def test_a_reference_alone_is_trained_and_scored(tmp_path):
-    folder = new_folder(tmp_path, CONFIG | {"variants": ["fixed"]}, SHEET[:2])
-    planned = jobs(snakemake(folder, "-n"))
-    assert planned["plot_scib_table"] == 1 and not {"assemble", "map_joint"} & set(planned)
-    snakemake(folder, str(TOP / "benchmark/classification.csv"))
-    scores = pd.read_csv(folder / TOP / "benchmark/classification.csv", keep_default_na=False)
-    assert set(scores["split"]) == {"train", "validation"}
-    assert jobs(snakemake(folder, "-n"))["score_embeddings"] == 1
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"varaints": ["fixed"]}, "did you mean variants?"),
-        ({"data": {"n_top_genes": 9999}}, "HVG_TOO_MANY"),
-        ({"label_tree": "tree.csv"}, "LABEL_TREE"),
-    ],
-)
-def test_bad_config_stops_before_anything_trains(tmp_path, config, said):
-    folder = new_folder(tmp_path, CONFIG | config)
-    (folder / "tree.csv").write_text("child,parent\nL0.0,L0\nL0,L0.0\n")
-    text = snakemake(folder, ok=False)
-    logs = "".join(p.read_text() for p in folder.rglob("*.log") if ".snakemake" not in p.parts)
-    assert said in text + logs and "train_scvi:" not in text
-    assert not list((folder / TOP).glob("seed*/reference"))
-
-
-def test_a_bad_query_stops_before_anything_trains(tmp_path):
-    folder = new_folder(tmp_path)
-    adata = anndata.read_h5ad(folder / "atlas.h5ad")
-    query = (adata.obs["batch"] == NAMES["query0"]).to_numpy()
-    adata.X[query] = adata.X[query] * 0.37
-    adata.write_h5ad(folder / "atlas.h5ad")
-    text = snakemake(folder, ok=False)
-    logs = "".join(p.read_text() for p in (folder / TOP / "logs").rglob("*.log"))
-    assert "COUNTS_NOT_INTEGER" in logs and "rule train_scvi" not in text
 
 
 def test_audits_and_the_other_strategies(changed):

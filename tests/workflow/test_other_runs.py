@@ -1,0 +1,111 @@
+"""Runs on a tiny atlas that are not whole: next month's batch, no truth, no labels, bad input."""
+
+import json
+import re
+
+import anndata
+import pandas as pd
+import pytest
+from tiny import CONFIG, NAMES, SHEET, TOP, VALIDATION, hashes, jobs, new_folder, snakemake, write
+
+from atlasmap.files import slug
+
+
+def test_next_months_batch_runs_its_own_jobs_alone(tmp_path):
+    config = CONFIG | {"variants": ["fixed"]}
+    folder = new_folder(tmp_path, config, SHEET[:3])
+    targets = [str(TOP / name) for name in ("atlas.h5ad", "labels.csv", "benchmark/history.csv")]
+    snakemake(folder, "--", *targets)
+    before = hashes(folder)
+    write(folder, config, SHEET)
+    planned = jobs(snakemake(folder, "-n"))
+    assert planned["find_batches"] == 1
+    of_reference = {"prepare_reference", "train_scvi", "train_scanvi", "fit_umap", "calibrate"}
+    of_reference |= {"hold_out", "train_twin_scvi", "train_twin_scanvi", "map_held_out"}
+    assert not of_reference & set(planned)
+    targets.append(str(TOP / "data/batches/b.json"))  # as rule all has it
+    text = snakemake(folder, "--", *targets)
+    run = re.findall(r"^(?:rule|checkpoint|localrule) (\w+):", text, re.MULTILINE)
+    assert run.count("prepare_query") == 1 and run.count("map_per_batch") == 1
+    assert not of_reference & set(run)
+    after = hashes(folder)
+    kept = [n for n in before if "/reference" in n or slug(NAMES["query0"]) in n]
+    assert len(kept) > 15 and all(before[n] == after[n] for n in kept)
+    assert "Nothing to be done" in snakemake(folder, "--", *targets)
+
+
+def test_without_truth_it_runs_to_the_end(tmp_path):
+    sheet = [[*row[:5], "" if k else row[5], row[6]] for k, row in enumerate(SHEET)]
+    config = CONFIG | {"variants": ["fixed"], "strategies": ["joint"], "calibration": VALIDATION}
+    folder = new_folder(tmp_path, config, sheet)
+    snakemake(folder)
+    verdicts = pd.read_csv(folder / TOP / "labels.csv")["verdict"]
+    assert set(verdicts) <= {"confident", "ambiguous", "novel"}
+    learned = json.loads(
+        (folder / TOP / "seed0/reference/scanvi_fixed/calibration.json").read_text()
+    )
+    assert learned["scheme"] == "validation cells" and learned["cut_offs"]["misfit"] is None
+    scores = pd.read_csv(folder / TOP / "benchmark/classification.csv", keep_default_na=False)
+    assert set(scores["split"]) == {"train", "validation"}
+    assert len(pd.read_csv(folder / TOP / "labels.csv")) > 0
+    scib = pd.read_csv(folder / TOP / "benchmark/scib.csv").set_index("embedding")
+    assert scib.loc["scanvi_fixed_joint", "n"] == 500
+    assert 0 < scib.loc["scanvi_fixed_joint", "n_labelled"] < 500
+
+
+def test_without_labels_it_maps_and_says_what_is_left_out(tmp_path):
+    config = CONFIG | {"labels": "none", "strategies": ["per_batch"]}
+    config |= {"mapping": {"batches_per_job": 10}}
+    sheet = [SHEET[0], *([*row[:4], "", "", row[6]] for row in SHEET[1:])]
+    folder = new_folder(tmp_path, config, sheet)
+    snakemake(folder)
+    markers = list((folder / TOP).glob("seed0/mapping/scvi/per_batch/.mapped/*.json"))
+    assert [json.loads(path.read_text()) for path in markers] == [sorted(map(slug, NAMES.values()))]
+    # what was packed stays so, whatever the number is now
+    assert jobs(snakemake(folder, "-n", "--config", "mapping={batches_per_job: 1}")) == {}
+    atlas = anndata.read_h5ad(folder / TOP / "atlas.h5ad")
+    assert "X_umap" in atlas.obsm and "predicted_label" not in atlas.obs
+    assert not (folder / TOP / "labels.csv").exists()
+    scib = pd.read_csv(folder / TOP / "benchmark/scib.csv").set_index("embedding")
+    assert scib.loc["scvi_per_batch", "kmeans_nmi"] == "skipped(no labels)"
+    assert float(scib.loc["scvi_per_batch", "ilisi_knn"]) >= 0
+    contract = json.loads((folder / TOP / "data/contract.json").read_text())
+    assert "left out" in contract["reference"]["labels"]
+
+
+def test_a_reference_alone_is_trained_and_scored(tmp_path):
+    folder = new_folder(tmp_path, CONFIG | {"variants": ["fixed"]}, SHEET[:2])
+    planned = jobs(snakemake(folder, "-n"))
+    assert planned["plot_scib_table"] == 1 and not {"assemble", "map_joint"} & set(planned)
+    snakemake(folder, str(TOP / "benchmark/classification.csv"))
+    scores = pd.read_csv(folder / TOP / "benchmark/classification.csv", keep_default_na=False)
+    assert set(scores["split"]) == {"train", "validation"}
+    assert jobs(snakemake(folder, "-n"))["score_embeddings"] == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"varaints": ["fixed"]}, "did you mean variants?"),
+        ({"data": {"n_top_genes": 9999}}, "HVG_TOO_MANY"),
+        ({"label_tree": "tree.csv"}, "LABEL_TREE"),
+    ],
+)
+def test_bad_config_stops_before_anything_trains(tmp_path, config, said):
+    folder = new_folder(tmp_path, CONFIG | config)
+    (folder / "tree.csv").write_text("child,parent\nL0.0,L0\nL0,L0.0\n")
+    text = snakemake(folder, ok=False)
+    logs = "".join(p.read_text() for p in folder.rglob("*.log") if ".snakemake" not in p.parts)
+    assert said in text + logs and "train_scvi:" not in text
+    assert not list((folder / TOP).glob("seed*/reference"))
+
+
+def test_a_bad_query_stops_before_anything_trains(tmp_path):
+    folder = new_folder(tmp_path)
+    adata = anndata.read_h5ad(folder / "atlas.h5ad")
+    query = (adata.obs["batch"] == NAMES["query0"]).to_numpy()
+    adata.X[query] = adata.X[query] * 0.37
+    adata.write_h5ad(folder / "atlas.h5ad")
+    text = snakemake(folder, ok=False)
+    logs = "".join(p.read_text() for p in (folder / TOP / "logs").rglob("*.log"))
+    assert "COUNTS_NOT_INTEGER" in logs and "rule train_scvi" not in text
