@@ -95,3 +95,43 @@ def test_a_likelihood_of_what_is_not_a_number_is_none(where, bad):
     ours = nb_of_cells(*of.values(), None, Entries.of(x)).isfinite()
     assert not (ours & ~theirs).any() and (bad < 0 or not ours[0])
     assert where == "theta" or ours[1:].all()
+
+
+def placed(arrays: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Copies in one piece of memory, in random order, next to each other or a little apart."""
+    gaps = rng.choice([0, 1, 5, 16], len(arrays))
+    memory = np.empty(sum(a.size for a in arrays) + gaps.sum() + 1, np.float32)
+    out, at = [None] * len(arrays), int(rng.integers(0, 2))
+    for k in rng.permutation(len(arrays)):
+        out[k] = memory[at : at + arrays[k].size].reshape(arrays[k].shape)
+        out[k][...] = arrays[k]
+        at += arrays[k].size + gaps[k]
+    return out
+
+
+def test_where_arrays_lie_changes_no_bit():
+    rng = np.random.default_rng(0)
+    upstream, shift, seen = (rng.normal(size=s).astype(np.float32) for s in ((48, 16), (6, 16), 0))
+    logits = rng.normal(size=(8, 50)).astype(np.float32)
+    starts, gene = np.arange(9) * 5, rng.integers(0, 50, 40)
+    count, theta = rng.poisson(3.0, 40).astype(np.float32) + 1, np.full(50, 2.5, np.float32)
+    told, seen = (np.uint32(7), np.uint32(3 << 30), np.float32(4 / 3)), set()
+    for _ in range(400):
+        x, above, b, out, mean, inverse, of_x, of_shift = placed(
+            [logits[:, :16], upstream, shift, 0 * upstream, np.zeros(48), np.zeros(48),
+             0 * logits[:, :16], 0 * shift], rng,
+        )  # fmt: skip
+        kernels.rectify(x, b, *told, out, mean, inverse)
+        kernels.rectify_slopes(above, x, b, *told, mean, inverse, of_x, of_shift)
+        of_cells = placed(
+            [logits, logits.max(1), np.ones(8), theta, np.log(theta), count, count, 0 * logits,
+             np.zeros(8), 0 * logits, np.zeros(8), 0 * theta], rng,
+        )  # fmt: skip
+        scores, top, depth, t, log_t, n, up, rate, value, of_scores, of_depth, of_t = of_cells
+        kernels.negative_binomial(scores, top, depth, t, log_t, starts, gene, n, up, rate, value)
+        kernels.negative_binomial_slopes(
+            value, rate, depth, t, log_t, starts, gene, n, up, True, of_scores, of_depth, of_t
+        )
+        found = (out, of_x, of_shift, rate, value, of_scores, of_depth, of_t)
+        seen.add(b"".join(array.tobytes() for array in found))
+    assert len(seen) == 1

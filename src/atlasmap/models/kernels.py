@@ -3,6 +3,9 @@
 Between matrix products torch makes a pass over memory for every operation; here a row stays in the
 first cache until all is done with it, and exponentials and logarithms are polynomials, which a
 compiler can take sixteen at a time. What is not a number stays so.
+
+A loop either sums or writes: one that does both is compiled twice, for arrays that lie apart and
+for others, with sums in another order; which of the two runs would depend on where memory is.
 """
 
 import contextlib
@@ -10,7 +13,7 @@ import contextlib
 import numba
 import numpy as np
 
-FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in another order; NaN stays NaN
+FAST = {"reassoc", "contract", "nsz"}  # sums in another order; NaN stays NaN, quotients exact
 inlined = numba.njit(inline="always")
 EPS = np.float32(1e-8)  # of the negative binomial
 VARIANCE_EPS = np.float32(1e-5)  # of layer norm
@@ -75,12 +78,13 @@ def negative_binomial(
         total, highest = ZERO, top[c]
         for g in range(n_genes):
             rate[c, g] = exp(logits[c, g] - highest)
+        for g in range(n_genes):
             total += rate[c, g]
         share, whole, odd = depth[c] / total, ZERO, ZERO
         for g in range(n_genes):
-            mean = rate[c, g] * share
-            rate[c, g] = mean
-            either = theta[g] + mean + EPS
+            rate[c, g] *= share
+        for g in range(n_genes):
+            either = theta[g] + rate[c, g] + EPS
             whole += theta[g] * (log_theta[g] - log(either))
             odd += (either + logits[c, g]) * ZERO  # nothing, unless one is not a number
         for i in range(starts[c], starts[c + 1]):
@@ -147,9 +151,10 @@ def rectify(x, shift, key, keep, scale, out, mean, inverse_sd):
     for r in range(n_rows):
         total, squares, source, added = ZERO, ZERO, r % len(x), r // group
         for j in range(width):
-            out[r, j] = x[source, j] + shift[added, j]
-            total += out[r, j]
+            total += x[source, j] + shift[added, j]
         centre = total / np.float32(width)
+        for j in range(width):
+            out[r, j] = x[source, j] + shift[added, j]
         for j in range(width):
             squares += (out[r, j] - centre) * (out[r, j] - centre)
         factor = ONE / np.sqrt(squares / np.float32(width) + VARIANCE_EPS)
@@ -165,7 +170,7 @@ def rectify(x, shift, key, keep, scale, out, mean, inverse_sd):
 def rectify_slopes(upstream, x, shift, key, keep, scale, mean, inverse_sd, of_x, of_shift):
     """Gradients of Σ upstream · `rectify` for `x` and `shift`, added to what is there."""
     n_rows, width = upstream.shape
-    group, row = n_rows // len(shift), np.empty(width, np.float32)
+    group = n_rows // len(shift)
     for r in range(n_rows):
         total, along, source, added = ZERO, ZERO, r % len(x), r // group
         centre, factor = mean[r], inverse_sd[r]
@@ -174,13 +179,14 @@ def rectify_slopes(upstream, x, shift, key, keep, scale, mean, inverse_sd, of_x,
             value = (x[source, j] + shift[added, j] - centre) * factor
             kept = (not value <= ZERO) & (hashed(np.uint32(first + np.uint32(j))) <= keep)
             slope = upstream[r, j] * scale if kept else ZERO
-            row[j] = slope
             total += slope
             along += slope * value
         total, along = total / np.float32(width), along / np.float32(width)
         for j in range(width):
             value = (x[source, j] + shift[added, j] - centre) * factor
-            slope = factor * (row[j] - total - value * along)
+            kept = (not value <= ZERO) & (hashed(np.uint32(first + np.uint32(j))) <= keep)
+            slope = upstream[r, j] * scale if kept else ZERO
+            slope = factor * (slope - total - value * along)
             of_x[source, j] += slope
             of_shift[added, j] += slope
 
