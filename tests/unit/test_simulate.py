@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
 from atlasmap.data import simulate as module
-from atlasmap.data.simulate import novel_type, simulate
+from atlasmap.data.simulate import novel_type, simulate, write_simulated
 from atlasmap.errors import AtlasmapError
 from atlasmap.settings import SimulateSettings
 
@@ -269,3 +269,14 @@ def test_proteins_have_a_known_background_and_foreground():
     assert (by_type > 0.8).any(axis=0).all() and (by_type > 0.8).any(axis=1).all()
     again = simulate(settings)
     assert (again.obsm["protein_expression"].to_numpy() == given).all()
+
+
+def test_written_in_pieces_it_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_CELLS", 37)
+    write_simulated(SMALL, tmp_path / "atlas.h5ad")
+    written, whole = anndata.read_h5ad(tmp_path / "atlas.h5ad"), simulate(SMALL)
+    assert (written.X != whole.X).nnz == 0 and written.X.dtype == np.float32
+    pd.testing.assert_frame_equal(written.obs.astype(str), whole.obs)
+    assert (written.var_names == whole.var_names).all()
+    backed = anndata.read_h5ad(tmp_path / "atlas.h5ad", backed="r")
+    assert (whole.X[100:120] != backed[100:120].to_memory().X).nnz == 0

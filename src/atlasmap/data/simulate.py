@@ -7,10 +7,14 @@ and its batch's shift, scaled to sum to one over genes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import sparse_dataset, write_elem
+from pandas.api.types import union_categoricals
 from scipy import sparse
 
 from atlasmap.data.simulate_proteins import add_proteins
@@ -81,6 +85,37 @@ def simulate(settings: SimulateSettings) -> anndata.AnnData:
     Raises SIMULATION_TOO_SMALL where there are fewer cells than batches, and ValueError for a
     negative seed. A type that is due less than one cell of a batch may be missing from it.
     """
+    drawn = [(obs, list(chunks)) for obs, chunks in by_batch(settings)]
+    counts = sparse.vstack([chunk for _, chunks in drawn for chunk in chunks], format="csr")
+    obs, var = named([obs for obs, _ in drawn], settings)
+    adata = anndata.AnnData(counts, obs.astype(str), var)
+    if settings.proteins:
+        add_proteins(adata, settings)
+    return adata
+
+
+def write_simulated(settings: SimulateSettings, path: Path) -> None:
+    """Write `simulate`'s atlas (.h5ad) in pieces: no more than CHUNK_CELLS cells are in memory at a
+    time (with proteins, whose truth is dense, all are)."""
+    if settings.proteins:
+        simulate(settings).write_h5ad(path)
+        return
+    obs, var = named([obs for obs, _ in by_batch(settings)], settings)
+    first = sparse.csr_matrix((0, len(var)), dtype=np.float32)
+    first.indptr = first.indptr.astype(np.int64)  # there may be 2³¹ counts
+    anndata.AnnData(obs=obs, var=var).write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        file.pop("X", None)
+        write_elem(file, "X", first)
+        for _, chunks in by_batch(settings):
+            for chunk in chunks:
+                sparse_dataset(file["X"]).append(chunk)
+
+
+def by_batch(
+    settings: SimulateSettings,
+) -> Iterator[tuple[pd.DataFrame, Iterator[sparse.csr_matrix]]]:
+    """Obs and counts of each batch, the counts in pieces."""
     n_batches = settings.n_reference_batches + settings.n_query_batches
     if settings.n_cells < n_batches:
         raise AtlasmapError(
@@ -94,18 +129,23 @@ def simulate(settings: SimulateSettings) -> anndata.AnnData:
     types = grow_types(settings, for_types)
     batches = draw_batches(settings, types, for_batches)
     sizes = np.diff(np.arange(n_batches + 1) * settings.n_cells // n_batches)
-    chunks, frames = [], []
     for batch, size, rng in zip(batches, sizes, for_cells.spawn(n_batches), strict=True):
         members = draw_members(batch.composition, size, rng)
-        chunks += draw_counts(types.profiles * batch.shift, members, batch.depth, rng)
-        frames.append(describe(batch, types.names[members]))
-    obs = pd.concat(frames, ignore_index=True)
-    obs.index = [f"cell{i:05d}" for i in range(settings.n_cells)]
-    var = pd.DataFrame(index=[f"GENE{i:04d}" for i in range(settings.n_genes)])
-    adata = anndata.AnnData(sparse.vstack(chunks, format="csr"), obs=obs, var=var)
-    if settings.proteins:
-        add_proteins(adata, settings)
-    return adata
+        counts = draw_counts(types.profiles * batch.shift, members, batch.depth, rng)
+        yield describe(batch, types.names[members]), counts
+
+
+def named(
+    frames: list[pd.DataFrame], settings: SimulateSettings
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Obs of all batches (categorical), and var."""
+    whole = {
+        key: union_categoricals([frame[key].astype("category") for frame in frames])
+        for key in frames[0]
+    }
+    cells = [f"cell{i:05d}" for i in range(settings.n_cells)]
+    genes = [f"GENE{i:04d}" for i in range(settings.n_genes)]
+    return pd.DataFrame(whole, index=cells), pd.DataFrame(index=genes)
 
 
 def novel_type(settings: SimulateSettings) -> str:

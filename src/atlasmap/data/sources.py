@@ -53,14 +53,12 @@ def fetch(source: str, out: Path, sha256: str, simulation: SimulateSettings) -> 
         from atlasmap.data.download import download
 
         return download(source, out, sha256).sha256
-    if source == "builtin:pbmc68k":
-        adata = pbmc68k()
-    else:
-        from atlasmap.data.simulate import simulate
-
-        adata = simulate(simulation)
+    from atlasmap.data.simulate import write_simulated
     from atlasmap.files import sha256 as digest
 
     with written_aside(out) as aside:
-        adata.write_h5ad(aside)
+        if source == "builtin:pbmc68k":
+            pbmc68k().write_h5ad(aside)
+        else:
+            write_simulated(simulation, aside)
     return digest(out)
