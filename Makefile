@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test test-slurm parity env lint schemas lock clean
+.PHONY: run test test-slurm parity bench env lint schemas lock clean
 
 run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
@@ -26,6 +26,16 @@ parity: env .venv-parity/stamp
 	    || exit 1; \
 	done
 	@.venv-parity/bin/python tests/parity/write_report.py $(PARITY_ATLASES:%=results/%)
+
+# atlasmap and scvi-tools in turn on the same simulated cells (an hour or two): docs/benchmarks.md.
+bench: env .venv-parity/stamp
+	@for nonzero in 70 450 1800; do \
+	  $(BIN)/python tests/bench/bench.py run --depth $$nonzero --tasks scvi scanvi surgery_per_batch \
+	    surgery_joint latent predict || exit 1; \
+	done
+	@$(BIN)/python tests/bench/bench.py run --types 10 --tasks scanvi surgery_per_batch
+	@$(BIN)/python tests/bench/bench.py run --cells 30000 --rounds 1 --tasks whole
+	@$(BIN)/python tests/bench/bench.py page
 
 .venv-parity/stamp: envs/lock.txt envs/lock-dev.txt envs/lock-parity.txt pyproject.toml
 	@test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity

@@ -1,0 +1,206 @@
+"""atlasmap and scvi-tools on the same simulated cells, in turn, in one run (`make bench`).
+
+Each task of tasks.py runs in a process of its own, first of one tool, then of the other, `--rounds`
+times. Written: docs/benchmarks.json (every round) and docs/benchmarks.md (median of the ratios and
+their range). Numbers of separate runs are not compared: machines differ, and are shared.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+import numpy as np
+import pandas as pd
+from cyclopts import Parameter
+
+from atlasmap.data.simulate import simulate
+from atlasmap.files import written_aside
+from atlasmap.settings import SimulateSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, PEER = ROOT / "docs/benchmarks.json", ROOT / ".venv-parity/bin/python"
+TASKS = ("scvi", "scanvi", "surgery_per_batch", "surgery_joint", "latent", "predict", "whole")
+WORTH = {"atlasmap": "ours", "scvi-tools": "theirs"}
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """What is simulated."""
+
+    cells: int = 10_000
+    """Reference cells; the query has a quarter as many."""
+    genes: int = 2000
+    """Genes."""
+    lineages: int = 6
+    """Lineages of the label tree."""
+    types: int = 3
+    """Cell types a lineage."""
+    depth: float = 450.0
+    """Median counts of a cell, which sets how many are above zero."""
+
+    @property
+    def labels(self) -> int:
+        """Labels of the reference: one type is in the query alone."""
+        return self.lineages * self.types - 1
+
+    def write(self, folder: Path) -> float:
+        """reference.h5ad (16 batches) and query.h5ad (4 batches, a fifth of the cells) as the
+        workflow prepares them; returns the share of counts above zero."""
+        settings = SimulateSettings(
+            n_cells=self.cells * 20 // 16, n_genes=self.genes, n_reference_batches=16,
+            n_query_batches=4, n_lineages=self.lineages, n_types_per_lineage=self.types,
+            depth=self.depth,
+        )  # fmt: skip
+        adata = simulate(settings)
+        adata.obs["label"] = adata.obs["cell_type"].astype(str)
+        for role in ("reference", "query"):
+            part = adata[adata.obs["role"] == role].copy()
+            part.obs["batch"] = part.obs["batch"].astype(str)
+            part.write_h5ad(folder / f"{role}.h5ad")
+        return adata.X.nnz / adata.X.shape[0] / adata.X.shape[1]
+
+
+def of_process(python: str, tool: str, task: str, folder: Path) -> dict:
+    """One task in a process of its own."""
+    script = Path(__file__).with_name("tasks.py")
+    env = dict(os.environ)
+    env.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+    command = [python, str(script), tool, task, str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{tool} {task}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def in_rounds(atlas: Atlas, tasks: tuple[str, ...], n: int, pythons: dict[str, str]) -> list[dict]:
+    """`n` rounds of each task, the tools in turn; who is first changes with each round."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        nonzero = atlas.write(Path(folder))
+        for k in range(n):
+            for task in tasks:
+                for tool, python in list(pythons.items())[:: -1 if k % 2 else 1]:
+                    said = of_process(python, tool, task, Path(folder))
+                    where = {"tool": tool, "task": task, "round": k, "labels": atlas.labels}
+                    where["nonzero"] = round(nonzero, 3)
+                    rows.append(asdict(atlas) | where | said)
+                    print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+HEAD = """# Benchmarks
+
+Made by `make bench`: atlasmap and scvi-tools 1.4.2 on the same simulated cells, in turn, each
+task in a process of its own; numbers of a row are medians of its rounds, and the ratio is that of
+each round (lowest to highest). Cells a second are cells times epochs over all the seconds that a
+user waits for: counts read into tensors, training, validation; of surgery the query's latent and
+soft labels, and of atlasmap the certificate and the misfit of each cell, too. Memory is the
+process's peak. The ELBO (lower is better) is that of the validation cells after so few epochs, to
+show that both do the same.
+"""
+KEYS = ["task", "cells", "labels", "nonzero", "epochs"]
+
+
+def table(rows: list[dict]) -> pd.DataFrame:
+    """A row a task and atlas: medians of both, and of the ratios of each round with their range."""
+    flat = pd.DataFrame(rows).replace({"tool": WORTH}).astype({"elbo": float})
+    wide = flat.pivot(index=[*KEYS, "round"], columns="tool")
+    ratio = wide[("cells_per_s", "ours")] / wide[("cells_per_s", "theirs")]
+    out = []
+    for key, part in wide.groupby(level=KEYS, sort=False):
+        r = ratio.loc[part.index]
+        medians = part.median()
+        out.append(
+            dict(zip(KEYS, key, strict=True))
+            | {
+                "rounds": len(part),
+                "atlasmap, cells/s": f"{medians[('cells_per_s', 'ours')]:,.0f}",
+                "scvi-tools, cells/s": f"{medians[('cells_per_s', 'theirs')]:,.0f}",
+                "times as fast": f"{r.median():.2f} ({r.min():.2f} to {r.max():.2f})",
+                "memory, MB": f"{medians[('peak_mb', 'ours')]:,.0f}",
+                "theirs": f"{medians[('peak_mb', 'theirs')]:,.0f}",
+                "validation ELBO": shown(medians[("elbo", "ours")]),
+                "its": shown(medians[("elbo", "theirs")]),
+            }
+        )
+    return pd.DataFrame(out)
+
+
+def shown(value: float) -> str:
+    """An ELBO, where there is one."""
+    return "" if np.isnan(value) else f"{value:.1f}"
+
+
+def machine(rows: list[dict]) -> dict:
+    """Where and with what the rounds ran."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")), platform.processor(),
+    )  # fmt: skip
+    return {
+        "cpu": cpu, "cores": os.cpu_count(), "threads": rows[0]["threads"],
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "atlasmap")},
+    }  # fmt: skip
+
+
+app = cyclopts.App(help=__doc__)
+
+
+@app.command
+def run(
+    *,
+    atlas: Annotated[Atlas, Parameter(name="*")] = Atlas(),
+    tasks: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = TASKS,
+    rounds: int = 5,
+    theirs: Path = PEER,
+    out: Path = RESULTS,
+) -> None:
+    """Time tasks on a simulated atlas; the rounds are added to a JSON file.
+
+    Parameters
+    ----------
+    atlas
+        What is simulated.
+    tasks
+        What to time.
+    rounds
+        Times that each task is run by each tool.
+    theirs
+        Python of an environment with scvi-tools and atlasmap.
+    out
+        File of all rounds.
+    """
+    rows = in_rounds(atlas, tasks, rounds, {"atlasmap": sys.executable, "scvi-tools": str(theirs)})
+    print(table(rows).to_markdown(index=False))
+    known = json.loads(out.read_text()) if out.is_file() else []
+    with written_aside(out) as aside:
+        aside.write_text(json.dumps([*known, {"machine": machine(rows), "rows": rows}], indent=1))
+
+
+@app.command
+def page(*, results: Path = RESULTS) -> None:
+    """Write the page of a JSON file of rounds beside it.
+
+    Parameters
+    ----------
+    results
+        File of all rounds.
+    """
+    said = [HEAD]
+    for ran in json.loads(results.read_text()):
+        said += [", ".join(f"{key} {value}" for key, value in ran["machine"].items()) + "."]
+        said += [table(ran["rows"]).to_markdown(index=False, disable_numparse=True)]
+    results.with_suffix(".md").write_text("\n\n".join(said) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()
