@@ -10,6 +10,7 @@ from atlasmap.models import kernels
 from atlasmap.models.negative_binomial import Entries, composed, nb_of_cells
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.models.rectified import rectified
+from atlasmap.models.sparse_linear import DENSE, product_of_entries
 
 
 def noise(name: str = "t") -> Noise:
@@ -95,6 +96,25 @@ def test_a_likelihood_of_what_is_not_a_number_is_none(where, bad):
     ours = nb_of_cells(*of.values(), None, Entries.of(x)).isfinite()
     assert not (ours & ~theirs).any() and (bad < 0 or not ours[0])
     assert where == "theta" or ours[1:].all()
+
+
+@pytest.mark.parametrize("share", [DENSE / 2, DENSE * 2])
+def test_the_product_of_sparse_counts_is_the_dense_one_and_so_are_gradients(share):
+    rng = keyed_generator(3, "t")
+    x = torch.randn(30, 50, generator=rng) * (torch.rand(30, 50, generator=rng) < share)
+    x[4] = 0
+    entries = Entries.of(x)
+    given = [torch.randn(s, generator=rng, requires_grad=True) for s in ((8, 50), (8,))]
+    out = product_of_entries(*given, entries, entries.count, 50)
+    exact = [t.detach().double().requires_grad_() for t in given]
+    expected = F.linear(x.double(), *exact)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(out.shape, generator=rng)
+    found = torch.autograd.grad((out * weights).sum(), given)
+    for ours, autograds in zip(
+        found, torch.autograd.grad((expected * weights).sum(), exact), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), autograds, rtol=1e-5, atol=1e-5)
 
 
 def placed(arrays: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:

@@ -128,6 +128,31 @@ def negative_binomial_slopes(
             of_logits[c, g] = weight * (of_logits[c, g] - rate[c, g] * share)
 
 
+@compiled
+def sparse_product(starts, gene, values, weight, bias, out):
+    """`out` = x W + b, cells × outputs, for an x that is `values` at the entries; `weight` is genes
+    × outputs."""
+    n_cells, width = out.shape
+    for c in range(n_cells):
+        for j in range(width):
+            out[c, j] = bias[j]
+        for i in range(starts[c], starts[c + 1]):
+            value, g = values[i], gene[i]
+            for j in range(width):
+                out[c, j] += value * weight[g, j]
+
+
+@compiled
+def sparse_product_slopes(starts, gene, values, upstream, of_weight):
+    """Gradient of Σ upstream · `sparse_product` for the weight, added to what is there."""
+    n_cells, width = upstream.shape
+    for c in range(n_cells):
+        for i in range(starts[c], starts[c + 1]):
+            value, g = values[i], gene[i]
+            for j in range(width):
+                of_weight[g, j] += value * upstream[c, j]
+
+
 @inlined
 def hashed(place):
     """A bijection of 32 bits that leaves no pattern (lowbias32, Wellons 2018)."""

@@ -41,8 +41,8 @@ class Scvi(Vae):
             covariate = 0 if by_batch else None
             self.log_theta = CategoryTable(rows, covariate, start_bound=None, trains=True)
 
-    def features(self, cells: Minibatch) -> Tensor:
-        return cells.entries.dense(torch.log1p(cells.entries.count), cells.n_genes)
+    def features(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
+        return torch.log1p(cells.entries.count), None
 
     def generative(
         self, z: Tensor, library: Tensor, cells: Minibatch, noise: Noise | None

@@ -165,9 +165,11 @@ class Totalvi(Vae):
         )  # fmt: skip
         return Head(stack, n_in, settings.n_hidden, outs, shape.n_categories, rng)
 
-    def features(self, cells: Minibatch) -> Tensor:
-        both = (x / (1 + x.mean(1, keepdim=True)) for x in (cells.x, cells.proteins))
-        return torch.cat([torch.log1p(x) for x in both], 1)
+    def features(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
+        entries, y = cells.entries, cells.proteins
+        scale = 1 + cells.depth[:, 0] / cells.n_genes
+        genes = torch.log1p(entries.count / scale[entries.cell])
+        return genes, torch.log1p(y / (1 + y.mean(1, keepdim=True)))
 
     def position(self, z: Tensor) -> Tensor:
         """What the decoders see of a latent `z` (cells × latent)."""

@@ -10,6 +10,7 @@ from atlasmap.models.layers import CategoryTable, Codes, GaussianHead, Stack
 from atlasmap.models.likelihoods import CountDistribution
 from atlasmap.models.negative_binomial import Entries
 from atlasmap.models.random import Noise
+from atlasmap.models.sparse_linear import product_of_entries
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,9 @@ class Vae(nn.Module):
             rows = torch.tensor(shape.library).T
             self.library_prior = CategoryTable(rows, 0, start_bound=None, trains=False)
 
-    def features(self, cells: Minibatch) -> Tensor:
-        """What the encoder is given of the counts (cells × features)."""
+    def features(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
+        """What the encoder is given: of each count above zero (entries; zero elsewhere), and of
+        what else there is (cells × more) or None."""
         raise NotImplementedError
 
     def generative(
@@ -151,19 +153,30 @@ class Vae(nn.Module):
         """p(x | z, library) of the genes: `z` cells × latent, `library` cells × 1 (log)."""
         raise NotImplementedError
 
-    def encoder_input(self, cells: Minibatch) -> Tensor:
-        """Features, and continuous covariates where the encoder sees them."""
-        x = self.features(cells)
+    def encoder_input(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
+        """Features, and continuous covariates where the encoder sees them (with what else there
+        is)."""
+        values, more = self.features(cells)
         if cells.continuous is None or not self.settings.encode_covariates:
-            return x
-        return torch.cat([x, cells.continuous], 1)
+            return values, more
+        return values, cells.continuous if more is None else torch.cat([more, cells.continuous], 1)
 
     def product(self, cells: Minibatch) -> Tensor:
-        """What the encoder's first layer makes of the features (cells × width); covariates' rows
-        come on top of it."""
+        """What the encoder's first layer makes of its input (cells × width); covariates' rows come
+        on top of it."""
         if cells.product is not None:
             return cells.product
-        return self.encoder.stack.layers[0].product(self.encoder_input(cells))
+        layer, (values, more) = self.encoder.stack.layers[0], self.encoder_input(cells)
+        weight, n = layer.weight, cells.n_genes
+        of_genes = weight if more is None else weight[:, :n]
+        out = product_of_entries(of_genes, layer.bias, cells.entries, values, n)
+        return out if more is None else out + more @ weight[:, n:].T
+
+    def dense_input(self, cells: Minibatch) -> Tensor:
+        """The encoder's input, dense (cells × features)."""
+        values, more = self.encoder_input(cells)
+        x = cells.entries.dense(values, cells.n_genes)
+        return x if more is None else torch.cat([x, more], 1)
 
     def encode(self, cells: Minibatch, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(z | x), each cells × latent."""
@@ -177,7 +190,7 @@ class Vae(nn.Module):
         if self.settings.use_observed_lib_size:
             return Posterior(mean, var, z, torch.log(cells.depth))
         codes = cells.codes if self.settings.encode_covariates else ()
-        library_mean, library_var = self.library_encoder(self.encoder_input(cells), codes, noise)
+        library_mean, library_var = self.library_encoder(self.dense_input(cells), codes, noise)
         library = sample_normal(library_mean, library_var, noise)
         return Posterior(mean, var, z, library, library_mean, library_var)
 

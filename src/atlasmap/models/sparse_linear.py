@@ -1,0 +1,45 @@
+"""W x + b of sparse counts: the encoder's first layer, whose input is mostly zero."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from atlasmap.models.negative_binomial import Entries
+
+DENSE = 0.2  # share of entries from which a dense product is faster
+
+
+class SparseProduct(torch.autograd.Function):
+    """The compiled product: `weight` outputs × genes, `values` one an entry."""
+
+    @staticmethod
+    def forward(ctx, weight, bias, entries: Entries, values):
+        from atlasmap.models.kernels import sparse_product
+
+        told = entries.starts, entries.gene, values
+        out = weight.new_empty(len(entries.starts) - 1, len(weight))
+        by_gene = weight.detach().t().contiguous()
+        sparse_product(*(t.numpy() for t in (*told, by_gene, bias.detach(), out)))
+        ctx.save_for_backward(*told)
+        ctx.n_genes = weight.shape[1]
+        return out
+
+    @staticmethod
+    def backward(ctx, upstream):
+        from atlasmap.models.kernels import sparse_product_slopes
+
+        of_weight = upstream.new_zeros(ctx.n_genes, upstream.shape[1])
+        told = *ctx.saved_tensors, upstream.contiguous(), of_weight
+        if ctx.needs_input_grad[0]:
+            sparse_product_slopes(*(t.numpy() for t in told))
+        return of_weight.t(), upstream.sum(0), None, None
+
+
+def product_of_entries(
+    weight: Tensor, bias: Tensor, entries: Entries, values: Tensor, n_genes: int
+) -> Tensor:
+    """W x + b (cells × outputs) of an x that is `values` at the `entries` and zero elsewhere."""
+    sparse = len(values) < DENSE * n_genes * (len(entries.starts) - 1)
+    if sparse and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        return SparseProduct.apply(weight, bias, entries, values)
+    return F.linear(entries.dense(values, n_genes), weight, bias)
