@@ -223,6 +223,25 @@ def test_a_signal_anywhere_is_recorded(tmp_path, number):
     assert not list(tmp_path.glob("*s.h5ad*"))
 
 
+def test_a_signal_that_python_drops_is_raised_again(monkeypatch):
+    class Last:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)  # the handler runs here, where nothing can be raised
+
+    monkeypatch.setattr(stopping, "AGAIN", 0.2)
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    try:
+        stopping.install()
+        with pytest.raises(Stopped, match="SIGTERM"):
+            Last()
+            time.sleep(10)
+    finally:
+        stopping.ignore_signals()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_a_second_signal_does_not_spoil_the_record(monkeypatch, tmp_path):
     """It comes while the first is being written down."""
     from atlasmap.commands import main

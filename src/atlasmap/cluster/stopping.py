@@ -12,6 +12,7 @@ log = logging.getLogger("atlasmap")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SECONDS_BEFORE_END = 120.0
 SECONDS_OF_GRACE = 15.0
+AGAIN = 3.0  # seconds
 SHARE_BEFORE_END = 0.2  # of a short job's whole time
 
 
@@ -27,7 +28,13 @@ class Stopped(BaseException):
 
 
 def leave(number: int, _frame) -> None:
-    """Signal handler of work that has nothing to save."""
+    """Signal handler of work that has nothing to save.
+
+    Python drops what is raised in a destructor or in the callback of a weak reference, of which
+    h5py has many: until a failure is being recorded, it is raised again.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: leave(number, None))
+    signal.setitimer(signal.ITIMER_REAL, AGAIN)
     raise Stopped(f"{signal.Signals(number).name} came")
 
 
@@ -39,6 +46,7 @@ def near_end() -> bool:
 
 def ignore_signals() -> None:
     """From now on nothing interrupts: a failure is being recorded."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -27,9 +27,8 @@ class Rectified(torch.autograd.Function):
         given = [t.detach().contiguous().view(-1, width) for t in (x, shift)]
         out = x.new_empty(math.prod(shape[:-1]), width)
         of_rows = x.new_empty(2, len(out))
-        told = [t.numpy() for t in given], key, keep, scale
-        rectify(*told[0], *told[1:], out.numpy(), *of_rows.numpy())
-        ctx.told, ctx.shapes = told[1:], (x.shape, shift.shape)
+        rectify(*(t.numpy() for t in given), key, keep, scale, out.numpy(), *of_rows.numpy())
+        ctx.told, ctx.shapes = (key, keep, scale), (x.shape, shift.shape)
         ctx.save_for_backward(*given, of_rows)
         return out.view(shape)
 
@@ -40,9 +39,8 @@ class Rectified(torch.autograd.Function):
         *given, of_rows = ctx.saved_tensors
         above = upstream.contiguous().view(-1, upstream.shape[-1])
         out = [torch.zeros_like(t) for t in given]
-        parts = ((t.numpy() for t in ts) for ts in ((above, *given), (*of_rows, *out)))
-        before, after = parts
-        rectify_slopes(*before, *ctx.told, *after)
+        first, last = (above, *given), (*of_rows, *out)
+        rectify_slopes(*(t.numpy() for t in first), *ctx.told, *(t.numpy() for t in last))
         return *(t.view(shape) for t, shape in zip(out, ctx.shapes, strict=True)), None, None, None
 
 
