@@ -28,9 +28,9 @@ cells. scvi-tools {scvi}, torch {torch}, on a CPU.
   983, 961 and 1023 at the end), on another split 789, 804, 823 and 804.
 - **accuracy**, **macro_f1**, **ece** (15 bins, l1): of the classifier on the reference's validation
   cells, or after surgery on all query cells whose true label the reference has.
-- A pair is a seed. ELBO of {few} cells or more: every pair within 1 %. The rest: means within two
-  standard errors of their difference (unpaired, over {n_seeds} seeds: so few that one in nine would
-  miss by chance alone).
+- A pair is a seed. ELBO: every pair within 1 % (an error if not, from {few} validation cells on). The
+  rest: means within two standard errors of their difference (unpaired, over {n_seeds} seeds: so few
+  that one in nine would miss by chance alone).
 """
 
 
