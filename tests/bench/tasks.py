@@ -14,15 +14,22 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
 import torch
 
+from atlasmap.bundle import Bundle
+from atlasmap.data.registry import Registry
+from atlasmap.exchange import peer
+from atlasmap.inference import embed
+from atlasmap.mapping import map_query
+from atlasmap.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import ScanviSettings, ScviSettings, SurgerySettings, TrainSettings
 
-SEED, UNLABELED = 0, "Unknown"
+SEED, UNLABELED, CPU = 0, "Unknown", torch.device("cpu")
 EPOCHS, SURGERY_EPOCHS, BEFORE = 5, 20, 10  # of a task that trains, of surgery, of its reference
 
 
@@ -68,124 +75,94 @@ def timed(work: Callable, cells: int, elbo: Callable | None = None) -> Timed:
     return Timed(time.perf_counter() - began, cells, elbo(out) if elbo else None)
 
 
-def of_atlasmap(task: str, data: Data) -> Timed:
-    """A task of ours."""
-    from atlasmap.data.registry import Registry
-    from atlasmap.inference import embed
-    from atlasmap.mapping import map_query
-    from atlasmap.reference import fit_scanvi, fit_scvi
+@dataclass(frozen=True)
+class Ours:
+    """atlasmap. What is trained further, or operated on, is a copy: both consume what they get."""
 
-    cpu = torch.device("cpu")
-    registry = Registry.of(data.reference, UNLABELED, [], [])
+    data: Data
 
-    def scvi():
-        return fit_scvi(data.reference, registry, data.scvi, SEED, cpu)[0]
+    @property
+    def registry(self) -> Registry:
+        return Registry.of(self.data.reference, UNLABELED, [], [])
 
-    def scanvi(first=None, variant="fixed"):
-        first = first or scvi()
-        return fit_scanvi(data.reference, first, data.scanvi, variant, SEED, cpu)[0]
+    def scvi(self) -> Bundle:
+        return fit_scvi(self.data.reference, self.registry, self.data.scvi, SEED, CPU)[0]
 
-    def elbo(bundle) -> float:
-        history = bundle.history
-        of = history[(history["split"] == "validation") & (history["metric"] == "elbo")]
+    def scanvi(self, scvi: Bundle, variant: str) -> Bundle:
+        reference, settings = self.data.reference, self.data.scanvi
+        return fit_scanvi(reference, deepcopy(scvi), settings, variant, SEED, CPU)[0]
+
+    def ask(self, model: Bundle, labels: bool) -> None:
+        """Latent, and in the same pass label probabilities where the model has them."""
+        embed(model.model, self.registry.encode(self.data.reference, CPU))
+
+    def surgery(self, model: Bundle, query: anndata.AnnData, strategy: str) -> Bundle:
+        return map_query(deepcopy(model), query, self.data.surgery, strategy, SEED).bundle
+
+    def elbo(self, model: Bundle) -> float:
+        of = model.history.query("split == 'validation' and metric == 'elbo'")
         return float(of["value"].iloc[-1])
 
-    def surgery(reference, queries, strategy):
-        return [map_query(reference(), q, data.surgery, strategy, SEED) for q in queries]
 
+@dataclass(frozen=True)
+class Theirs:
+    """scvi-tools, the same."""
+
+    data: Data
+
+    def scvi(self) -> peer.Trained:
+        return peer.train_scvi(self.data.reference.copy(), self.data.scvi, SEED, [], [])
+
+    def scanvi(self, scvi: peer.Trained, variant: str) -> peer.Trained:
+        return peer.train_scanvi(scvi, self.data.scanvi, variant, SEED, UNLABELED)
+
+    def ask(self, model: peer.Trained, labels: bool) -> None:
+        model.model.get_latent_representation()
+        if labels:
+            model.soft_labels()
+
+    def surgery(self, model: peer.Trained, query: anndata.AnnData, strategy: str) -> peer.Trained:
+        mapped = peer.map_query(model, query, self.data.surgery, SEED, UNLABELED)
+        self.ask(mapped, labels=True)
+        return mapped
+
+    def elbo(self, model: peer.Trained) -> float:
+        return model.last("elbo")
+
+
+def whole(tool: Ours | Theirs) -> None:
+    """scVI, three variants of scANVI, and surgery of each batch onto each."""
+    scvi = tool.scvi()
+    for variant in ("prefix", "fixed", "linear"):
+        model = tool.scanvi(scvi, variant)
+        tool.ask(model, labels=True)
+        for query in tool.data.query_batches():
+            tool.surgery(model, query, "per_batch")
+
+
+def run(tool: Ours | Theirs, task: str) -> Timed:
+    """Run and time a task."""
+    data = tool.data
     passed = data.epochs * data.reference.n_obs
+    if task == "whole":
+        return timed(lambda: whole(tool), passed)
     if task == "scvi":
-        return timed(scvi, passed, elbo)
+        return timed(tool.scvi, passed, tool.elbo)
+    scvi = tool.scvi()
     if task == "scanvi":
-        first = scvi()
-        return timed(lambda: scanvi(first), passed, elbo)
-    if task in ("latent", "predict"):
-        model = scvi() if task == "latent" else scanvi()
-
-        def ask():
-            return embed(model.model, registry.encode(data.reference, cpu))
-
-        return timed(ask, data.reference.n_obs)
-    if task.startswith("surgery"):
-        from copy import deepcopy
-
-        reference, joint = scanvi(), task == "surgery_joint"
-        queries = [data.query] if joint else data.query_batches()
-        strategy = "joint" if joint else "per_batch"
-        return timed(
-            lambda: surgery(lambda: deepcopy(reference), queries, strategy),
-            SURGERY_EPOCHS * data.query.n_obs,
-            lambda mapped: elbo(mapped[0].bundle),
-        )
-
-    def whole():
-        from copy import deepcopy
-
-        first = scvi()
-        for variant in ("prefix", "fixed", "linear"):
-            reference = scanvi(deepcopy(first), variant)
-            embed(reference.model, registry.encode(data.reference, cpu))
-            surgery(lambda kept=reference: deepcopy(kept), data.query_batches(), "per_batch")
-
-    return timed(whole, passed)
-
-
-def of_scvi_tools(task: str, data: Data) -> Timed:
-    """The same task of scvi-tools."""
-    from atlasmap.exchange import peer
-
-    def scvi():
-        return peer.train_scvi(data.reference.copy(), data.scvi, SEED, [], [])
-
-    def scanvi(first=None, variant="fixed"):
-        return peer.train_scanvi(first or scvi(), data.scanvi, variant, SEED, UNLABELED)
-
-    def elbo(trained) -> float:
-        return trained.last("elbo")
-
-    def surgery(reference, queries):
-        out = []
-        for query in queries:
-            mapped = peer.map_query(reference, query, data.surgery, SEED, UNLABELED)
-            mapped.model.get_latent_representation()
-            mapped.soft_labels()
-            out.append(mapped)
-        return out
-
-    passed = data.epochs * data.reference.n_obs
-    if task == "scvi":
-        return timed(scvi, passed, elbo)
-    if task == "scanvi":
-        first = scvi()
-        return timed(lambda: scanvi(first), passed, elbo)
+        return timed(lambda: tool.scanvi(scvi, "fixed"), passed, tool.elbo)
     if task == "latent":
-        model = scvi().model
-        return timed(model.get_latent_representation, data.reference.n_obs)
+        return timed(lambda: tool.ask(scvi, labels=False), data.reference.n_obs)
+    model = tool.scanvi(scvi, "fixed")
     if task == "predict":
-        trained = scanvi()
-
-        def ask():  # ours gives both in one pass
-            trained.model.get_latent_representation()
-            return trained.soft_labels()
-
-        return timed(ask, data.reference.n_obs)
-    if task.startswith("surgery"):
-        reference = scanvi()
-        queries = [data.query] if task == "surgery_joint" else data.query_batches()
-        return timed(
-            lambda: surgery(reference, queries), SURGERY_EPOCHS * data.query.n_obs,
-            lambda mapped: elbo(mapped[0]),
-        )  # fmt: skip
-
-    def whole():
-        first = scvi()
-        for variant in ("prefix", "fixed", "linear"):
-            trained = scanvi(first, variant)
-            trained.model.get_latent_representation()
-            trained.soft_labels()
-            surgery(trained, data.query_batches())
-
-    return timed(whole, passed)
+        return timed(lambda: tool.ask(model, labels=True), data.reference.n_obs)
+    strategy = task.removeprefix("surgery_")
+    queries = [data.query] if strategy == "joint" else data.query_batches()
+    return timed(
+        lambda: [tool.surgery(model, query, strategy) for query in queries],
+        SURGERY_EPOCHS * data.query.n_obs,
+        lambda mapped: tool.elbo(mapped[0]),
+    )
 
 
 def main(tool: str, task: str, folder: Path) -> None:
@@ -193,7 +170,7 @@ def main(tool: str, task: str, folder: Path) -> None:
     logging.disable(logging.WARNING)
     parts = (anndata.read_h5ad(folder / f"{name}.h5ad") for name in ("reference", "query"))
     epochs = BEFORE if task.startswith("surgery") else EPOCHS
-    found = (of_atlasmap if tool == "atlasmap" else of_scvi_tools)(task, Data(*parts, epochs))
+    found = run((Ours if tool == "atlasmap" else Theirs)(Data(*parts, epochs)), task)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     said = {"epochs": SURGERY_EPOCHS if task.startswith("surgery") else EPOCHS}
     said |= {"seconds": found.seconds, "cells_per_s": found.cells / found.seconds,
