@@ -44,7 +44,7 @@ NUMERICS = {
     "data": 1,
     "scvi": 2,
     "scanvi": 2,
-    "totalvi": 2,
+    "totalvi": 3,
     "surgery": 3,
     "denoise": 2,
     "umap": 1,

@@ -272,6 +272,21 @@ def test_the_adversary_learns_and_what_it_costs_to_be_told_apart():
     assert (guess == batch).float().mean() > 0.95
 
 
+def test_the_adversary_does_not_learn_from_what_fools_it():
+    cells = citeseq({"r0": 60, "r1": 60}, lacking={"r1": [0]})
+    registry = Registry.of(cells, "Unknown", [], [])
+    split, found = Split(np.arange(120), np.arange(0)), []
+    for fool in (True, False):
+        model, encoded = load_untrained(registry), registry.encode(cells, CPU)
+        objective = Adversarial(model, encoded, split, 64, 0, "t")
+        loss = objective.training_loss((np.arange(64), None), Noise(keyed_generator(0, "t")), 0.0)
+        if fool:
+            loss.total.backward()
+        objective.after_step(Noise(keyed_generator(1, "t")), 0.0)
+        found.append(objective.adversary.out.weight)
+    assert torch.equal(*found)
+
+
 def test_denoised_cells(reference):
     cells, bundle, _ = reference
     out = denoise(bundle, cells[:60].copy(), DenoiseSettings(n_samples=10))

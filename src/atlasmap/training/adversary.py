@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from atlasmap.models.layers import Linear, Stack
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.models.vae import Loss
+from atlasmap.training.adam import Adam
 from atlasmap.training.objectives import Step, Unsupervised
 
 WIDTH = 32
@@ -47,9 +48,8 @@ class Adversarial(Unsupervised):
         n_batches = shape.n_categories[0]
         self.adversary = Adversary(self.model.settings.n_latent, n_batches, rng)
         self.adversary.to(self.cells.device)
-        self.optimiser = torch.optim.Adam(
-            self.adversary.parameters(), lr=1e-3, eps=0.01, weight_decay=1e-6
-        )
+        parameters = self.adversary.parameters()
+        self.optimiser = Adam(parameters, lr=1e-3, eps=0.01, weight_decay=1e-6)
 
     def training_loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
         loss = self.loss(step, noise, kl_weight)
@@ -67,25 +67,18 @@ class Adversarial(Unsupervised):
         if kl_weight == 1:
             return
         z, batch = self._last
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         ((1 - kl_weight) * F.cross_entropy(self.adversary(z, noise), batch)).backward()
         self.optimiser.step()
 
     def extra(self) -> dict[str, Tensor]:
-        moments = {
-            f"moment {k} {name}": value
-            for k, values in self.optimiser.state_dict()["state"].items()
-            for name, value in values.items()
-        }
-        return {f"weight {k}": v for k, v in self.adversary.state_dict().items()} | moments
+        parts = {"weight": self.adversary.state_dict(), "moment": self.optimiser.state()}
+        return {f"{part} {k}": v for part, values in parts.items() for k, v in values.items()}
 
     def restore_extra(self, extra: dict[str, Tensor]) -> None:
-        weights = {k.split(" ")[1]: v for k, v in extra.items() if k.startswith("weight ")}
-        self.adversary.load_state_dict(weights)
-        moments: dict[int, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {"weight": {}, "moment": {}}
         for key, value in extra.items():
-            if key.startswith("moment "):
-                _, k, name = key.split(" ")
-                moments.setdefault(int(k), {})[name] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+            part, name = key.split(" ", 1)
+            parts[part][name] = value
+        self.adversary.load_state_dict(parts["weight"])
+        self.optimiser.restore(parts["moment"])

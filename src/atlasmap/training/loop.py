@@ -11,6 +11,7 @@ from atlasmap.cluster.stopping import Watch
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.settings import TrainSettings
+from atlasmap.training.adam import Adam
 from atlasmap.training.checkpoint import (
     Checkpoints,
     State,
@@ -107,12 +108,8 @@ class Training:
             raise ValueError("the caller chooses max_epochs")
         self.objective, self.settings = objective, settings
         self.how = (dropout, batch_statistics)
-        self.optimiser = torch.optim.Adam(
-            objective.parameters(),
-            lr=settings.learning_rate,
-            eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
+        self.optimiser = Adam(
+            objective.parameters(), settings.learning_rate, settings.adam_eps, settings.weight_decay
         )
         self.history, self.plateau = History(), Plateau()
         self.epoch, self.n_steps = 0, 0
@@ -145,7 +142,7 @@ class Training:
     def take_step(self, step: Step) -> None:
         """One minibatch."""
         loss = self.objective.training_loss(step, self.noise, self.kl_weight)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         loss.total.backward()
         if self.settings.gradient_clip is not None:
             clip = self.settings.gradient_clip
@@ -183,8 +180,7 @@ class Training:
         self.plateau.update(values[self.objective.monitor])
         if settings.reduce_lr_on_plateau and self.plateau.since_lr > LR_PATIENCE:
             self.plateau.since_lr = 0
-            for group in self.optimiser.param_groups:
-                group["lr"] *= LR_FACTOR
+            self.optimiser.lr *= LR_FACTOR
 
     def state(self) -> State:
         """Now, in the middle of an epoch or between two."""
@@ -192,11 +188,7 @@ class Training:
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         parts = {
             "model": {k: v for k, v in model.state_dict().items() if k not in frozen},
-            "optimiser": {
-                f"{k} {name}": value
-                for k, moments in self.optimiser.state_dict()["state"].items()
-                for name, value in moments.items()
-            },
+            "optimiser": self.optimiser.state(),
             "sums": self.averages.sums,
             "extra": self.objective.extra(),
             "noise": {"generator": self.noise.generator.get_state()},
@@ -207,7 +199,7 @@ class Training:
             "epoch": self.epoch,
             "step": self.step,
             "n_steps": self.n_steps,
-            "learning_rates": [group["lr"] for group in self.optimiser.param_groups],
+            "learning_rate": self.optimiser.lr,
             "weights": self.averages.weights,
             "history": self.history.rows,
             "plateau": vars(self.plateau),
@@ -222,14 +214,8 @@ class Training:
             part, key = name.split("/", 1)
             parts[part][key] = value if part == "noise" else value.to(device)
         self.objective.model.load_state_dict(parts["model"], strict=False)
-        moments = defaultdict(dict)
-        for key, value in parts["optimiser"].items():
-            k, name = key.split(" ")
-            moments[int(k)][name] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        for group, rate in zip(groups, facts["learning_rates"], strict=True):
-            group["lr"] = rate
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.optimiser.restore(parts["optimiser"])
+        self.optimiser.lr = facts["learning_rate"]
         self.epoch, self.n_steps = facts["epoch"], facts["n_steps"]
         self.history = History([tuple(row) for row in facts["history"]])
         vars(self.plateau).update(facts["plateau"])

@@ -15,12 +15,11 @@ from torch import nn
 
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.settings import TrainSettings
+from atlasmap.training.adam import BETAS
 from atlasmap.training.cells import Cells
 from atlasmap.training.loop import kl_weight
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
-
-BETAS = (0.9, 0.999)
 
 
 @dataclass(frozen=True)
