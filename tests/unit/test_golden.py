@@ -137,7 +137,7 @@ def test_totalvi_comes_with_its_cells_and_is_mapped_onto(name):
     save = read_save(folder)
     bundle = bundle_of(save, folder / "model.pt", None)
     adata = citeseq_cells(save.genes)
-    latent = latent_in(Cells(adata, "cells.h5ad", layer="X"), bundle, save)
+    latent = latent_in(Cells(adata, "a folder/its cells.h5ad", layer="X"), bundle, save)
     with np.load(folder / "expected.npz") as expected:
         at = latent.obs_names.get_indexer(expected["obs_names"])
         assert np.abs(latent_of(latent)[at] - expected["qz_mean"]).max() < 1e-5

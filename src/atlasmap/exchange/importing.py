@@ -224,7 +224,7 @@ def proteins_in(
     PROTEINS_MISSING, PROTEIN_NAMES_MISSING, PROTEINS_DIFFER."""
     key = str(save.setup.get("protein_expression_obsm_key") or "")
     names = str(save.setup.get("protein_names_uns_key") or "")
-    row = Dataset(id=name, path=name, role="reference", proteins=key, protein_names=names)
+    row = Dataset(id="reference", path=name, role="reference", proteins=key, protein_names=names)
     table = table_of(adata, row)
     lost = [protein for protein in registry.proteins if protein not in table]
     if lost:
