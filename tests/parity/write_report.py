@@ -23,9 +23,7 @@ cells. scvi-tools {scvi}, torch {torch}, on a CPU.
 
 - **elbo**, **reconstruction_loss**: of validation cells at the end of training: eval mode, one
   sample of z, KL not weighted. Of surgery: of the query's validation cells. Of totalVI: each where
-  its own ELBO is best; with the 40 validation cells of citeseq_atlas this, too, is chance:
-  scvi-tools alone, on one split from four start values, has 817, 837, 831 and 859 at best (873,
-  983, 961 and 1023 at the end), on another split 789, 804, 823 and 804.
+  its own ELBO is best.
 - **accuracy**, **macro_f1**, **ece** (15 bins, l1): of the classifier on the reference's validation
   cells, or after surgery on all query cells whose true label the reference has.
 - A pair is a seed. ELBO: every pair within 1 %; from {few} validation cells on anything else is an
