@@ -10,6 +10,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from pydantic import TypeAdapter
 
 from atlasmap.bundle import read_about, read_registry
@@ -236,18 +237,22 @@ def compare_totalvi(run: Run) -> Iterator[list[dict]]:
             yield rows(run, ours, numbers, n=len(mapped.validation), **where)
 
 
-def compare(results: Path) -> pd.DataFrame:
-    """All pairs of results/{atlas} (columns PAIR_COLUMNS); trains scvi-tools for each seed."""
+def compare_seed(run: Run) -> list[dict]:
+    """All pairs of one seed."""
+    if run.registry.proteins:
+        return [pair for pairs in compare_totalvi(run) for pair in pairs]
     found = []
-    for run in runs_in(results):
-        if run.registry.proteins:
-            for pairs in compare_totalvi(run):
-                found += pairs
-            continue
-        for name, trained, pairs in compare_reference(run):
-            log.info("seed %d: %s", run.seed, name)
-            found += pairs
-            if name != "scvi":
-                for pairs_mapped in compare_mapping(run, name, trained):
-                    found += pairs_mapped
-    return pd.DataFrame(found, columns=PAIR_COLUMNS)
+    for name, trained, pairs in compare_reference(run):
+        log.info("seed %d: %s", run.seed, name)
+        found += pairs
+        if name != "scvi":
+            for pairs_mapped in compare_mapping(run, name, trained):
+                found += pairs_mapped
+    return found
+
+
+def compare(results: Path, cores: int) -> pd.DataFrame:
+    """All pairs of results/{atlas} (columns PAIR_COLUMNS); trains scvi-tools for each seed, as many
+    at a time as there are `cores`."""
+    found = Parallel(n_jobs=cores)(delayed(compare_seed)(run) for run in runs_in(results))
+    return pd.DataFrame([pair for pairs in found for pair in pairs], columns=PAIR_COLUMNS)

@@ -117,7 +117,7 @@ def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> No
     print(f"scvi.model.{name}.load({str(out)!r}, adata)")
 
 
-def compare_scvi(results: Path, *, out: Path) -> None:
+def compare_scvi(results: Path, *, out: Path, cores: int = -1) -> None:
     """Train scvi-tools on the cells, splits, settings and seeds of a finished run, and compare.
 
     Needs scvi-tools 1.4.2 beside atlasmap: the environment of `make parity`.
@@ -128,11 +128,13 @@ def compare_scvi(results: Path, *, out: Path) -> None:
         Folder of a finished run: results/ATLAS.
     out
         Folder: pairs.csv (a row a seed, model and metric), summary.csv, report.md.
+    cores
+        Seeds that are trained at a time; −1: as many as there are cores.
     """
     from atlasmap.comparison import compare
     from atlasmap.evaluation.parity import as_markdown, summary
 
-    pairs = compare(results)
+    pairs = compare(results, cores)
     table = summary(pairs)
     for name, frame in (("pairs", pairs), ("summary", table)):
         with written_aside(out / f"{name}.csv") as aside:
