@@ -137,12 +137,14 @@ def test_where_arrays_lie_changes_no_bit():
     count, theta = rng.poisson(3.0, 40).astype(np.float32) + 1, np.full(50, 2.5, np.float32)
     told, seen = (np.uint32(7), np.uint32(3 << 30), np.float32(4 / 3)), set()
     for _ in range(400):
-        x, above, b, out, mean, inverse, of_x, of_shift = placed(
+        x, above, b, out, mean, inverse, of_rows, of_x, of_shift = placed(
             [logits[:, :16], upstream, shift, 0 * upstream, np.zeros(48), np.zeros(48),
-             0 * logits[:, :16], 0 * shift], rng,
+             0 * upstream, 0 * logits[:, :16], 0 * shift], rng,
         )  # fmt: skip
         kernels.rectify(x, b, *told, out, mean, inverse)
-        kernels.rectify_slopes(above, x, b, *told, mean, inverse, of_x, of_shift)
+        kernels.rectify_slopes(above, x, b, out, told[2], mean, inverse, of_rows)
+        kernels.sum_repeats(of_rows, of_x)
+        kernels.sum_groups(of_rows, of_shift)
         of_cells = placed(
             [logits, logits.max(1), np.ones(8), theta, np.log(theta), count, count, 0 * logits,
              np.zeros(8), 0 * logits, np.zeros(8), 0 * theta], rng,

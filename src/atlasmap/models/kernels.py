@@ -192,28 +192,41 @@ def rectify(x, shift, key, keep, scale, out, mean, inverse_sd):
 
 
 @compiled
-def rectify_slopes(upstream, x, shift, key, keep, scale, mean, inverse_sd, of_x, of_shift):
-    """Gradients of Σ upstream · `rectify` for `x` and `shift`, added to what is there."""
+def rectify_slopes(upstream, x, shift, out, scale, mean, inverse_sd, of_rows):
+    """Gradient of Σ upstream · `rectify`, whose result is `out`, for `x` + `shift` (rows ×
+    width)."""
     n_rows, width = upstream.shape
     group = n_rows // len(shift)
     for r in range(n_rows):
         total, along, source, added = ZERO, ZERO, r % len(x), r // group
         centre, factor = mean[r], inverse_sd[r]
-        first = np.uint32(key + np.uint32(r * width))
         for j in range(width):
             value = (x[source, j] + shift[added, j] - centre) * factor
-            kept = (not value <= ZERO) & (hashed(np.uint32(first + np.uint32(j))) <= keep)
-            slope = upstream[r, j] * scale if kept else ZERO
+            slope = upstream[r, j] * scale if out[r, j] != ZERO else ZERO
             total += slope
             along += slope * value
         total, along = total / np.float32(width), along / np.float32(width)
         for j in range(width):
             value = (x[source, j] + shift[added, j] - centre) * factor
-            kept = (not value <= ZERO) & (hashed(np.uint32(first + np.uint32(j))) <= keep)
-            slope = upstream[r, j] * scale if kept else ZERO
-            slope = factor * (slope - total - value * along)
-            of_x[source, j] += slope
-            of_shift[added, j] += slope
+            slope = upstream[r, j] * scale if out[r, j] != ZERO else ZERO
+            of_rows[r, j] = factor * (slope - total - value * along)
+
+
+@compiled
+def sum_repeats(of_rows, out):
+    """Into `out` the sum of the rows of `of_rows` that repeat each of its rows."""
+    for r in range(len(of_rows)):
+        for j in range(out.shape[1]):
+            out[r % len(out), j] += of_rows[r, j]
+
+
+@compiled
+def sum_groups(of_rows, out):
+    """Into `out` the sum of as many rows in turn as go for each of its rows."""
+    group = len(of_rows) // len(out)
+    for r in range(len(of_rows)):
+        for j in range(out.shape[1]):
+            out[r // group, j] += of_rows[r, j]
 
 
 @compiled

@@ -1,7 +1,7 @@
 """What follows a linear layer, as one operation: covariates' rows added, layer norm, ReLU, dropout.
 
 On a CPU in float32 a single compiled pass each way; whether a value is dropped is a hash of its
-place and a key, so that nothing is kept for the way back. Elsewhere torch's operations.
+place and a key, and on the way back what is not zero was kept. Elsewhere torch's operations.
 """
 
 import math
@@ -23,25 +23,31 @@ class Rectified(torch.autograd.Function):
     def forward(ctx, x, shift, key, keep, scale):
         from atlasmap.models.kernels import rectify
 
-        shape, width = torch.broadcast_shapes(x.shape, shift.shape), x.shape[-1]
+        width, repeated = x.shape[-1], x.dim() < shift.dim()
+        shape = (len(shift), *x.shape) if repeated else x.shape
         given = [t.detach().contiguous().view(-1, width) for t in (x, shift)]
         out = x.new_empty(math.prod(shape[:-1]), width)
         of_rows = x.new_empty(2, len(out))
         rectify(*(t.numpy() for t in given), key, keep, scale, out.numpy(), *of_rows.numpy())
-        ctx.told, ctx.shapes = (key, keep, scale), (x.shape, shift.shape)
-        ctx.save_for_backward(*given, of_rows)
+        ctx.scale, ctx.shapes = scale, (x.shape, shift.shape)
+        ctx.save_for_backward(*given, out, of_rows)
         return out.view(shape)
 
     @staticmethod
     def backward(ctx, upstream):
-        from atlasmap.models.kernels import rectify_slopes
+        from atlasmap.models.kernels import rectify_slopes, sum_groups, sum_repeats
 
-        *given, of_rows = ctx.saved_tensors
-        above = upstream.contiguous().view(-1, upstream.shape[-1])
-        out = [torch.zeros_like(t) for t in given]
-        first, last = (above, *given), (*of_rows, *out)
-        rectify_slopes(*(t.numpy() for t in first), *ctx.told, *(t.numpy() for t in last))
-        return *(t.view(shape) for t, shape in zip(out, ctx.shapes, strict=True)), None, None, None
+        x, shift, out, of_rows = ctx.saved_tensors
+        above, slopes = upstream.contiguous().view(out.shape), torch.empty_like(out)
+        first, last = (above, x, shift, out), (*of_rows, slopes)
+        rectify_slopes(*(t.numpy() for t in first), ctx.scale, *(t.numpy() for t in last))
+        of_x, of_shift = (torch.zeros_like(t) if len(t) < len(out) else slopes for t in (x, shift))
+        if of_x is not slopes:
+            sum_repeats(slopes.numpy(), of_x.numpy())
+        if of_shift is not slopes:
+            sum_groups(slopes.numpy(), of_shift.numpy())
+        of_given = (t.view(s) for t, s in zip((of_x, of_shift), ctx.shapes, strict=True))
+        return *of_given, None, None, None
 
 
 def rectified(x: Tensor, shift: Tensor | None, rate: float, noise: Noise | None) -> Tensor:

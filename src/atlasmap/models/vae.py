@@ -114,6 +114,11 @@ def elbo_sums(reconstruction: Tensor, kl_local: Tensor) -> dict[str, Tensor]:
     }
 
 
+def lay_out_by_input(weight: nn.Parameter) -> None:
+    """Keep each input's weights (a column) together in memory: sparse products take some alone."""
+    weight.data = weight.data.t().contiguous().t()
+
+
 class Vae(nn.Module):
     """Encoder and library size; tensors only. What is decoded is a subclass's own."""
 
@@ -135,6 +140,7 @@ class Vae(nn.Module):
             Stack(n_in, widths, encoded, rng, **how),
             settings.n_hidden, settings.n_latent, 1e-4, rng,
         )  # fmt: skip
+        lay_out_by_input(self.encoder.stack.layers[0].weight)
         if not settings.use_observed_lib_size:
             self.library_encoder = GaussianHead(
                 Stack(n_in, widths[:1], encoded, rng, **how), settings.n_hidden, 1, 1e-4, rng
