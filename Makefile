@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test test-slurm parity bench env lint schemas lock clean
+.PHONY: run test test-slurm parity bench bench-streaming env lint schemas lock clean
 
 run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
@@ -36,6 +36,11 @@ bench: env .venv-parity/stamp
 	@$(BIN)/python tests/bench/bench.py run --types 10 --tasks scanvi surgery_per_batch
 	@$(BIN)/python tests/bench/bench.py run --cells 30000 --rounds 1 --tasks whole
 	@$(BIN)/python tests/bench/bench.py page
+
+# Counts larger than memory, at 0.3 and 3 million simulated cells (an hour, 12 GB of disk):
+# docs/larger_than_memory.md.
+bench-streaming: env
+	@mkdir -p results && $(BIN)/python tests/bench/streaming.py
 
 .venv-parity/stamp: envs/lock.txt envs/lock-dev.txt envs/lock-parity.txt pyproject.toml
 	@test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity

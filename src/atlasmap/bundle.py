@@ -22,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from scipy import sparse
 
 import atlasmap
+from atlasmap.data.blocks import parts_of
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import folder_aside, sha256
@@ -74,10 +75,10 @@ def versions() -> dict[str, str]:
 def fingerprint(adata: anndata.AnnData) -> str:
     """Hash of counts, cells, genes and the columns a model sees."""
     digest = hashlib.sha256()
-    for part in (adata.X.indptr, adata.X.indices, adata.X.data):
-        digest.update(np.ascontiguousarray(part).tobytes())
+    for part in parts_of(adata.X):
+        digest.update(part)
     if PROTEINS in adata.obsm:
-        digest.update(np.ascontiguousarray(adata.obsm[PROTEINS]).tobytes())
+        digest.update(np.ascontiguousarray(adata.obsm[PROTEINS]))
         digest.update("\n".join(adata.uns[PROTEIN_NAMES]).encode())
     for names in (adata.obs_names, adata.var_names):
         digest.update("\n".join(names).encode())

@@ -91,7 +91,10 @@ def posterior_soft_labels(
 @torch.no_grad()
 def with_product(model: nn.Module, cells: Cells) -> Cells:
     """`cells` with what the encoder's first layer makes of each: in surgery it stays as it is, so
-    that the largest product of the encoder is taken once, not every epoch."""
+    that the largest product of the encoder is taken once, not every epoch. Not of cells whose
+    counts have no room in memory: the products might have none either."""
+    if cells.counts.streamed:
+        return cells
     vae = vae_of(model)
     parts = [vae.product(chunk) for chunk in cells.in_order(CHUNK)]
     return replace(cells, product=torch.cat(parts))

@@ -9,6 +9,7 @@ import torch
 
 from atlasmap.background import background_prior
 from atlasmap.bundle import Bundle, fingerprint
+from atlasmap.data.blocks import depths
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.inference import embed
@@ -40,7 +41,7 @@ LEAST_LIBRARY_VARIANCE = 1e-4  # cells of one depth would make the prior a point
 
 def library_moments(adata: anndata.AnnData, batches: list[str]) -> np.ndarray:
     """Mean and variance of log library size of each batch (batches × 2)."""
-    logs = np.log(np.asarray(adata.X.sum(1)).ravel())
+    logs = np.log(depths(adata.X))
     by_batch = pd.Series(logs).groupby(adata.obs["batch"].astype(str).to_numpy())
     variance = by_batch.var(ddof=0)[batches].clip(lower=LEAST_LIBRARY_VARIANCE)
     return np.stack([by_batch.mean()[batches], variance], 1)
@@ -76,6 +77,7 @@ def outcome_facts(outcome: Outcome, split: Split) -> dict:
         "stopped": outcome.stopped,
         "n_train": len(split.train),
         "n_validation": len(split.validation),
+        **({"streamed": True} if outcome.streamed else {}),
     }
 
 
@@ -208,5 +210,4 @@ def reference_latent(
     part = np.full(adata.n_obs, "train", dtype=object)
     part[split.validation] = "validation"
     obs["split"] = pd.Categorical(part)
-    library = np.asarray(adata.X.sum(1)).ravel()
-    return minified(obs, said, library, bundle.about["kind"], bundle.registry)
+    return minified(obs, said, depths(adata.X), bundle.about["kind"], bundle.registry)

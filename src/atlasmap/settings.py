@@ -45,14 +45,14 @@ NUMERICS = {
     "scvi": 2,
     "scanvi": 2,
     "totalvi": 3,
-    "surgery": 3,
+    "surgery": 4,
     "denoise": 2,
     "umap": 1,
     "transfer": 3,
     "hold_out": 2,
     "calibration": 3,
     "classification": 3,
-    "scib": 1,
+    "scib": 2,
     "card": 1,
     "figures": 1,
 }
@@ -75,6 +75,9 @@ class DataSettings:
     """Batches whose proteins are treated as not measured (to see how well they are imputed)."""
     min_gene_overlap: Share = 0.8
     """Least share of the reference's genes a query must have; the missing are filled with zeros."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory (GB) that a job may use which prepares, trains or maps: counts with no room in it stay
+    on disk, and cells are then shuffled by blocks. null: 60 % of what the job has."""
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -362,6 +365,10 @@ class BenchmarkSettings:
     """Up to so many cells all embeddings of a seed are scored in one job; above, one job each."""
     n_neighbors: Annotated[int, Field(ge=3)] = 90
     """Neighbours a cell (kBET and LISI use up to so many)."""
+    max_cells: Annotated[int, Field(ge=100)] = 50_000
+    """More cells than this are scored by samples of so many, each batch and label in proportion."""
+    n_samples: Annotated[int, Field(ge=2)] = 3
+    """Samples; their scores' mean is given, with its 95 % interval (`_low`, `_high`)."""
 
 
 @dataclass(frozen=True, config=CLOSED)

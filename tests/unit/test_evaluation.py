@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
+from atlasmap.commands.benchmark import EmbeddingRun, PcaByCells, score_embeddings
 from atlasmap.compiled import keep_jax
 from atlasmap.evaluation.classification import risk_coverage, score
+from atlasmap.evaluation.samples import combined, draws, stratified
 from atlasmap.evaluation.scib import (
     AGGREGATES,
     BATCH,
@@ -18,6 +20,7 @@ from atlasmap.evaluation.scib import (
     unintegrated_pca,
     why_not,
 )
+from atlasmap.settings import BenchmarkSettings
 
 
 def test_scores_are_sklearns_and_novel_cells_are_counted_not_scored(rng):
@@ -163,3 +166,49 @@ def test_unintegrated_pca_leaves_counts_as_they_were(rng):
     before = counts.copy()
     assert unintegrated_pca(counts).shape == (30, 11)
     assert (counts != before).nnz == 0
+
+
+def test_a_sample_has_of_each_stratum_its_share(rng):
+    strata = rng.permutation(np.repeat([0, 1, 2, 3], [5000, 1500, 200, 4]))
+    at = stratified(strata, 670, rng)
+    assert (np.diff(at) > 0).all()  # sorted, none twice
+    assert np.bincount(strata[at]).tolist() == [500, 150, 20, 4]
+    assert np.bincount(strata[stratified(strata, 67, rng)]).tolist() == [50, 15, 10, 4]
+
+
+def test_samples_are_of_many_cells_alone_and_always_the_same():
+    strata = np.arange(900) % 7
+    (everyone,) = draws(strata, 900, 3)
+    assert (everyone == np.arange(900)).all()
+    first, again = draws(strata, 300, 3), draws(strata, 300, 3)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert len(first) == 3 and len({tuple(at) for at in first}) == 3
+
+
+def test_scores_of_samples_have_the_interval_of_their_mean(rng):
+    """Nineteen in twenty intervals hold the mean that samples are drawn around."""
+    held = []
+    for _ in range(2000):
+        found = combined([{"total": value} for value in rng.normal(3.0, 2.0, 4)])
+        held.append(found["total_low"] < 3.0 < found["total_high"])
+    assert abs(np.mean(held) - 0.95) < 0.015
+    assert combined([{"total": 0.4, "bras": "skipped(one label)"}]) == {
+        "total": 0.4, "bras": "skipped(one label)",
+    }  # fmt: skip
+    mixed = combined([{"bras": 0.5}, {"bras": "skipped(51 needed)"}])
+    assert mixed == {"bras": "skipped(51 needed)"}
+
+
+def test_more_cells_than_can_be_scored_are_scored_by_samples(embedded, tmp_path, monkeypatch):
+    cells, labelled = embedded, np.ones(len(embedded.x), bool)
+    monkeypatch.setattr(PcaByCells, "__init__", lambda self, counts: None)
+    monkeypatch.setattr(PcaByCells, "embedded", lambda self, run, unlabeled: (cells, labelled))
+    runs, rows = [EmbeddingRun("scvi", "reference", tmp_path)], []
+    for settings in (BenchmarkSettings(max_cells=110), BenchmarkSettings(max_cells=10_000)):
+        score_embeddings(runs=runs, counts=[], out=tmp_path / "s.csv", benchmark=settings)
+        rows.append(pd.read_csv(tmp_path / "s.csv").iloc[0])
+    sampled, whole = rows
+    assert sampled["n"] == whole["n"] == len(cells.x) and sampled["n_samples"] == 3
+    assert 105 <= sampled["n_scored"] <= 120 and whole["n_samples"] == 1
+    assert sampled["total_low"] < sampled["total"] < sampled["total_high"]
+    assert "total_low" not in whole and abs(sampled["total"] - whole["total"]) < 0.2

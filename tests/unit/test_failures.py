@@ -158,9 +158,8 @@ def test_a_failed_command_leaves_log_and_record_and_a_retry_leaves_at_once(tmp_p
     assert first.returncode == failure.exit_code != 0
     assert "atlasmap prepare-query" in log.read_text().splitlines()[0]
     assert first.stdout == first.stderr == ""
-    began = time.monotonic()
     second = run(log, *words, "--attempt", "2")
-    assert second.returncode == first.returncode and time.monotonic() - began < 2
+    assert second.returncode == first.returncode and read_failure(log) == failure
     assert "not tried again" in log.read_text().splitlines()[-1]
     logs = {path.name: path.read_text() for path in log.parent.glob("*.log")}
     assert set(logs) == {"gather.log", "gather.attempt1.log", "gather.attempt2.log"}

@@ -7,6 +7,7 @@ from conftest import CPU
 
 from atlasmap.bundle import save
 from atlasmap.commands.mapping import Operation, operate, operate_batches
+from atlasmap.commands.running import Running
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import sha256
 from atlasmap.packing import jobs, members
@@ -90,7 +91,8 @@ FILES = ("weights.safetensors", "settings.json", "history.csv", "golden.npz", "l
 def together(folder, *names, surgery=SURGERY):
     operate_batches(
         *(folder / f"{name}.h5ad" for name in names), reference_bundle=folder / "reference",
-        out=folder / "out", marker=folder / "marker.json", how=Operation(surgery), device="cpu",
+        out=folder / "out", marker=folder / "marker.json", how=Operation(surgery),
+        running=Running(device="cpu"),
     )  # fmt: skip
 
 
@@ -100,7 +102,8 @@ def test_packed_or_alone_same_bits(prepared):
     for name in ("query0", "query1"):
         operate(
             prepared / f"{name}.h5ad", reference_bundle=prepared / "reference",
-            out=prepared / "alone" / name, how=Operation(SURGERY), device="cpu",
+            out=prepared / "alone" / name, how=Operation(SURGERY),
+            running=Running(device="cpu"),
         )  # fmt: skip
         for file in FILES:
             paths = [prepared / where / name / file for where in ("out", "alone")]

@@ -134,6 +134,7 @@ def test_a_second_run_has_nothing_to_do(done):
         ["--set-resources", "train_scvi:mem_mb=9000"],
         ["--config", "mapping={batches_per_job: 10}"],
         ["--config", "checkpoint_minutes=1"],
+        ["--config", "data={memory_gb: 50}"],
         ["--retries", "3"],
     ],
     ids="_".join,
@@ -287,6 +288,22 @@ def test_a_reference_inside_its_own_results_is_refused_and_left_alone(done, tmp_
     shutil.copytree(done / bundle, folder / bundle)
     before = hashes(folder)
     assert "CONFIG_REFERENCE" in snakemake(folder, ok=False) and hashes(folder) == before
+
+
+def test_counts_may_stay_on_disk(done, tmp_path):
+    """In less memory than libraries take: the same data, shuffled by blocks, to the end."""
+    small = {"data": {"n_top_genes": None, "memory_gb": 0.1}, "variants": ["fixed"]}
+    folder = new_folder(tmp_path / "work", CONFIG | small | {"strategies": ["joint"]})
+    snakemake(folder)
+    for facts in ("reference.json", "contract.json"):
+        one, other = (
+            json.loads((top / TOP / "data" / facts).read_text()) for top in (done, folder)
+        )
+        assert one.pop("configfiles", 0) != other.pop("configfiles", 1) and one == other
+    seed = folder / TOP / "seed0"
+    for trained in ("reference/scanvi_fixed", "held_out/scanvi_fixed", "mapping/fixed/joint/all"):
+        assert json.loads((seed / trained / "settings.json").read_text())["training"]["streamed"]
+    assert not list(folder.rglob(".joined*"))
 
 
 def test_two_runs_are_bit_identical(done, tmp_path):

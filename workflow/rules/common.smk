@@ -64,6 +64,11 @@ CONFIGFILES = " ".join(
 )
 PARTITIONS = read_partitions(PARTITION_FILE) if PARTITION_FILE.is_file() else {}
 GPU = 0 if CONFIG.device == "cpu" else 1
+# What a job may use; among the resources, for another figure makes no result outdated.
+MEMORY_GB = CONFIG.data.memory_gb
+MEMORY = f"--memory_gb {MEMORY_GB}" if MEMORY_GB else ""
+RUNNING = f"--checkpoint_minutes {CONFIG.checkpoint_minutes} {MEMORY}"
+CHECKING = f"--config.data.memory_gb {MEMORY_GB}" if MEMORY_GB else ""
 BUNDLE = [
     "settings.json",
     "registry.json",
@@ -330,20 +335,30 @@ def this_attempt(wildcards, attempt):
     return attempt
 
 
+# Rules whose jobs leave counts on disk where there is no room for them.
+STREAMING = (
+    "prepare_reference",
+    "prepare_query",
+    "hold_out",
+    "train_scvi",
+    "train_scanvi",
+)
+STREAMING += ("train_totalvi", "map_per_batch", "map_joint")
+
+
 def memory(rule, base, per_input_mb=0, together=True):
     """mem_mb of a rule's jobs: as forecast, or by the size of all its inputs (or its largest).
 
-    Grows with attempts, as far as a partition goes.
+    Grows with attempts, as far as a partition goes. Of jobs that leave counts on disk no more than
+    data.memory_gb needs.
     """
     told, most = FORECAST.get(rule), limits(rule).mem_mb
+    own = MEMORY_GB * 1000 / 0.8 if MEMORY_GB and rule in STREAMING else most
 
     def mem_mb(w, input, attempt):
         size = input.size_mb if together else max(input.size_files_mb)
-        return int(
-            min(
-                attempt * (told["mem_mb"] if told else base + per_input_mb * size), most
-            )
-        )
+        asked = told["mem_mb"] if told else base + per_input_mb * size
+        return int(min(attempt * min(asked, own), most))
 
     return mem_mb
 

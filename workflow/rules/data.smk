@@ -73,6 +73,7 @@ rule prepare_query:
         attempt=this_attempt,
         mem_mb=memory("prepare_query", 2000, 12),
         runtime=minutes("prepare_query", 60),
+        checking=CHECKING,
     params:
         batch=lambda w: shlex.quote(unslug(w.batch)),
         dataset=lambda w: shlex.quote(
@@ -83,8 +84,8 @@ rule prepare_query:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " prepare-query {input.file:q} --dataset {params.dataset} --batch={params.batch}"
-        " --reference {input.reference:q} {params.config} --out {output.query:q}"
-        " --facts {output.facts:q}"
+        " --reference {input.reference:q} {params.config} {resources.checking}"
+        " --out {output.query:q} --facts {output.facts:q}"
 
 
 checkpoint write_contract:

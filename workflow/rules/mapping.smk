@@ -31,7 +31,7 @@ rule map_per_batch:
         runtime=minutes("map_per_batch", 60, an_input=15),
         gpu=GPU,
         device=CONFIG.device,
-        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
+        running=RUNNING,
     params:
         settings=settings_of(*SURGERY),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
@@ -43,7 +43,7 @@ rule map_per_batch:
         " operate-batches {input.queries:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --marker {output:q} --strategy {wildcards.strategy}"
         " --seed {wildcards.seed} {params.settings} {params.probe}"
-        " --device {resources.device} {resources.checkpoint}"
+        " --device {resources.device} {resources.running}"
 
 
 # For whoever names a file of one batch that is missing; the workflow itself asks for the markers.
@@ -79,7 +79,7 @@ rule map_batch:
         runtime=minutes("map_per_batch", 120),
         gpu=GPU,
         device=CONFIG.device,
-        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
+        running=RUNNING,
     params:
         settings=settings_of(*SURGERY),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
@@ -91,7 +91,7 @@ rule map_batch:
         " operate {input.query:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --strategy {wildcards.strategy} --seed {wildcards.seed}"
         " {params.settings} {params.probe}"
-        " --device {resources.device} {resources.checkpoint}"
+        " --device {resources.device} {resources.running}"
 
 
 rule map_joint:
@@ -129,7 +129,7 @@ rule map_joint:
         runtime=minutes("map_joint", 720),
         gpu=GPU,
         device=CONFIG.device,
-        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
+        running=RUNNING,
     params:
         settings=settings_of(*SURGERY),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
@@ -141,4 +141,4 @@ rule map_joint:
         " operate {input.queries:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --strategy joint --seed {wildcards.seed} {params.settings}"
         " {params.probe}"
-        " --device {resources.device} {resources.checkpoint}"
+        " --device {resources.device} {resources.running}"

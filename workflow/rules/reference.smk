@@ -16,6 +16,7 @@ rule prepare_reference:
         attempt=this_attempt,
         mem_mb=memory("prepare_reference", 2000, 12),
         runtime=minutes("prepare_reference", 60),
+        checking=CHECKING,
     params:
         datasets=shlex.quote(
             json.dumps([row(d, "label_key", "gene_lengths") for d in REFERENCES])
@@ -36,7 +37,7 @@ rule prepare_reference:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " prepare-reference {input.files:q} --datasets {params.datasets} {params.queries}"
-        " {params.config}"
+        " {params.config} {resources.checking}"
         " --out {output.reference:q} --facts {output.facts:q}"
 
 
@@ -64,7 +65,7 @@ rule train_scvi:
         runtime=minutes("train_scvi", 720),
         gpu=GPU,
         device=CONFIG.device,
-        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
+        running=RUNNING,
     params:
         settings=settings_of("scvi"),
         categorical=" ".join(
@@ -80,7 +81,7 @@ rule train_scvi:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " train-scvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
         " {params.settings} {params.categorical} {params.continuous}"
-        " --unlabeled={params.unlabeled:q} --device {resources.device} {resources.checkpoint}"
+        " --unlabeled={params.unlabeled:q} --device {resources.device} {resources.running}"
 
 
 rule train_scanvi:
@@ -106,7 +107,7 @@ rule train_scanvi:
         runtime=minutes("train_scanvi", 720),
         gpu=GPU,
         device=CONFIG.device,
-        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
+        running=RUNNING,
     params:
         settings=lambda w: as_flag("scanvi", variant_block(config, w.variant)),
         scvi=lambda w, input: os.path.dirname(input.scvi[0]),
@@ -116,7 +117,7 @@ rule train_scanvi:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " train-scanvi {input.reference:q} --scvi_bundle {params.scvi:q}"
         " --variant {wildcards.variant} --out {params.out:q} --seed {wildcards.seed}"
-        " {params.settings} --device {resources.device} {resources.checkpoint}"
+        " {params.settings} --device {resources.device} {resources.running}"
 
 
 rule train_totalvi:
@@ -142,7 +143,7 @@ rule train_totalvi:
         runtime=minutes("train_totalvi", 720),
         gpu=GPU,
         device=CONFIG.device,
-        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
+        running=RUNNING,
     params:
         settings=settings_of("totalvi"),
         categorical=" ".join(
@@ -158,7 +159,7 @@ rule train_totalvi:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " train-totalvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
         " {params.settings} {params.categorical} {params.continuous}"
-        " --unlabeled={params.unlabeled:q} --device {resources.device} {resources.checkpoint}"
+        " --unlabeled={params.unlabeled:q} --device {resources.device} {resources.running}"
 
 
 rule denoise_reference:

@@ -19,6 +19,7 @@ rule hold_out:
         attempt=this_attempt,
         mem_mb=memory("hold_out", 1500, 6),
         runtime=minutes("hold_out", 30),
+        memory=MEMORY,
     params:
         settings=calibration_flag("share"),
         unlabeled=CONFIG.unlabeled_category,
@@ -26,7 +27,7 @@ rule hold_out:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " hold-out {input.reference:q} --twin {output.twin:q} --held_out {output.held_out:q}"
-        " --unlabeled={params.unlabeled:q} {params.settings}"
+        " --unlabeled={params.unlabeled:q} {params.settings} {resources.memory}"
 
 
 use rule train_scvi as train_twin_scvi with:
@@ -96,7 +97,7 @@ rule map_held_out:
         runtime=minutes("map_held_out", 360),
         gpu=GPU,
         device=CONFIG.device,
-        checkpoint=f"--checkpoint_minutes {CONFIG.checkpoint_minutes}",
+        running=RUNNING,
     params:
         settings=settings_of(SURGERY[0]),
         bundle=subpath(output[0], parent=True),
@@ -106,7 +107,7 @@ rule map_held_out:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " map-held-out {input.held_out:q} --reference_bundle {params.bundle:q} --out {output:q}"
         " --strategy {params.strategy} --seed {wildcards.seed} {params.settings}"
-        " --device {resources.device} {resources.checkpoint}"
+        " --device {resources.device} {resources.running}"
 
 
 rule calibrate:

@@ -268,6 +268,7 @@ def score_embeddings(
     """
     import scib_metrics
 
+    from atlasmap.evaluation.samples import combined, draws
     from atlasmap.evaluation.scib import score_embedding
 
     keep_jax()
@@ -275,13 +276,18 @@ def score_embeddings(
     rows, pca = [], PcaByCells(counts)
     for run in runs:
         cells, labelled = pca.embedded(run, unlabeled)
-        exact = len(cells.x) <= benchmark.split_above
-        values = score_embedding(
-            cells, labelled, benchmark.n_neighbors, exact=exact, name=run.embedding
-        )
+        samples = draws(cells.strata, benchmark.max_cells, benchmark.n_samples)
+        exact = len(samples[0]) <= benchmark.split_above
+        values = [
+            score_embedding(
+                cells.only(at), labelled[at], benchmark.n_neighbors, exact=exact, name=run.embedding
+            )
+            for at in samples
+        ]
         key = {"seed": seed, "embedding": run.embedding, "cells": run.cells, "n": len(cells.x)}
         about = {"n_labelled": int(labelled.sum()), "scib_metrics": scib_metrics.__version__}
-        rows.append(key | values | about)
+        of_samples = {"n_scored": len(samples[0]), "n_samples": len(samples)}
+        rows.append(key | combined(values) | about | of_samples)
     with written_aside(out) as aside:
         pd.DataFrame(rows).to_csv(aside, index=False)
 

@@ -20,6 +20,15 @@ def write_json(path: Path, content) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
+def write_cells(adata: anndata.AnnData, path: Path) -> None:
+    """Prepared cells, written aside and renamed; what is too large to be held is not compressed,
+    for it is read in pieces."""
+    from atlasmap.data.blocks import is_lazy
+
+    with written_aside(path) as aside:
+        adata.write_h5ad(aside, compression=None if is_lazy(adata.X) else "gzip")
+
+
 def simulate(
     *,
     out: Path,
@@ -98,8 +107,7 @@ def prepare_reference(
     from atlasmap.data.prepare import prepare_reference
 
     prepared = prepare_reference(datasets, list(paths), config, queries or [])
-    with written_aside(out) as aside:
-        prepared.adata.write_h5ad(aside, compression="gzip")
+    write_cells(prepared.adata, out)
     write_json(facts, prepared.facts)
 
 
@@ -153,22 +161,21 @@ def prepare_query(
     config
         What is checked.
     """
-    from atlasmap.data.prepare import checked_dataset, prepare_query
+    from atlasmap.data.prepare import checked_dataset, prepare_query, stay_on_disk
     from atlasmap.data.registry import Registry
 
     if reference.suffix == ".json":
         registry = Registry(**json.loads(reference.read_text(encoding="utf-8")))
     else:
         registry = Registry.of(
-            anndata.read_h5ad(reference),
+            anndata.read_h5ad(reference, backed="r"),
             config.unlabeled_category,
             config.categorical_covariates,
             config.continuous_covariates,
         )
-    whole = checked_dataset(dataset, path, config)
+    whole = checked_dataset(dataset, path, config, lazily=stay_on_disk([path], config))
     prepared = prepare_query(whole, dataset, batch, registry, config)
-    with written_aside(out) as aside:
-        prepared.adata.write_h5ad(aside, compression="gzip")
+    write_cells(prepared.adata, out)
     write_json(facts, {"batch": batch, **prepared.facts})
 
 

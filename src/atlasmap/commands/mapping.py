@@ -10,7 +10,8 @@ import anndata
 from cyclopts import Parameter
 
 from atlasmap.cluster.failures import BatchesFailed, kind_of
-from atlasmap.commands.reference import checkpoints_in, write_denoised
+from atlasmap.commands.reference import write_denoised
+from atlasmap.commands.running import Running
 from atlasmap.errors import listed
 from atlasmap.files import written_aside
 from atlasmap.settings import (
@@ -78,8 +79,7 @@ def operate(
     seed: int = 0,
     how: Operation = Operation(),
     probe: Path | None = None,
-    device: Device = "auto",
-    checkpoint_minutes: float = 5.0,
+    running: Running = Running(),
 ) -> None:
     """Surgery: append columns for the queries' batches to a frozen reference and train those.
 
@@ -99,25 +99,20 @@ def operate(
         Settings.
     probe
         Prepared reference (.h5ad): some of its cells are embedded before and after.
-    device
-        Where to compute.
-    checkpoint_minutes
-        Minutes between checkpoints.
+    running
+        Device, checkpoints, memory.
     """
     from atlasmap.bundle import load
     from atlasmap.certificate import probe_cells
     from atlasmap.denoise import denoised_of
-    from atlasmap.device import pick_device
-    from atlasmap.mapping import joined, map_query
+    from atlasmap.mapping import map_query
 
-    chosen = pick_device(device)
-    query = joined([anndata.read_h5ad(path) for path in queries])
-    checkpoints = checkpoints_in(out, checkpoint_minutes)
-    reference = load(reference_bundle, chosen)
+    checkpoints, reference = running.checkpoints(out), load(reference_bundle, running.pick_device())
     seen = probe_cells(probe) if probe and probe.is_file() else None
     surgery = how.on(reference_bundle)
-    mapping = map_query(reference, query, surgery, strategy, seed, checkpoints, seen)
-    write_mapping(mapping, denoised_of(mapping.bundle, query, how.denoise), out, how.denoise)
+    with running.open_joined(queries, out.parent) as query:
+        mapping = map_query(reference, query, surgery, strategy, seed, checkpoints, seen)
+        write_mapping(mapping, denoised_of(mapping.bundle, query, how.denoise), out, how.denoise)
     checkpoints.remove()
 
 
@@ -130,8 +125,7 @@ def operate_batches(
     seed: int = 0,
     how: Operation = Operation(),
     probe: Path | None = None,
-    device: Device = "auto",
-    checkpoint_minutes: float = 5.0,
+    running: Running = Running(),
 ) -> None:
     """Surgery of several query batches, each by itself, in one job.
 
@@ -156,20 +150,17 @@ def operate_batches(
         Settings.
     probe
         Prepared reference (.h5ad): some of its cells are embedded before and after.
-    device
-        Where to compute.
-    checkpoint_minutes
-        Minutes between checkpoints.
+    running
+        Device, checkpoints, memory.
     """
     from atlasmap.bundle import load
     from atlasmap.certificate import probe_cells
     from atlasmap.commands.data import write_json
-    from atlasmap.device import pick_device
 
-    reference = load(reference_bundle, pick_device(device))
+    reference = load(reference_bundle, running.pick_device())
     seen = probe_cells(probe) if probe and probe.is_file() else None
     surgery = how.on(reference_bundle)
-    way = How(strategy, seed, surgery, checkpoint_minutes, seen, how.denoise)
+    way = How(strategy, seed, surgery, running, seen, how.denoise)
     map_all(reference, queries, out, way)
     write_json(marker, sorted(path.stem for path in queries))
 
@@ -181,7 +172,7 @@ class How:
     strategy: Surgery
     seed: int
     surgery: SurgerySettings
-    minutes: float
+    running: Running
     probe: anndata.AnnData | None
     denoise: DenoiseSettings
 
@@ -210,7 +201,7 @@ def map_unless_done(reference, path: Path, folder: Path, how: How) -> None:
     from atlasmap.denoise import denoised_of
     from atlasmap.mapping import is_mapped, map_query
 
-    query, checkpoints = anndata.read_h5ad(path), checkpoints_in(folder, how.minutes)
+    query, checkpoints = how.running.open_cells(path), how.running.checkpoints(folder)
     also = asdict(how.denoise) if reference.registry.proteins else None
     if is_mapped(folder, reference, query, how.surgery, how.strategy, how.seed, also):
         log.info("%s: mapped already", path.stem)

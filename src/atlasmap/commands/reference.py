@@ -8,6 +8,7 @@ from typing import Literal
 
 import anndata
 
+from atlasmap.commands.running import Running
 from atlasmap.files import written_aside
 from atlasmap.settings import (
     CardSettings,
@@ -29,8 +30,7 @@ def train_scvi(
     categorical: list[str] | None = None,
     continuous: list[str] | None = None,
     unlabeled: str = "Unknown",
-    device: Device = "auto",
-    checkpoint_minutes: float = 5.0,
+    running: Running = Running(),
 ) -> None:
     """Train scVI on a prepared reference.
 
@@ -48,28 +48,22 @@ def train_scvi(
         Covariate columns of obs.
     unlabeled
         Label of cells without one.
-    device
-        Where to compute.
-    checkpoint_minutes
-        Minutes between checkpoints.
+    running
+        Device, checkpoints, memory.
     """
     from atlasmap.reference import fit_scvi
 
     columns = (unlabeled, categorical or [], continuous or [])
-    train_on(reference, columns, partial(fit_scvi, settings=scvi, seed=seed), out, device,
-             checkpoint_minutes)  # fmt: skip
+    train_on(reference, columns, partial(fit_scvi, settings=scvi, seed=seed), out, running)
 
 
-def train_on(
-    reference: Path, columns: tuple, fit: Callable, out: Path, device: Device, minutes: float
-) -> None:
+def train_on(reference: Path, columns: tuple, fit: Callable, out: Path, running: Running) -> None:
     """Train a model of the counts and write it; `columns` are the registry's: the label of cells
     without one, categorical and continuous covariates."""
     from atlasmap.data.registry import Registry
-    from atlasmap.device import pick_device
 
-    chosen, adata = pick_device(device), anndata.read_h5ad(reference)
-    checkpoints, registry = checkpoints_in(out, minutes), Registry.of(adata, *columns)
+    chosen, adata = running.pick_device(), running.open_cells(reference)
+    checkpoints, registry = running.checkpoints(out), Registry.of(adata, *columns)
     fitted = fit(adata, registry, device=chosen, checkpoints=checkpoints)
     write_reference(out, adata, *fitted, chosen)
     checkpoints.remove()
@@ -83,8 +77,7 @@ def train_scanvi(
     out: Path,
     seed: int = 0,
     scanvi: ScanviSettings = ScanviSettings(),
-    device: Device = "auto",
-    checkpoint_minutes: float = 5.0,
+    running: Running = Running(),
 ) -> None:
     """Train scANVI from a trained scVI.
 
@@ -102,19 +95,14 @@ def train_scanvi(
         Seed of weights, split, minibatches and noise.
     scanvi
         Settings.
-    device
-        Where to compute.
-    checkpoint_minutes
-        Minutes between checkpoints.
+    running
+        Device, checkpoints, memory.
     """
     from atlasmap.bundle import load
-    from atlasmap.device import pick_device
     from atlasmap.reference import fit_scanvi
 
-    chosen = pick_device(device)
-    adata = anndata.read_h5ad(reference)
-    start = load(scvi_bundle, chosen)
-    checkpoints = checkpoints_in(out, checkpoint_minutes)
+    chosen, adata = running.pick_device(), running.open_cells(reference)
+    start, checkpoints = load(scvi_bundle, chosen), running.checkpoints(out)
     fitted = fit_scanvi(adata, start, scanvi, variant, seed, chosen, checkpoints)
     write_reference(out, adata, *fitted, chosen)
     checkpoints.remove()
@@ -129,8 +117,7 @@ def train_totalvi(
     categorical: list[str] | None = None,
     continuous: list[str] | None = None,
     unlabeled: str = "Unknown",
-    device: Device = "auto",
-    checkpoint_minutes: float = 5.0,
+    running: Running = Running(),
 ) -> None:
     """Train totalVI on a prepared CITE-seq reference, and a classifier on its latent.
 
@@ -148,16 +135,13 @@ def train_totalvi(
         Covariate columns of obs.
     unlabeled
         Label of cells without one.
-    device
-        Where to compute.
-    checkpoint_minutes
-        Minutes between checkpoints.
+    running
+        Device, checkpoints, memory.
     """
     from atlasmap.reference import fit_totalvi
 
     columns = (unlabeled, categorical or [], continuous or [])
-    train_on(reference, columns, partial(fit_totalvi, settings=totalvi, seed=seed), out, device,
-             checkpoint_minutes)  # fmt: skip
+    train_on(reference, columns, partial(fit_totalvi, settings=totalvi, seed=seed), out, running)
 
 
 def denoise(
@@ -196,14 +180,6 @@ def write_denoised(cells: anndata.AnnData | None, out: Path) -> None:
     if cells is not None:
         with written_aside(out) as aside:
             cells.write_h5ad(aside, compression="lzf")
-
-
-def checkpoints_in(out: Path, minutes: float):
-    """Checkpoints beside what is being made; Snakemake, which removes a failed job's outputs, does
-    not know of them."""
-    from atlasmap.training.checkpoint import Checkpoints
-
-    return Checkpoints(out / ".checkpoints", minutes * 60)
 
 
 def write_reference(out: Path, adata, bundle, split, device) -> None:

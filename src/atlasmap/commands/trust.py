@@ -5,9 +5,9 @@ from pathlib import Path
 import anndata
 
 from atlasmap.commands.mapping import Operation
-from atlasmap.commands.reference import checkpoints_in
+from atlasmap.commands.running import Running
 from atlasmap.files import slug, written_aside
-from atlasmap.settings import CalibrationSettings, Device, Surgery
+from atlasmap.settings import CalibrationSettings, Surgery
 
 
 def hold_out(
@@ -17,6 +17,7 @@ def hold_out(
     held_out: Path,
     unlabeled: str = "Unknown",
     calibration: CalibrationSettings = CalibrationSettings(),
+    memory_gb: float | None = None,
 ) -> None:
     """Split a prepared reference by batch: what a twin is trained on, and what it will be asked.
 
@@ -32,10 +33,16 @@ def hold_out(
         Label of cells without one.
     calibration
         Settings.
+    memory_gb
+        Memory (GB) that the job may use; without it 60 % of what it has.
     """
+    from atlasmap.data.memory import has_room
+    from atlasmap.data.readers import read_lazily
     from atlasmap.trust.heldout import split_off
 
-    parts = split_off(anndata.read_h5ad(reference), calibration.share, unlabeled)
+    room = has_room([reference], memory_gb, copies=2)
+    cells = anndata.read_h5ad(reference) if room else read_lazily(reference)
+    parts = split_off(cells, calibration.share, unlabeled)
     for path, part in zip((twin, held_out), parts, strict=True):
         with written_aside(path) as aside:
             part.write_h5ad(aside)
@@ -52,8 +59,7 @@ def map_held_out(
     strategy: Surgery = "per_batch",
     seed: int = 0,
     how: Operation = Operation(),
-    device: Device = "auto",
-    checkpoint_minutes: float = 5.0,
+    running: Running = Running(),
 ) -> None:
     """Map held-out reference batches onto the twin as queries are, each by itself.
 
@@ -71,25 +77,22 @@ def map_held_out(
         Seed of start values, split, minibatches and noise.
     how
         Settings, as queries are mapped with.
-    device
-        Where to compute.
-    checkpoint_minutes
-        Minutes between checkpoints.
+    running
+        Device, checkpoints, memory.
     """
     from copy import deepcopy
 
     from atlasmap.bundle import load
-    from atlasmap.device import pick_device
     from atlasmap.mapping import map_held_out as map_one
     from atlasmap.taken import read_latent
 
-    twin, reference = load(reference_bundle, pick_device(device)), read_latent(reference_bundle)
+    twin, reference = load(reference_bundle, running.pick_device()), read_latent(reference_bundle)
     surgery = how.on(reference_bundle)
-    cells, mapped = anndata.read_h5ad(held_out), []
+    cells, mapped = running.open_cells(held_out), []
     batch = cells.obs["batch"].astype(str)
     for name in sorted(batch.unique()):
-        checkpoints = checkpoints_in(out.parent / slug(name), checkpoint_minutes)
-        part = cells[(batch == name).to_numpy()].copy()
+        checkpoints = running.checkpoints(out.parent / slug(name))
+        part = cells[(batch == name).to_numpy()].to_memory()
         mapped.append(
             map_one(deepcopy(twin), part, reference, surgery, strategy, seed, checkpoints)
         )

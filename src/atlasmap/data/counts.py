@@ -1,9 +1,12 @@
 """The counts contract: what a matrix must be before anything trains on it."""
 
+from dataclasses import dataclass
+
 import anndata
 import numpy as np
 from scipy import sparse
 
+from atlasmap.data.blocks import as_csr, depths, each_block, in_blocks
 from atlasmap.errors import AtlasmapError, listed
 
 
@@ -21,14 +24,6 @@ def matrix_at(adata: anndata.AnnData, where: str):
     )
 
 
-def as_csr(matrix) -> sparse.csr_matrix:
-    """CSR in float32 with sorted indices and no stored zeros."""
-    csr = sparse.csr_matrix(matrix, dtype=np.float32)
-    csr.sum_duplicates()
-    csr.eliminate_zeros()
-    return csr
-
-
 def not_integer(values: np.ndarray) -> bool:
     """Whether any value is not a whole number (tolerance 1e-3)."""
     return bool(len(values)) and bool(np.abs(values - np.rint(values)).max() > 1e-3)
@@ -36,9 +31,9 @@ def not_integer(values: np.ndarray) -> bool:
 
 def holds_counts(matrix) -> bool:
     """Whether a matrix could be counts."""
-    values = as_csr(matrix).data
-    finite = np.isfinite(values).all()
-    return bool(len(values)) and bool(finite) and values.min() >= 0 and not not_integer(values)
+    found = findings(each_block(matrix, as_csr))
+    odd = len(found.not_finite) or found.n_negative or found.fractional
+    return found.largest > 0 and not odd
 
 
 def counts_elsewhere(adata: anndata.AnnData, where: str) -> str:
@@ -54,54 +49,103 @@ def counts_elsewhere(adata: anndata.AnnData, where: str) -> str:
     return "no other layer holds counts either: go back to the count matrix"
 
 
-def checked_counts(
-    adata: anndata.AnnData, where: str, name: str, *, corrected_float: bool
-) -> sparse.csr_matrix:
-    """Counts of `adata` as CSR float32 (cells × genes); raises COUNTS_* errors.
+@dataclass(frozen=True)
+class Findings:
+    """Of counts: cells (places) with NaN or infinity, cells without any count, how many values are
+    negative, the least and the largest value, and whether any is not a whole number."""
+
+    not_finite: np.ndarray
+    empty: np.ndarray
+    n_negative: int
+    least: float
+    largest: float
+    fractional: bool
+
+    @classmethod
+    def of(cls, counts: sparse.csr_matrix, first: int) -> "Findings":
+        """Of rows that begin at cell `first`."""
+        values, odd = counts.data, np.flatnonzero(~np.isfinite(counts.data))
+        return cls(
+            first + np.unique(np.searchsorted(counts.indptr, odd, side="right") - 1),
+            first + np.flatnonzero(np.asarray(counts.sum(1)).ravel() == 0),
+            int((values < 0).sum()),
+            float(values.min(initial=0)),
+            float(values.max(initial=0)),
+            not_integer(np.delete(values, odd) if len(odd) else values),
+        )
+
+    @classmethod
+    def join(cls, parts: list["Findings"]) -> "Findings":
+        """Of all rows."""
+        return cls(
+            np.concatenate([part.not_finite for part in parts]),
+            np.concatenate([part.empty for part in parts]),
+            sum(part.n_negative for part in parts),
+            min(part.least for part in parts),
+            max(part.largest for part in parts),
+            any(part.fractional for part in parts),
+        )
+
+
+def findings(matrix) -> Findings:
+    """What there is in a matrix (cells × genes), in memory or lazy."""
+    first, parts = 0, []
+    for block in in_blocks(matrix):
+        parts.append(Findings.of(block, first))
+        first += block.shape[0]
+    return Findings.join(parts)
+
+
+def checked_counts(adata: anndata.AnnData, where: str, name: str, *, corrected_float: bool):
+    """Counts of `adata` as CSR float32 (cells × genes), lazy where they are; raises COUNTS_*
+    errors.
 
     `corrected_float` admits non-integer values (ambient-RNA correction).
     """
-    counts = as_csr(matrix_at(adata, where))
-    values = counts.data
-    if not np.isfinite(values).all():
-        bad = np.unique(np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))[
-            ~np.isfinite(values)
-        ])  # fmt: skip
+    counts = each_block(matrix_at(adata, where), as_csr)
+    found = findings(counts)
+    if len(found.not_finite):
+        cells = adata.obs_names[found.not_finite]
         raise AtlasmapError(
             "COUNTS_NOT_FINITE",
             expected="finite counts",
-            found=f"NaN or infinity in {len(bad)} cells of {name}: {listed(adata.obs_names[bad])}",
+            found=f"NaN or infinity in {len(cells)} cells of {name}: {listed(cells)}",
             mend="remove these cells or restore their counts",
         )
-    if len(values) and values.min() < 0:
+    if found.n_negative:
         raise AtlasmapError(
             "COUNTS_NEGATIVE",
             expected="counts of zero or more",
-            found=f"{int((values < 0).sum())} negative values in {name} ({where}), "
-            f"least {values.min():.3g}: scaled data?",
+            found=f"{found.n_negative} negative values in {name} ({where}), "
+            f"least {found.least:.3g}: scaled data?",
             mend=counts_elsewhere(adata, where),
         )
-    if not corrected_float and not_integer(values):
+    if not corrected_float and found.fractional:
         raise AtlasmapError(
             "COUNTS_NOT_INTEGER",
             expected="integer counts",
-            found=f"non-integer values in {name} ({where}), largest {values.max():.4g}: "
+            found=f"non-integer values in {name} ({where}), largest {found.largest:.4g}: "
             "normalised or logged data?",
             mend=counts_elsewhere(adata, where)
             + "; if these are ambient-corrected counts, set `counts: corrected_float`",
         )
-    check_cells_not_empty(counts, adata.obs_names, name, "")
+    check_none_empty(found.empty, adata.obs_names, name, "")
     return counts
 
 
-def check_cells_not_empty(counts: sparse.csr_matrix, cells, name: str, among: str) -> None:
-    """Raise COUNTS_EMPTY_CELLS if any cell has no count (its library size would be zero)."""
-    empty = np.asarray(counts.sum(1)).ravel() == 0
-    if empty.any():
+def check_none_empty(empty: np.ndarray, cells, name: str, among: str) -> None:
+    """Raise COUNTS_EMPTY_CELLS if any cell (`empty`: their places) has no count: its library size
+    would be zero."""
+    if len(empty):
         raise AtlasmapError(
             "COUNTS_EMPTY_CELLS",
             expected=f"at least one count in every cell{among}",
-            found=f"{int(empty.sum())} empty cells in {name}: {listed(np.asarray(cells)[empty])}",
+            found=f"{len(empty)} empty cells in {name}: {listed(np.asarray(cells)[empty])}",
             mend="filter them out (`obs_filter` in the sheet)"
             + ("; or keep more genes (data.n_top_genes)" if among else ""),
         )
+
+
+def check_cells_not_empty(counts, cells, name: str, among: str) -> None:
+    """The same, of a matrix of counts."""
+    check_none_empty(np.flatnonzero(depths(counts) == 0), cells, name, among)

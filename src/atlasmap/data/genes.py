@@ -3,12 +3,15 @@
 import logging
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from atlasmap.data.blocks import each_block, is_lazy
+from atlasmap.data.variable import variable_genes
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataSettings
 
@@ -68,24 +71,33 @@ def choose_genes(reference: anndata.AnnData, settings: DataSettings) -> tuple[np
         )
     if n is None or n == reference.n_vars:
         return np.ones(reference.n_vars, bool), {"flavor": "all"}
-    import scanpy
-
     for span in SPANS:
         try:
-            table = scanpy.pp.highly_variable_genes(
-                reference, n_top_genes=n, flavor="seurat_v3", batch_key="batch",
-                span=span, check_values=False, inplace=False,
-            )  # fmt: skip
+            keep = seurat_v3(reference, n, span)
         except ValueError as error:
             log.warning("seurat_v3 with span %s failed (%s); trying a wider one", span, error)
             continue
-        return table["highly_variable"].to_numpy(), {"flavor": "seurat_v3", "span": span}
+        return keep, {"flavor": "seurat_v3", "span": span}
     raise AtlasmapError(
         "HVG_FAILED",
         expected="a loess fit of variance on mean in every reference batch",
         found=f"none with spans {listed(SPANS)}",
         mend="leave very small batches out, or set data.n_top_genes to null",
     )
+
+
+def seurat_v3(reference: anndata.AnnData, n: int, span: float) -> np.ndarray:
+    """Mask of `n` highly variable genes by batch; raises ValueError where loess cannot be
+    fitted."""
+    if is_lazy(reference.X):
+        return variable_genes(reference.X, reference.obs["batch"], n, span)
+    import scanpy
+
+    table = scanpy.pp.highly_variable_genes(
+        reference, n_top_genes=n, flavor="seurat_v3", batch_key="batch",
+        span=span, check_values=False, inplace=False,
+    )  # fmt: skip
+    return table["highly_variable"].to_numpy()
 
 
 @dataclass(frozen=True)
@@ -106,10 +118,10 @@ class Match:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Counts in the reference's gene order (cells × genes; missing genes are zero) and how the
-    genes were matched."""
+    """Counts in the reference's gene order (cells × genes, CSR or lazy; missing genes are zero) and
+    how the genes were matched."""
 
-    counts: sparse.csr_matrix
+    counts: Any
     match: Match
     missing: list[str]
 
@@ -168,6 +180,10 @@ def align(
         (np.ones(found.sum(), np.float32), (match.at[found], np.flatnonzero(found))),
         shape=(adata.n_vars, len(genes)),
     )
-    aligned = (adata.X @ place).tocsr()
-    aligned.sort_indices()
-    return Alignment(aligned, match, missing)
+
+    def placed(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+        out = (counts @ place).tocsr()
+        out.sort_indices()
+        return out
+
+    return Alignment(each_block(adata.X, placed, len(genes)), match, missing)

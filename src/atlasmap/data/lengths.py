@@ -6,11 +6,13 @@ Counts become reads × median length / length, rounded, as scvi-tools' Tabula Mu
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from atlasmap.data.blocks import each_block
 from atlasmap.data.genes import places
 from atlasmap.errors import AtlasmapError, listed
 
@@ -20,7 +22,7 @@ class PerLength:
     """`counts` (cells × kept genes, whole numbers), `keep` (mask of the genes that have a length)
     and what was found."""
 
-    counts: sparse.csr_matrix
+    counts: Any
     keep: np.ndarray
     facts: dict
 
@@ -57,7 +59,7 @@ def unreadable(path: Path, found: str) -> AtlasmapError:
 
 
 def per_length(
-    counts: sparse.csr_matrix,
+    counts,
     ids: pd.Index,
     symbols: np.ndarray | None,
     lengths: pd.Series,
@@ -80,12 +82,16 @@ def per_length(
         )
     length = lengths.to_numpy()[found[kind][keep]]
     median = float(np.median(length))
-    scaled = (counts[:, keep] @ sparse.diags(median / length)).tocsr()
-    scaled.data = np.rint(scaled.data).astype(np.float32)
-    scaled.eliminate_zeros()
+
+    def divided(part: sparse.csr_matrix) -> sparse.csr_matrix:
+        scaled = (part[:, keep] @ sparse.diags(median / length)).tocsr()
+        scaled.data = np.rint(scaled.data).astype(np.float32)
+        scaled.eliminate_zeros()
+        return scaled
+
     facts = {
         "genes_matched": kind,
         "n_genes_without_length": int((~keep).sum()),
         "median_length": median,
     }
-    return PerLength(scaled, keep, facts)
+    return PerLength(each_block(counts, divided, int(keep.sum())), keep, facts)

@@ -8,15 +8,19 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.data import proteins
+from atlasmap.data.blocks import BYTES, in_blocks, is_lazy
 from atlasmap.data.counts import check_cells_not_empty, checked_counts
 from atlasmap.data.genes import align, choose_genes, gene_ids, gene_symbols
 from atlasmap.data.lengths import per_length, read_lengths
+from atlasmap.data.memory import has_room, room_for_counts
 from atlasmap.data.obs import batches, column, covariates, filtered, labels
-from atlasmap.data.readers import read_any
+from atlasmap.data.readers import read_any, read_lazily
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry, lacking
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataConfig
+
+COPIES = 3  # of the counts in memory while data sets are joined and genes are chosen
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,30 @@ class Prepared:
     facts: dict
 
 
-def checked_dataset(dataset: Dataset, path: Path, config: DataConfig) -> anndata.AnnData:
+def stay_on_disk(paths: list[Path], config: DataConfig) -> bool:
+    """Whether there is no room to hold and to join the counts of these files."""
+    return not has_room(paths, config.data.memory_gb, COPIES)
+
+
+def settled(adata: anndata.AnnData, config: DataConfig) -> anndata.AnnData:
+    """In memory, if what is left of the counts has room there."""
+    if is_lazy(adata.X):
+        n_stored = sum(block.nnz for block in in_blocks(adata.X))
+        if COPIES * BYTES * n_stored <= room_for_counts(config.data.memory_gb):
+            adata.X = adata.X.compute(scheduler="synchronous")
+    return adata
+
+
+def checked_dataset(
+    dataset: Dataset, path: Path, config: DataConfig, *, lazily: bool = False
+) -> anndata.AnnData:
     """One data set: counts checked, obs with `batch`, `label` or `truth`, covariates, `dataset`.
 
-    X is CSR float32 (cells × genes), var is indexed by gene id, with `symbol` where known; CITE-seq
-    has proteins in obsm. uns has `gene_lengths`, what was found, where counts were divided by them.
+    X is CSR float32 (cells × genes), or `lazily` a dask array of such blocks; var is indexed by
+    gene id, with `symbol` where known; CITE-seq has proteins in obsm. uns has `gene_lengths`, what
+    was found, where counts were divided by them.
     """
-    raw = filtered(read_any(path), dataset)
+    raw = filtered(read_lazily(path) if lazily else read_any(path), dataset)
     corrected = config.counts == "corrected_float"
     counts = checked_counts(raw, dataset.counts, dataset.id, corrected_float=corrected)
     var = raw.var.copy()  # other columns are looked at where too few genes match
@@ -140,8 +161,8 @@ def prepare_reference(
     `paths` are the files of `datasets`, then those of `queries`, whose cells have a say in the
     choice of genes (data.genes_from: all).
     """
-    rows = [*datasets, *queries]
-    parts = [checked_dataset(d, p, config) for d, p in zip(rows, paths, strict=True)]
+    rows, lazily = [*datasets, *queries], stay_on_disk(paths, config)
+    parts = [checked_dataset(d, p, config, lazily=lazily) for d, p in zip(rows, paths, strict=True)]
     names, n = [row.id for row in rows], len(datasets)
     joined = join_reference(parts[:n], names[:n])
     label_facts = drop_rare_labels(joined.obs, config)
@@ -149,6 +170,7 @@ def prepare_reference(
     keep, how = choose_genes(everyone, config.data)
     chosen = joined[:, everyone.var_names[keep]].copy()
     chosen.var = chosen.var[[key for key in ("symbol",) if key in chosen.var]]
+    chosen = settled(chosen, config)
     check_cells_not_empty(chosen.X, chosen.obs_names, "the reference", " among the chosen genes")
     columns = (*config.categorical_covariates, *config.label_levels)
     for key in ("batch", "label", "dataset", *columns):
@@ -175,18 +197,22 @@ def prepare_reference(
 
 def count_facts(adata: anndata.AnnData) -> dict:
     """What the counts look like."""
-    depth = np.asarray(adata.X.sum(1)).ravel()
+    depth, n_stored = [], 0
+    for block in in_blocks(adata.X):
+        depth.append(np.asarray(block.sum(1)).ravel())
+        n_stored += block.nnz
+    depth = np.concatenate(depth)
     return {
         "median_depth": float(np.median(depth)),
         "least_depth": float(depth.min()),
         "largest_depth": float(depth.max()),
-        "share_nonzero": round(adata.X.nnz / (adata.n_obs * adata.n_vars), 4),
+        "share_nonzero": round(n_stored / (adata.n_obs * adata.n_vars), 4),
     }
 
 
 def query_batches(dataset: Dataset, path: Path, config: DataConfig) -> list[str]:
     """Names of a query data set's batches, sorted (reads metadata and checks it)."""
-    adata = filtered(read_any(path), dataset)
+    adata = filtered(read_lazily(path), dataset)
     return sorted(batches(adata, dataset, config.data.min_cells_per_batch).unique())
 
 
@@ -209,12 +235,12 @@ def prepare_query(
     cells = whole[whole.obs["batch"] == batch].copy()
     least = config.data.min_gene_overlap
     aligned = align(cells, reference.genes, reference.symbols, least, dataset.id)
-    check_cells_not_empty(aligned.counts, cells.obs_names, batch, " among the reference's genes")
     for key in ("batch", "dataset", "truth", *config.categorical_covariates):
         if key in cells.obs:
             cells.obs[key] = pd.Categorical(cells.obs[key].astype(str))
     var = pd.DataFrame(index=pd.Index(reference.genes))
-    adata = anndata.AnnData(aligned.counts, obs=cells.obs, var=var)
+    adata = settled(anndata.AnnData(aligned.counts, obs=cells.obs, var=var), config)
+    check_cells_not_empty(adata.X, adata.obs_names, batch, " among the reference's genes")
     new = reference.new_categories(adata.obs)
     facts = {
         "dataset": dataset.id,

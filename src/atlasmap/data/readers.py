@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from atlasmap.data.blocks import BYTES, ROWS
 from atlasmap.errors import AtlasmapError
 
 FORMATS = ".h5ad, .h5mu, 10x .h5, a folder with matrix.mtx[.gz], .zarr"
@@ -100,9 +101,67 @@ def read_h5mu(path: Path) -> anndata.AnnData:
     return rna
 
 
-def read_any(path: str | Path) -> anndata.AnnData:
-    """The AnnData in `path`; raises FILE_* errors."""
+def opened(path: Path):
+    """The HDF5 file or zarr store that an .h5ad or .zarr is."""
+    if path.suffix == ".zarr":
+        import zarr
+
+        return zarr.open_group(path, mode="r")
+    return h5py.File(path)
+
+
+def read_elements(path: Path) -> anndata.AnnData:
+    """An .h5ad or .zarr with the matrices in X and in layers as dask arrays of CSR blocks; without
+    raw and what belongs to pairs of cells or genes."""
+    from anndata.experimental import read_elem_lazy
+    from anndata.io import read_elem
+
+    file = opened(path)
+    parts = {key: read_elem(file[key]) for key in ("obs", "var", "obsm", "uns") if key in file}
+    whole = anndata.AnnData(**parts)
+
+    def matrix(stored):
+        if stored.attrs.get("encoding-type") == "csc_matrix":  # has no rows to read
+            return read_elem(stored)
+        return read_elem_lazy(stored, chunks=(ROWS, whole.n_vars))
+
+    if "X" in file:
+        whole.X = matrix(file["X"])
+    for name in file.get("layers", ()):
+        whole.layers[name] = matrix(file["layers"][name])
+    return whole
+
+
+def read_lazily(path: str | Path) -> anndata.AnnData:
+    """The AnnData in `path`, its matrices on disk where the format allows it (.h5ad, .zarr); raises
+    FILE_* errors."""
     path = Path(path)
+    check_there(path)
+    if path.suffix == ".h5ad":
+        open_hdf5(path)
+    elif path.suffix != ".zarr":
+        return read_any(path)
+    return read_by(lambda: read_elements(path), path, f"an {path.suffix}")
+
+
+def stored_bytes(path: str | Path) -> int:
+    """Bytes that the counts of an .h5ad or .zarr take in memory, by what X or the largest layer
+    stores; 0 of other formats."""
+    path = Path(path)
+    if path.suffix not in (".h5ad", ".zarr") or not path.exists():
+        return 0
+    try:
+        file = opened(path)
+    except OSError:  # read_any says what is wrong with it
+        return 0
+    found = [file[key] for key in ("X",) if key in file]
+    found += [file["layers"][name] for name in file.get("layers", ())]
+    sizes = (x["data"].shape[0] if "data" in getattr(x, "keys", tuple)() else x.size for x in found)
+    return BYTES * max(sizes, default=0)
+
+
+def check_there(path: Path) -> None:
+    """Raise FILE_MISSING."""
     if not path.exists():
         raise AtlasmapError(
             "FILE_MISSING",
@@ -110,6 +169,12 @@ def read_any(path: str | Path) -> anndata.AnnData:
             found=f"nothing at {path.absolute()}",
             mend="correct `path` in the sheet, or `data_dir` in the config",
         )
+
+
+def read_any(path: str | Path) -> anndata.AnnData:
+    """The AnnData in `path`; raises FILE_* errors."""
+    path = Path(path)
+    check_there(path)
     if path.suffix == ".zarr":
         return read_by(lambda: anndata.read_zarr(path), path, "a .zarr")
     readers = {".h5ad": anndata.read_h5ad, ".h5": read_10x_h5, ".h5mu": read_h5mu}

@@ -6,9 +6,10 @@ import anndata
 import numpy as np
 import torch
 
+from atlasmap.data.streamed import counts_of
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.models.vae import Shape
-from atlasmap.training.cells import Cells, Counts
+from atlasmap.training.cells import Cells
 
 # Where prepared cells have their protein counts (NaN: not measured), and the columns' names.
 PROTEINS, PROTEIN_NAMES = "protein_counts", "protein_names"
@@ -129,7 +130,7 @@ class Registry:
             values = obs[self.continuous].to_numpy(np.float32)
             continuous = torch.as_tensor(values, device=device)
         return Cells(
-            Counts.of(adata.X, device),
+            counts_of(adata.X, device),
             torch.as_tensor(codes, device=device),
             continuous,
             torch.as_tensor(labels, device=device),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import scipy.sparse.linalg
 
 log = logging.getLogger("atlasmap")
@@ -31,8 +32,15 @@ class Embedded:
     batch: np.ndarray
     label: np.ndarray | None
 
+    @property
+    def strata(self) -> np.ndarray:
+        """Which batch and label each cell has, as a number."""
+        label = np.zeros(len(self.batch), int) if self.label is None else self.label
+        return pd.DataFrame({"batch": self.batch, "label": label}).groupby(
+            ["batch", "label"], observed=True).ngroup().to_numpy()  # fmt: skip
+
     def only(self, keep: np.ndarray) -> "Embedded":
-        """The cells of a mask."""
+        """The cells of a mask, or at these places."""
         label = None if self.label is None else self.label[keep]
         return Embedded(self.x[keep], self.unintegrated[keep], self.batch[keep], label)
 

@@ -1,6 +1,8 @@
 """Cells as tensors: counts stay sparse (CSR) until a minibatch is asked for."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,19 +22,18 @@ class Counts:
     indices: Tensor
     data: Tensor
     n_genes: int
+    streamed: ClassVar[bool] = False
 
     @classmethod
     def of(cls, matrix: sparse.csr_matrix, device: torch.device) -> "Counts":
-        """From scipy's CSR; values become float32. Zeros that it stores are left out."""
-        if (matrix.data == 0).any():
+        """From scipy's CSR, whose memory is shared where it can be; values become float32. Zeros
+        that it stores are left out."""
+        if np.count_nonzero(matrix.data) < matrix.nnz:
             matrix = matrix.copy()
             matrix.eliminate_zeros()
-        return cls(
-            torch.as_tensor(matrix.indptr.astype(np.int64), device=device),
-            torch.as_tensor(matrix.indices.astype(np.int32), device=device),
-            torch.as_tensor(matrix.data.astype(np.float32), device=device),
-            matrix.shape[1],
-        )
+        parts = {"indptr": np.int64, "indices": np.int32, "data": np.float32}
+        arrays = (getattr(matrix, name).astype(kind, copy=False) for name, kind in parts.items())
+        return cls(*(torch.as_tensor(x, device=device) for x in arrays), matrix.shape[1])
 
     def rows(self, index: Tensor) -> tuple[Entries, Tensor]:
         """Counts above zero of the cells in `index`, and their sums (cells × 1)."""
@@ -56,6 +57,18 @@ class Counts:
         """Sparse counts (cells × genes) of the cells in `index`, as scipy has them."""
         parts = (part.cpu().numpy() for part in (self.data, self.indices, self.indptr))
         return sparse.csr_matrix(tuple(parts), (len(self.indptr) - 1, self.n_genes))[index]
+
+    def ahead(self, steps: Sequence) -> Iterator:
+        """`steps` (tuples of cells, or None) one by one; what they need is here."""
+        return iter(steps)
+
+    def shuffled(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """`cells` in random order."""
+        return rng.permutation(cells)
+
+    def arranged(self, cells: np.ndarray) -> np.ndarray:
+        """`cells` in the order in which they are best read."""
+        return cells
 
 
 @dataclass(frozen=True)
@@ -110,5 +123,6 @@ class Cells:
 
     def in_order(self, size: int):
         """Minibatches of all cells in their order, for inference."""
-        for start in range(0, len(self), size):
-            yield self.minibatch(np.arange(start, min(start + size, len(self))))
+        parts = (range(start, min(start + size, len(self))) for start in range(0, len(self), size))
+        for (index,) in self.counts.ahead([(np.array(part),) for part in parts]):
+            yield self.minibatch(index)

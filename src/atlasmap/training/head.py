@@ -1,5 +1,6 @@
 """Training a classifier on a latent that stays as it is."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,9 @@ class ClassifierHead(Unsupervised):
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.classifier.parameters())
+
+    def ahead(self, steps: list[Step]) -> Iterator[Step]:
+        return iter(steps)  # no counts are asked for
 
     def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
         at = torch.as_tensor(step[0], device=self.cells.device)

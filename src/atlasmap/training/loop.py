@@ -29,12 +29,14 @@ LR_FACTOR, LR_PATIENCE = 0.6, 30
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training left: the history, epochs and steps taken, and why it ended."""
+    """What training left: the history, epochs and steps taken, why it ended, and whether counts
+    stayed on disk (cells are then shuffled by blocks)."""
 
     history: History
     n_epochs: int
     n_steps: int
     stopped: str
+    streamed: bool
 
 
 def epochs_by_size(n_cells: int) -> int:
@@ -156,7 +158,7 @@ class Training:
     def train_epoch(self, after_step: Callable[[], None]) -> None:
         """What is left of this epoch, and its validation."""
         steps = self.objective.steps(self.epoch)
-        for step in steps[self.step :]:
+        for step in self.objective.ahead(steps[self.step :]):
             self.take_step(step)
             after_step()
         check_finite(self.losses, steps, self.epoch, self.objective)
@@ -239,10 +241,11 @@ def fit(
     written and Stopped raised.
     """
     training = Training(objective, settings, dropout, batch_statistics)
-    store = None
+    store, streamed = None, objective.cells.counts.streamed
     if checkpoints:
         start = {"name": name, "start": weights_hash(objective.model.state_dict())}
-        key = identity_hash(start | (identity or {}), objective.cells.device)
+        order = {"order": "by blocks"} if streamed else {}
+        key = identity_hash(start | order | (identity or {}), objective.cells.device)
         store = Store(checkpoints, key)
         found = store.read()
         if found:
@@ -267,4 +270,5 @@ def fit(
         progress.bar.close()
         if watch.signal:  # it came after the last look
             raise watch.reason()
-    return Outcome(training.history, training.epoch, training.n_steps, training.stopped)
+    found = training.history, training.epoch, training.n_steps, training.stopped
+    return Outcome(*found, streamed)

@@ -3,6 +3,7 @@
 A step is a pair of index arrays: all cells, and labelled cells for the classifier (or None).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
@@ -45,7 +46,7 @@ class Unsupervised:
     def shuffled(self, cells: np.ndarray, what: str, epoch: int) -> np.ndarray:
         """The order of one epoch, keyed by purpose and epoch."""
         key = keyed_seed(self.seed, self.purpose, what, epoch)
-        return np.random.default_rng(key).permutation(cells)
+        return self.cells.counts.shuffled(cells, np.random.default_rng(key))
 
     def steps(self, epoch: int) -> list[Step]:
         """Minibatches of one training epoch."""
@@ -54,7 +55,12 @@ class Unsupervised:
 
     def validation_steps(self) -> list[Step]:
         """Minibatches of the validation cells, always the same."""
-        return [(step, None) for step in minibatches(self.split.validation, self.batch_size)]
+        order = self.cells.counts.arranged(self.split.validation)
+        return [(step, None) for step in minibatches(order, self.batch_size)]
+
+    def ahead(self, steps: list[Step]) -> Iterator[Step]:
+        """`steps` one by one; counts on disk are read for many at once."""
+        return self.cells.counts.ahead(steps)
 
     def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
         """Loss of one step."""
@@ -122,8 +128,10 @@ class SemiSupervised(Unsupervised):
 
     def validation_steps(self) -> list[Step]:
         return self.paired(
-            minibatches(self.split.validation, self.batch_size),
-            minibatches(self.labelled(self.split.validation, -1), self.batch_size),
+            *(
+                minibatches(self.cells.counts.arranged(cells), self.batch_size)
+                for cells in (self.split.validation, self.labelled(self.split.validation, -1))
+            )
         )
 
     def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
@@ -167,7 +175,7 @@ def validate(objective: Unsupervised, noise: Noise, kl_weight: float) -> dict[st
     """Metrics of the validation cells, without gradients, in eval mode."""
     averages = Averages()
     with torch.no_grad():
-        for step in objective.validation_steps():
+        for step in objective.ahead(objective.validation_steps()):
             loss = objective.loss(step, noise, kl_weight)
             averages.add(loss.sums | {"loss": loss.total * loss.n}, loss.n)
     return averages.values() | objective.epoch_metrics()

@@ -46,14 +46,31 @@ def residuals(
     return np.concatenate(out)
 
 
-def count_space(counts: sparse.csr_matrix) -> np.ndarray:
-    """Components (cells × components) of log-normalised counts; no model has a say in them."""
+def log_normalised(counts: sparse.csr_matrix, median: float) -> sparse.csr_matrix:
+    """Log of counts scaled to a depth of `median`, plus one."""
     depth = np.asarray(counts.sum(1)).ravel()
-    scale = sparse.diags_array(np.median(depth) / np.maximum(depth, 1))
+    scale = sparse.diags_array(median / np.maximum(depth, 1))
     logs = (scale @ counts).tocsr().astype(np.float32)
     logs.data = np.log1p(logs.data)
+    return logs
+
+
+def count_space(cells: Cells, index: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """Components (cells × components) of the log-normalised counts of the cells in `index`; no
+    model has a say in them. They are found on the `anchors` (places in `index`)."""
+    counts = cells.counts.csr(index[anchors])
+    median = float(np.median(np.asarray(counts.sum(1))))
+    logs = log_normalised(counts, median)
     n = min(N_COMPONENTS, min(logs.shape) - 1)
-    return TruncatedSVD(n, random_state=0).fit_transform(logs) if n > 0 else logs.toarray()
+    if n < 1:
+        return logs.toarray()
+    svd = TruncatedSVD(n, random_state=0)
+    space = svd.fit_transform(logs)
+    if len(anchors) == len(index):
+        return space
+    parts = np.array_split(index, -(-len(index) // MAX_ANCHORS))
+    logs = (log_normalised(cells.counts.csr(part), median) for part in parts)
+    return np.concatenate([svd.transform(part) for part in logs])
 
 
 @dataclass(frozen=True)
@@ -67,15 +84,15 @@ class Pooling:
     at: np.ndarray
 
     @classmethod
-    def of(cls, counts: sparse.csr_matrix) -> "Pooling":
-        """For a batch's counts (cells × genes); a cell is none of its own neighbours."""
-        n_cells = counts.shape[0]
+    def of(cls, cells: Cells, index: np.ndarray) -> "Pooling":
+        """For the cells of a batch; a cell is none of its own neighbours."""
+        n_cells = len(index)
         n_neighbors = max(1, min(N_NEIGHBORS, n_cells // SHARE))
         anchors = np.arange(n_cells)
         if n_cells > MAX_ANCHORS:
             rng = np.random.default_rng(keyed_seed(0, "misfit", n_cells))
             anchors = np.sort(rng.choice(anchors, MAX_ANCHORS, replace=False))
-        space = count_space(counts)
+        space = count_space(cells, index, anchors)
         search = NearestNeighbors(n_neighbors=min(n_neighbors + 1, len(anchors)))
         at = search.fit(space[anchors]).kneighbors(space, return_distance=False)
         return cls(anchors, at[:, 1:])
@@ -100,7 +117,7 @@ def misfit(model: Scvi | Scanvi, cells: Cells, latent: np.ndarray) -> np.ndarray
     """
     out = np.empty(len(cells), np.float32)
     for index in by_batch(cells):
-        pooling = Pooling.of(cells.counts.csr(index))
+        pooling = Pooling.of(cells, index)
         at = index[pooling.anchors]
         of_anchors = residuals(model, cells, at, latent[at])
         out[index] = pooling.energy(of_anchors, np.arange(len(index)))
@@ -116,7 +133,7 @@ def misfit_if_missing(
     """
     out = np.empty(len(cells), np.float32)
     for index in by_batch(cells):
-        pooling = Pooling.of(cells.counts.csr(index))
+        pooling = Pooling.of(cells, index)
         at = index[pooling.anchors]
         of_anchors = residuals(model, cells, at, latent[at])
         for label in np.unique(labels[index]):

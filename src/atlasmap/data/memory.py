@@ -1,0 +1,62 @@
+"""How much memory a job has, and whether counts go into it or stay on disk."""
+
+import logging
+import os
+from pathlib import Path
+
+import anndata
+
+from atlasmap.data.readers import stored_bytes
+
+log = logging.getLogger("atlasmap")
+SHARE = 0.6  # of the job's memory that is used, unless the config says how much
+LIBRARIES = 1000 * 2**20  # bytes that the process takes before there is any data
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def cgroup_limits(own: Path = Path("/proc/self/cgroup"), top: Path = CGROUPS) -> list[int]:
+    """Limits (bytes) of the control groups, of either version, that this process is in."""
+    found = []
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        start = (top / "memory" if controllers else top) / path.strip("/")
+        for folder in (start, *start.parents):
+            said = folder / file
+            if said.is_file() and (limit := said.read_text().strip()).isdigit():
+                found.append(int(limit))
+            if folder == top:
+                break
+    return found
+
+
+def job_memory() -> int:
+    """Bytes that this process may use: the machine's, or less where Slurm or a control group says
+    so."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total, *cgroup_limits()]
+    asked = os.environ.get("SLURM_MEM_PER_NODE", "")  # MB
+    return min([*limits, int(asked) * 2**20] if asked.isdigit() and int(asked) else limits)
+
+
+def room_for_counts(memory_gb: float | None) -> int:
+    """Bytes for counts, of `memory_gb` (None: a share of what the job has)."""
+    whole = SHARE * job_memory() if memory_gb is None else memory_gb * 1e9
+    return max(0, int(whole) - LIBRARIES)
+
+
+def has_room(paths: list[Path], memory_gb: float | None, copies: int = 1) -> bool:
+    """Whether so many copies of these files' counts can be in memory."""
+    size, room = copies * sum(map(stored_bytes, paths)), room_for_counts(memory_gb)
+    if size > room:
+        names = ", ".join(Path(path).name for path in paths)
+        log.info("%s: counts stay on disk (%.1f GB, room for %.1f)", names, size / 1e9, room / 1e9)
+    return size <= room
+
+
+def open_cells(path: Path, memory_gb: float | None) -> anndata.AnnData:
+    """Prepared cells; their counts stay on disk (`backed`) where there is no room for them."""
+    return anndata.read_h5ad(path, backed=None if has_room([path], memory_gb) else "r")
