@@ -27,7 +27,7 @@ from atlasmap.settings import SimulateSettings
 ATLASMAP = Path(sys.executable).with_name("atlasmap")
 OUT = ROOT / "docs/larger_than_memory.json"
 ON_DISK, IN_MEMORY = 0.5, 16  # GB allowed, so that counts of the smallest atlas are there
-LEAST, MOST = 2, 6  # epochs of the largest and of the smallest atlas
+LEAST, MOST = 1, 4  # epochs of the largest and of the smallest atlas
 ROW = {"id": "atlas", "batch_key": "batch"}
 HEAD = """# Counts larger than memory
 
