@@ -226,6 +226,11 @@ def test_embeddings_draw_rows_of_label_batch_role():
         assert not len(ax.get_xticks())
 
 
+def test_without_any_label_there_is_no_panel_of_labels():
+    figure = draw_embeddings({"a": cells(names=("Unknown",))})
+    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == ["Batch", "Role"]
+
+
 def test_embeddings_draw_query_last_and_grey_first():
     table = cells()
     by_label, _, by_role = (ax.collections[0] for ax in draw_embeddings({"one": table}).axes)

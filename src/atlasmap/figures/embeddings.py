@@ -41,7 +41,8 @@ class Key:
 
 @styled
 def draw_embeddings(maps: dict[str, pd.DataFrame], unlabeled: str = "Unknown") -> Figure:
-    """A row a map; columns label, batch and role; one legend for all rows at the right.
+    """A row a map; columns label (if any cell has one), batch and role; one legend for all rows at
+    the right.
 
     `maps` has a title and the cells of each map: x, y, name (the label of a reference cell, what
     was predicted for a query cell), batch, role (reference or query). Cells called `unlabeled` are
@@ -56,8 +57,8 @@ def draw_embeddings(maps: dict[str, pd.DataFrame], unlabeled: str = "Unknown") -
     numbers = {name: i for i, name in enumerate(names, 1)} if len(names) > NUMBERED_ABOVE else {}
     grey = {unlabeled: GREY} if any((c["name"] == unlabeled).any() for c in maps.values()) else {}
     shown = [role for role in ROLES if any((c["role"] == role).any() for c in maps.values())]
-    keys = [
-        Key("name", "Label", colors_of(names) | grey, numbers),
+    keys = [Key("name", "Label", colors_of(names) | grey, numbers)] if names else []
+    keys += [
         Key("batch", "Batch", colors_of(batches), {}),
         Key("role", "Role", {role: ROLES[role] for role in shown}, {}),
     ]
