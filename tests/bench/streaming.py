@@ -20,9 +20,7 @@ import cyclopts
 import pandas as pd
 from bench import ROOT, machine
 
-from atlasmap.data.simulate import write_simulated
 from atlasmap.files import written_aside
-from atlasmap.settings import SimulateSettings
 
 ATLASMAP = Path(sys.executable).with_name("atlasmap")
 OUT = ROOT / "docs/larger_than_memory.json"
@@ -71,12 +69,8 @@ def validation_elbo(bundle: Path) -> float:
 def prepared(folder: Path, cells: int, memory_gb: float) -> list[dict]:
     """Simulate, and prepare the reference (which chooses genes) and a query batch."""
     atlas, reference = folder / "atlas.h5ad", folder / "reference.h5ad"
-    began = time.perf_counter()
-    write_simulated(
-        SimulateSettings(n_cells=cells, n_genes=2000, n_reference_batches=16, n_query_batches=4),
-        atlas,
-    )
-    print(f"simulated {cells} cells in {time.perf_counter() - began:.0f} s", flush=True)
+    simulation = ["--n_cells", str(cells), "--n_genes", "2000", "--n_reference_batches", "16",
+                  "--n_query_batches", "4"]  # fmt: skip
     config = ["--config", json.dumps({"data": {"n_top_genes": 1500, "memory_gb": memory_gb}})]
     base = ROW | {"path": str(atlas)}
     rows = [base | {"role": "reference", "label_key": "cell_type"}, base | {"role": "query"}]
@@ -84,6 +78,7 @@ def prepared(folder: Path, cells: int, memory_gb: float) -> list[dict]:
         row["obs_filter"] = f"role == '{row['role']}'"
     shared = [*config, "--facts", str(folder / "facts.json")]
     return [
+        Run("simulate", cells, ["simulate", "--out", str(atlas), *simulation]).measured(0, 0),
         Run("prepare the reference", cells, [
             "prepare-reference", str(atlas), "--datasets", json.dumps(rows[:1]),
             "--out", str(reference), *shared]).measured(memory_gb, 0),

@@ -43,6 +43,7 @@ LIBRARY_SD = 0.35  # of a cell's depth within its batch
 INVERSE_DISPERSION = 3.0  # biological noise: 1 / squared coefficient of variation
 
 CHUNK_CELLS = 1000  # dense rows in memory at once
+PIECE = 2**17  # values of the file that lie together; HDF5 keeps account of each piece in memory
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def write_simulated(settings: SimulateSettings, path: Path) -> None:
     anndata.AnnData(obs=obs, var=var).write_h5ad(path)
     with h5py.File(path, "a") as file:
         file.pop("X", None)
-        write_elem(file, "X", first)
+        write_elem(file, "X", first, dataset_kwargs={"chunks": (PIECE,)})
         for _, chunks in by_batch(settings):
             for chunk in chunks:
                 sparse_dataset(file["X"]).append(chunk)
