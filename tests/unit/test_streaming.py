@@ -12,7 +12,7 @@ from scipy import sparse
 from atlasmap.bundle import fingerprint
 from atlasmap.cluster import stopping
 from atlasmap.data import memory, streamed
-from atlasmap.data.blocks import depths, in_blocks
+from atlasmap.data.blocks import depths, in_blocks, write_h5ad
 from atlasmap.data.genes import seurat_v3
 from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_reference
 from atlasmap.data.readers import read_lazily
@@ -76,7 +76,7 @@ def test_preparation_from_disk_is_the_same(rows, simulated, tmp_path, kind, n_to
     whole = prepare_reference([row], [path], config)
     pieces = prepare_reference([row], [path], with_no_room(config))
     assert kind == "columns" or hasattr(pieces.adata.X, "dask")
-    pieces.adata.write_h5ad(tmp_path / "out.h5ad")
+    write_h5ad(pieces.adata, tmp_path / "out.h5ad", None)
     same_cells(whole.adata, anndata.read_h5ad(tmp_path / "out.h5ad"))
     assert whole.facts == pieces.facts
 
@@ -92,7 +92,7 @@ def test_data_sets_join_from_disk(rows, simulated, tmp_path):
     sheet = [replace(rows[0], id=f"d{k}", obs_filter="") for k in range(2)]
     whole = prepare_reference(sheet, paths, CONFIG)
     pieces = prepare_reference(sheet, paths, with_no_room(CONFIG))
-    pieces.adata.write_h5ad(tmp_path / "out.h5ad")
+    write_h5ad(pieces.adata, tmp_path / "out.h5ad", None)
     same_cells(whole.adata, anndata.read_h5ad(tmp_path / "out.h5ad"))
     assert whole.facts == pieces.facts
 
@@ -102,7 +102,7 @@ def test_a_query_from_disk_is_the_same(rows, reference, queries, tmp_path):
     whole = checked_dataset(rows[1], rows[1].path, config, lazily=True)
     found = prepare_query(whole, rows[1], "query1", registry, config).adata
     assert hasattr(found.X, "dask")
-    found.write_h5ad(tmp_path / "out.h5ad")
+    write_h5ad(found, tmp_path / "out.h5ad", None)
     same_cells(queries["query1"], anndata.read_h5ad(tmp_path / "out.h5ad"))
 
 

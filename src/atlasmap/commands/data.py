@@ -20,13 +20,12 @@ def write_json(path: Path, content) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
-def write_cells(adata: anndata.AnnData, path: Path) -> None:
-    """Prepared cells, written aside and renamed; what is too large to be held is not compressed,
-    for it is read in pieces."""
-    from atlasmap.data.blocks import is_lazy
+def write_cells(adata: anndata.AnnData, path: Path, compression: str | None = "gzip") -> None:
+    """Prepared cells, written aside and renamed."""
+    from atlasmap.data.blocks import write_h5ad
 
     with written_aside(path) as aside:
-        adata.write_h5ad(aside, compression=None if is_lazy(adata.X) else "gzip")
+        write_h5ad(adata, aside, compression)
 
 
 def simulate(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import anndata
 
+from atlasmap.commands.data import write_cells
 from atlasmap.commands.mapping import Operation
 from atlasmap.commands.running import Running
 from atlasmap.files import slug, written_aside
@@ -44,8 +45,7 @@ def hold_out(
     cells = anndata.read_h5ad(reference) if room else read_lazily(reference)
     parts = split_off(cells, calibration.share, unlabeled)
     for path, part in zip((twin, held_out), parts, strict=True):
-        with written_aside(path) as aside:
-            part.write_h5ad(aside)
+        write_cells(part, path, compression=None)
         print(
             f"{path}: {part.n_obs} cells, batches {', '.join(sorted(part.obs['batch'].unique()))}"
         )

@@ -4,14 +4,18 @@ On disk is anndata's backed sparse data set (prepared cells) or a dask array of 
 `readers.read_lazily` gives).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+import anndata
+import h5py
 import numpy as np
 from anndata.abc import CSRDataset
 from scipy import sparse
 
 ROWS = 4096  # of a matrix on disk, at a time
 PIECE = 2**24  # entries of an array on disk, at a time
+TOGETHER = 2**17  # entries that lie together in a file: HDF5 keeps account of each such lump
 BYTES = 8  # of a count: int32 and float32
 
 
@@ -68,3 +72,25 @@ def parts_of(matrix) -> Iterator[np.ndarray]:
         stored = matrix.group[name] if on_disk else getattr(matrix, name)
         for first in range(0, stored.shape[0], PIECE):
             yield np.ascontiguousarray(stored[first : first + PIECE], dtype)
+
+
+def write_counts(path: Path, blocks: Iterable[sparse.csr_matrix], n_genes: int) -> None:
+    """Make X of an .h5ad, block by block."""
+    from anndata.io import sparse_dataset, write_elem
+
+    empty = sparse.csr_matrix((0, n_genes), dtype=np.float32)
+    empty.indptr = empty.indptr.astype(np.int64)  # there may be 2³¹ counts
+    with h5py.File(path, "a") as file:
+        file.pop("X", None)
+        write_elem(file, "X", empty, dataset_kwargs={"chunks": (TOGETHER,)})
+        for block in blocks:
+            sparse_dataset(file["X"]).append(block)
+
+
+def write_h5ad(adata: anndata.AnnData, path: Path, compression: str | None) -> None:
+    """Write cells; lazy counts block by block, and not compressed, for they are read in pieces."""
+    if not is_lazy(adata.X):
+        adata.write_h5ad(path, compression=compression)
+        return
+    anndata.AnnData(obs=adata.obs, var=adata.var, uns=adata.uns, obsm=adata.obsm).write_h5ad(path)
+    write_counts(path, in_blocks(adata.X), adata.n_vars)

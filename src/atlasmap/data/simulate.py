@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import sparse_dataset, write_elem
 from pandas.api.types import union_categoricals
 from scipy import sparse
 
+from atlasmap.data.blocks import write_counts
 from atlasmap.data.simulate_proteins import add_proteins
 from atlasmap.errors import AtlasmapError
 from atlasmap.settings import SimulateSettings
@@ -43,7 +42,6 @@ LIBRARY_SD = 0.35  # of a cell's depth within its batch
 INVERSE_DISPERSION = 3.0  # biological noise: 1 / squared coefficient of variation
 
 CHUNK_CELLS = 1000  # dense rows in memory at once
-PIECE = 2**17  # values of the file that lie together; HDF5 keeps account of each piece in memory
 
 
 @dataclass(frozen=True)
@@ -102,15 +100,8 @@ def write_simulated(settings: SimulateSettings, path: Path) -> None:
         simulate(settings).write_h5ad(path)
         return
     obs, var = named([obs for obs, _ in by_batch(settings)], settings)
-    first = sparse.csr_matrix((0, len(var)), dtype=np.float32)
-    first.indptr = first.indptr.astype(np.int64)  # there may be 2³¹ counts
     anndata.AnnData(obs=obs, var=var).write_h5ad(path)
-    with h5py.File(path, "a") as file:
-        file.pop("X", None)
-        write_elem(file, "X", first, dataset_kwargs={"chunks": (PIECE,)})
-        for _, chunks in by_batch(settings):
-            for chunk in chunks:
-                sparse_dataset(file["X"]).append(chunk)
+    write_counts(path, (chunk for _, chunks in by_batch(settings) for chunk in chunks), len(var))
 
 
 def by_batch(
