@@ -139,7 +139,7 @@ def main(
         with tempfile.TemporaryDirectory(dir=ROOT / "results") as name:
             folder, smallest = Path(name), n == min(cells)
             n_reference, epochs = n * 16 // 20, MOST if smallest else LEAST
-            found = prepared(folder, n, memory_gb)
+            found = prepared(folder, n, ON_DISK if smallest else memory_gb)
             for seed in range(seeds if smallest else 1):
                 for allowed in (ON_DISK, IN_MEMORY) if smallest else (memory_gb,):
                     found.append(trained(folder, n_reference, epochs, allowed, seed))

@@ -16,8 +16,9 @@ from atlasmap.data.blocks import BYTES, n_stored
 from atlasmap.models.negative_binomial import Entries
 from atlasmap.training.cells import Counts
 
-BLOCK = 64  # cells that lie together on disk and come together into a window
 WINDOW = 2**27  # bytes of counts that are held at a time
+BLOCKS = 256  # that a window is mixed from: cells that lie together on disk come together
+LEAST = 16  # cells of a block
 NEAR = 32  # cells between two wanted ones that are read rather than skipped
 
 
@@ -27,10 +28,20 @@ class StreamedCounts:
     streamed = True
 
     def __init__(self, matrix, device: torch.device):
-        self.matrix, self.device = matrix, device
-        self.n_cells, self.n_genes = matrix.shape
-        self.window = max(BLOCK, WINDOW * self.n_cells // (BYTES * max(n_stored(matrix), 1)))
+        self.device, (self.n_cells, self.n_genes) = device, matrix.shape
+        # Not through `matrix`, whose every slice costs milliseconds.
+        self.indptr, self.stored = matrix.group["indptr"][:], matrix.group
+        cells = WINDOW * self.n_cells // (BYTES * max(n_stored(matrix), 1))
+        self.block = max(LEAST, cells // BLOCKS)
+        self.window = max(self.block, cells)
         self.hold(np.empty(0, np.int64))
+
+    def between(self, first: int, last: int) -> sparse.csr_matrix:
+        """Sparse counts of the cells from `first` to before `last`."""
+        at = slice(self.indptr[first], self.indptr[last])
+        parts = (self.stored[name][at] for name in ("data", "indices"))
+        starts = self.indptr[first : last + 1] - self.indptr[first]
+        return sparse.csr_matrix((*parts, starts), (last - first, self.n_genes))
 
     def csr(self, index: np.ndarray) -> sparse.csr_matrix:
         """Sparse counts (cells × genes) of the cells in `index`, read from disk."""
@@ -38,7 +49,7 @@ class StreamedCounts:
         if not len(at):
             return sparse.csr_matrix((0, self.n_genes), dtype=np.float32)
         runs = np.split(at, np.flatnonzero(np.diff(at) > NEAR) + 1)
-        parts = [self.matrix[run[0] : run[-1] + 1][run - run[0]] for run in runs]
+        parts = [self.between(run[0], run[-1] + 1)[run - run[0]] for run in runs]
         read = sparse.vstack(parts, format="csr") if len(parts) > 1 else parts[0]
         return read if np.array_equal(place, np.arange(len(at))) else read[place]
 
@@ -70,7 +81,7 @@ class StreamedCounts:
     def shuffled(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """`cells` in a random order in which neighbours on disk come near each other."""
         cells = np.sort(cells)
-        ends = np.searchsorted(cells, np.arange(BLOCK, self.n_cells, BLOCK))
+        ends = np.searchsorted(cells, np.arange(self.block, self.n_cells, self.block))
         blocks = [block for block in np.split(cells, ends) if len(block)]
         mixed = np.concatenate([cells[:0], *(blocks[k] for k in rng.permutation(len(blocks)))])
         windows = np.split(mixed, np.arange(self.window, len(mixed), self.window))
