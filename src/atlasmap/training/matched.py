@@ -15,7 +15,7 @@ from torch import nn
 
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.settings import TrainSettings
-from atlasmap.training.adam import BETAS
+from atlasmap.training.adam import Adam
 from atlasmap.training.cells import Cells
 from atlasmap.training.loop import kl_weight
 from atlasmap.training.objectives import Unsupervised
@@ -34,26 +34,21 @@ class Causes:
 
 
 class RowAdam:
-    """Adam (Kingma & Ba 2015) whose rows have step counts of their own and may sit out a step."""
+    """Adam whose rows have step counts of their own and may sit out a step. Each row is stepped as
+    the whole table of a batch that is alone, to the bit."""
 
     def __init__(self, tables: list[nn.Parameter], settings: TrainSettings):
-        self.tables, self.settings = tables, settings
-        self.first = [torch.zeros_like(table) for table in tables]
-        self.second = [torch.zeros_like(table) for table in tables]
-        self.steps = torch.zeros(len(tables[0]), 1, dtype=torch.float64, device=tables[0].device)
+        self.tables = tables
+        how = settings.learning_rate, settings.adam_eps, 0.0
+        self.rows = [Adam([t.data[k] for t in tables], *how) for k in range(len(tables[0]))]
 
-    @torch.no_grad()
     def step(self, rows: torch.Tensor) -> None:
         """Step the rows of which `rows` (rows, bool) is true; gradients are then forgotten."""
-        self.steps[rows] += 1
-        lr, eps = self.settings.learning_rate, self.settings.adam_eps
-        in_first, in_second = (1 - beta ** self.steps[rows] for beta in BETAS)
-        size, root = (lr / in_first).float(), in_second.sqrt().float()
-        for table, first, second in zip(self.tables, self.first, self.second, strict=True):
-            gradient = table.grad[rows]
-            first[rows] = first[rows].lerp(gradient, 1 - BETAS[0])
-            second[rows] = second[rows] * BETAS[1] + gradient.square() * (1 - BETAS[1])
-            table[rows] -= size * first[rows] / (second[rows].sqrt() / root + eps)
+        for k in rows.nonzero()[:, 0].tolist():
+            for own, table in zip(self.rows[k].parameters, self.tables, strict=True):
+                own.grad = table.grad[k]
+            self.rows[k].step()
+        for table in self.tables:
             table.grad = None
 
 
