@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from citeseq import SETTINGS as CITESEQ
+from citeseq import citeseq
 from conftest import CONFIG, CPU, SCANVI, SCVI, states_equal
 from scipy import sparse
 
@@ -16,11 +19,12 @@ from atlasmap.data.blocks import depths, in_blocks, write_h5ad
 from atlasmap.data.genes import seurat_v3
 from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_reference
 from atlasmap.data.readers import read_lazily
-from atlasmap.data.registry import Registry
+from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry
+from atlasmap.data.sheet import Dataset
 from atlasmap.data.streamed import StreamedCounts
 from atlasmap.inference import embed
 from atlasmap.mapping import map_query
-from atlasmap.reference import fit_scanvi, fit_scvi
+from atlasmap.reference import fit_scanvi, fit_scvi, fit_totalvi
 from atlasmap.settings import DataConfig, DataSettings, SurgerySettings, TrainSettings
 from atlasmap.training.cells import Counts
 from atlasmap.training.checkpoint import Checkpoints
@@ -119,7 +123,7 @@ def test_variable_genes_are_scanpys(simulated, tmp_path, n):
     dense[::60, 30:40] = 3000  # a few cells with far more than others: counts are clipped
     cells.X = sparse.csr_matrix(dense)
     cells.write_h5ad(tmp_path / "x.h5ad")
-    lazy = read_lazily(tmp_path / "x.h5ad")
+    lazy = read_lazily(tmp_path / "x.h5ad", obsm=False)
     assert (seurat_v3(lazy, n, 0.5) == seurat_v3(cells, n, 0.5)).all()
 
 
@@ -269,3 +273,27 @@ def test_a_job_knows_its_memory(tmp_path, monkeypatch):
     assert memory.room_for_counts(None) == int(0.6 * 2000 * 2**20) - memory.LIBRARIES
     assert memory.room_for_counts(3) == 3_000_000_000 - memory.LIBRARIES
     assert memory.room_for_counts(NO_ROOM) == 0
+
+
+def test_citeseq_from_disk_is_the_same(tmp_path):
+    sheet = Dataset(id="d", path="c.h5ad", role="reference", batch_key="batch", label_key="label")
+    cells = citeseq({"r0": 70, "r1": 60}, lacking={"r1": [2]})
+    cells.obsm["protein_expression"] = pd.DataFrame(
+        cells.obsm.pop(PROTEINS), cells.obs_names, list(cells.uns.pop(PROTEIN_NAMES))
+    ).fillna(0)
+    cells.write_h5ad(tmp_path / "c.h5ad")
+    config = DataConfig(modality="citeseq", data=DataSettings(n_top_genes=None))
+    sheet = replace(sheet, protein_zeros="missing")
+    whole = prepare_reference([sheet], [tmp_path / "c.h5ad"], config)
+    pieces = prepare_reference([sheet], [tmp_path / "c.h5ad"], with_no_room(config))
+    write_h5ad(pieces.adata, tmp_path / "out.h5ad", None)
+    found = anndata.read_h5ad(tmp_path / "out.h5ad")
+    same_cells(whole.adata, found)
+    assert np.array_equal(whole.adata.obsm[PROTEINS], found.obsm[PROTEINS], equal_nan=True)
+    assert whole.facts == pieces.facts
+    backed = anndata.read_h5ad(tmp_path / "out.h5ad", backed="r")
+    assert fingerprint(backed) == fingerprint(whole.adata)
+    registry = Registry.of(backed, "Unknown", [], [])
+    few = replace(CITESEQ.train, max_epochs=2)
+    bundle, _ = fit_totalvi(backed, registry, replace(CITESEQ, train=few), 0, CPU)
+    assert bundle.about["training"]["streamed"] and registry.proteins

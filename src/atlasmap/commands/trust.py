@@ -42,7 +42,7 @@ def hold_out(
     from atlasmap.trust.heldout import split_off
 
     room = has_room([reference], memory_gb, copies=2)
-    cells = anndata.read_h5ad(reference) if room else read_lazily(reference)
+    cells = anndata.read_h5ad(reference) if room else read_lazily(reference, obsm=True)
     parts = split_off(cells, calibration.share, unlabeled)
     for path, part in zip((twin, held_out), parts, strict=True):
         write_cells(part, path, compression=None)

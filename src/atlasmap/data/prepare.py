@@ -54,7 +54,8 @@ def checked_dataset(
     gene id, with `symbol` where known; CITE-seq has proteins in obsm. uns has `gene_lengths`, what
     was found, where counts were divided by them.
     """
-    raw = filtered(read_lazily(path) if lazily else read_any(path), dataset)
+    citeseq = config.modality == "citeseq"
+    raw = filtered(read_lazily(path, obsm=citeseq) if lazily else read_any(path), dataset)
     corrected = config.counts == "corrected_float"
     counts = checked_counts(raw, dataset.counts, dataset.id, corrected_float=corrected)
     var = raw.var.copy()  # other columns are looked at where too few genes match
@@ -71,7 +72,7 @@ def checked_dataset(
         check_cells_not_empty(divided.counts, raw.obs_names, dataset.id, among)
         uns = {"gene_lengths": divided.facts}
         out = anndata.AnnData(divided.counts, obs=out.obs, var=var[divided.keep], uns=uns)
-    if config.modality == "citeseq":
+    if citeseq:
         proteins.put(out, proteins.checked_proteins(raw, out.obs["batch"], dataset, config))
     return out
 
@@ -212,7 +213,7 @@ def count_facts(adata: anndata.AnnData) -> dict:
 
 def query_batches(dataset: Dataset, path: Path, config: DataConfig) -> list[str]:
     """Names of a query data set's batches, sorted (reads metadata and checks it)."""
-    adata = filtered(read_lazily(path), dataset)
+    adata = filtered(read_lazily(path, obsm=False), dataset)
     return sorted(batches(adata, dataset, config.data.min_cells_per_batch).unique())
 
 

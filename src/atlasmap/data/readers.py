@@ -110,15 +110,15 @@ def opened(path: Path):
     return h5py.File(path)
 
 
-def read_elements(path: Path) -> anndata.AnnData:
+def read_elements(path: Path, obsm: bool) -> anndata.AnnData:
     """An .h5ad or .zarr with the matrices in X and in layers as dask arrays of CSR blocks; without
-    raw and what belongs to pairs of cells or genes."""
+    raw, what belongs to pairs of cells or genes, and unless it is asked for `obsm`."""
     from anndata.experimental import read_elem_lazy
     from anndata.io import read_elem
 
     file = opened(path)
-    parts = {key: read_elem(file[key]) for key in ("obs", "var", "obsm", "uns") if key in file}
-    whole = anndata.AnnData(**parts)
+    wanted = ("obs", "var", "uns", *(["obsm"] if obsm else []))
+    whole = anndata.AnnData(**{key: read_elem(file[key]) for key in wanted if key in file})
 
     def matrix(stored):
         if stored.attrs.get("encoding-type") == "csc_matrix":  # has no rows to read
@@ -132,16 +132,17 @@ def read_elements(path: Path) -> anndata.AnnData:
     return whole
 
 
-def read_lazily(path: str | Path) -> anndata.AnnData:
-    """The AnnData in `path`, its matrices on disk where the format allows it (.h5ad, .zarr); raises
-    FILE_* errors."""
+def read_lazily(path: str | Path, *, obsm: bool) -> anndata.AnnData:
+    """The AnnData in `path`, its matrices on disk where the format allows it (.h5ad, .zarr); with
+    `obsm` (embeddings of millions of cells are large) where it is asked for. Raises FILE_* errors.
+    """
     path = Path(path)
     check_there(path)
     if path.suffix == ".h5ad":
         open_hdf5(path)
     elif path.suffix != ".zarr":
         return read_any(path)
-    return read_by(lambda: read_elements(path), path, f"an {path.suffix}")
+    return read_by(lambda: read_elements(path, obsm), path, f"an {path.suffix}")
 
 
 def stored_bytes(path: str | Path) -> int:
@@ -156,7 +157,9 @@ def stored_bytes(path: str | Path) -> int:
         return 0
     found = [file[key] for key in ("X",) if key in file]
     found += [file["layers"][name] for name in file.get("layers", ())]
-    sizes = (x["data"].shape[0] if "data" in getattr(x, "keys", tuple)() else x.size for x in found)
+    sizes = [x["data"].shape[0] if "data" in getattr(x, "keys", tuple)() else x.size for x in found]
+    if isinstance(file, h5py.File):
+        file.close()
     return BYTES * max(sizes, default=0)
 
 
