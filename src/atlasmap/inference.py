@@ -46,15 +46,19 @@ def embed(model: nn.Module, cells: Cells) -> Embedding:
 def embed_in_chunks(model: nn.Module, cells: Cells, size: int) -> Embedding:
     """The same, `size` cells at a time."""
     vae, classifier = vae_of(model), classifier_of(model)
-    means, variances, soft = [], [], []
+    out, first = {}, 0
     for chunk in cells.in_order(size):
         mean, var = vae.encode(chunk, None)
-        means.append(mean.cpu())
-        variances.append(var.cpu())
+        said = {"mean": mean, "var": var}
         if classifier is not None:
-            soft.append(classifier.probabilities(classifier(mean, None)).cpu())
-    soft_labels = torch.cat(soft).numpy() if soft else None
-    return Embedding(torch.cat(means).numpy(), torch.cat(variances).numpy(), soft_labels)
+            said["soft_labels"] = classifier.probabilities(classifier(mean, None))
+        for name, part in said.items():
+            # Into its place at once: small parts that are kept leave large holes in memory.
+            if not first:
+                out[name] = torch.empty(len(cells), part.shape[1], dtype=part.dtype)
+            out[name][first : first + len(part)] = part
+        first += len(chunk)
+    return Embedding(**{"soft_labels": None} | {name: x.numpy() for name, x in out.items()})
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from atlasmap.data.blocks import BYTES, n_stored
 from atlasmap.models.negative_binomial import Entries
 from atlasmap.training.cells import Counts
 
-WINDOW = 2**27  # bytes of counts that are held at a time
+WINDOW = 2**26  # bytes of counts that are held at a time
 BLOCKS = 256  # that a window is mixed from: cells that lie together on disk come together
 LEAST = 16  # cells of a block
 NEAR = 32  # cells between two wanted ones that are read rather than skipped
@@ -36,12 +36,14 @@ class StreamedCounts:
         self.window = max(self.block, cells)
         self.hold(np.empty(0, np.int64))
 
-    def between(self, first: int, last: int) -> sparse.csr_matrix:
-        """Sparse counts of the cells from `first` to before `last`."""
+    def some(self, run: np.ndarray) -> sparse.csr_matrix:
+        """Sparse counts of the cells in `run` (sorted), read with all that lies between them."""
+        first, last = run[0], run[-1] + 1
         at = slice(self.indptr[first], self.indptr[last])
         parts = (self.stored[name][at] for name in ("data", "indices"))
         starts = self.indptr[first : last + 1] - self.indptr[first]
-        return sparse.csr_matrix((*parts, starts), (last - first, self.n_genes))
+        read = sparse.csr_matrix((*parts, starts), (last - first, self.n_genes))
+        return read if len(run) == last - first else read[run - first]
 
     def csr(self, index: np.ndarray) -> sparse.csr_matrix:
         """Sparse counts (cells × genes) of the cells in `index`, read from disk."""
@@ -49,7 +51,7 @@ class StreamedCounts:
         if not len(at):
             return sparse.csr_matrix((0, self.n_genes), dtype=np.float32)
         runs = np.split(at, np.flatnonzero(np.diff(at) > NEAR) + 1)
-        parts = [self.between(run[0], run[-1] + 1)[run - run[0]] for run in runs]
+        parts = [self.some(run) for run in runs]
         read = sparse.vstack(parts, format="csr") if len(parts) > 1 else parts[0]
         return read if np.array_equal(place, np.arange(len(at))) else read[place]
 
