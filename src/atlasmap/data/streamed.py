@@ -2,7 +2,7 @@
 
 An epoch goes through the blocks in random order. The cells of as many blocks as fit into a window
 are mixed at random, so that a minibatch has cells of hundreds of blocks, and the file is read in
-long pieces (the scheme of scDataset, D'Ascenzo & Cultrera di Montesano 2025, arXiv 2506.01883).
+long pieces (the scheme of scDataset: D'Ascenzo & Cultrera di Montesano 2026, PMLR 306).
 """
 
 from collections.abc import Iterator, Sequence
