@@ -48,7 +48,8 @@ class Draws:
 def positions(posterior: Posterior, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
     """Each draw of a posterior (cells × latent) with its draw of the background."""
     for of_latent, of_background in zip(draws.latent, draws.background, strict=True):
-        yield posterior.mean + posterior.var.sqrt() * of_latent, of_background
+        latent = posterior.latent
+        yield latent.mean + latent.var.sqrt() * of_latent, of_background
 
 
 def denoised_proteins(

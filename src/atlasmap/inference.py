@@ -48,8 +48,8 @@ def embed_in_chunks(model: nn.Module, cells: Cells, size: int) -> Embedding:
     vae, classifier = vae_of(model), classifier_of(model)
     out, first = {}, 0
     for chunk in cells.in_order(size):
-        mean, var = vae.encode(chunk, None)
-        said = {"mean": mean, "var": var}
+        latent = vae.encode(chunk, None)
+        said = {"mean": (mean := latent.mean), "var": latent.var}
         if classifier is not None:
             said["soft_labels"] = classifier.probabilities(classifier(mean, None))
         for name, part in said.items():

@@ -116,7 +116,7 @@ def agree(bundle, model, adata, name: str) -> None:
     whole = cells.minibatch(np.arange(len(cells)))
     inner = vae_of(bundle.model)
     posterior = inner.inference(whole, None)
-    ours_px = inner.generative(posterior.mean, posterior.library, whole, None)
+    ours_px = inner.generative(posterior.latent.mean, posterior.library, whole, None)
     tensors = next(iter(model._make_data_loader(model.adata, batch_size=len(cells))))
     with torch.no_grad():
         arguments = model.module._get_generative_input(

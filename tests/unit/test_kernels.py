@@ -1,5 +1,7 @@
 """What is compiled: against torch in float64, and what is not a number."""
 
+from dataclasses import dataclass
+
 import numba
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from torch.nn import functional as F
 
 from atlasmap.models import kernels
 from atlasmap.models.negative_binomial import Entries, composed, nb_of_cells
+from atlasmap.models.normal import Normal
+from atlasmap.models.parts import side_by_side
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.models.rectified import rectified
 from atlasmap.models.sparse_linear import DENSE, product_of_entries
@@ -15,6 +19,16 @@ from atlasmap.models.sparse_linear import DENSE, product_of_entries
 
 def noise(name: str = "t") -> Noise:
     return Noise(keyed_generator(0, name))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Noise that is known."""
+
+    values: torch.Tensor
+
+    def normal_like(self, like: torch.Tensor) -> torch.Tensor:
+        return self.values.to(like)
 
 
 @numba.njit
@@ -117,6 +131,43 @@ def test_the_product_of_sparse_counts_is_the_dense_one_and_so_are_gradients(shar
         torch.testing.assert_close(ours.double(), autograds, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("of_x", [(5, 7, 3), (7, 3)])
+def test_normals_are_torchs_and_so_are_gradients(of_x):
+    rng = keyed_generator(4, "t")
+    packed, x = (torch.randn(s, generator=rng, requires_grad=True) for s in ((5, 7, 6), of_x))
+    weights = torch.randn(5, 7, 6, generator=rng)
+
+    def told(packed: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
+        normal = Normal(packed, 1e-4)
+        draw = normal.draw(fixed)
+        return [draw.z, draw.kl, draw.log_density, normal.log_density(x)]
+
+    def weighted(parts: list[torch.Tensor]) -> torch.Tensor:
+        z, *others = parts
+        return (weights[..., :3] * z).sum() + sum(
+            (weights[..., 3 + k] * part).sum() for k, part in enumerate(others)
+        )
+
+    fixed = Fixed(torch.randn(5, 7, 3, generator=rng))
+    found, exact = told(packed, x), [t.detach().double().requires_grad_() for t in (packed, x)]
+    expected = told(*exact)
+    for ours, torchs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), torchs, rtol=1e-5, atol=1e-5)
+    slopes = torch.autograd.grad(weighted(found), (packed, x))
+    for ours, torchs in zip(slopes, torch.autograd.grad(weighted(expected), exact), strict=True):
+        torch.testing.assert_close(ours.double(), torchs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 5])
+def test_a_normal_that_is_no_number_stays_so(place):
+    packed = torch.zeros(2, 6)
+    packed[1, place] = torch.nan
+    normal = Normal(packed, 1e-4)
+    draw = normal.draw(None)
+    for values in (draw.kl, normal.log_density(torch.zeros(2, 3))):
+        assert values[0].isfinite() and values[1].isnan()
+
+
 def placed(arrays: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
     """Copies in one piece of memory, in random order, next to each other or a little apart."""
     gaps = rng.choice([0, 1, 5, 16], len(arrays))
@@ -129,31 +180,45 @@ def placed(arrays: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarra
     return out
 
 
-def test_where_arrays_lie_changes_no_bit():
+@pytest.fixture
+def threads():
+    """Torch's number of threads may be changed."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_neither_where_arrays_lie_nor_how_many_threads_there_are_changes_a_bit(threads):
     rng = np.random.default_rng(0)
     upstream, shift, seen = (rng.normal(size=s).astype(np.float32) for s in ((48, 16), (6, 16), 0))
     logits = rng.normal(size=(8, 50)).astype(np.float32)
     starts, gene = np.arange(9) * 5, rng.integers(0, 50, 40)
     count, theta = rng.poisson(3.0, 40).astype(np.float32) + 1, np.full(50, 2.5, np.float32)
     told, seen = (np.uint32(7), np.uint32(3 << 30), np.float32(4 / 3)), set()
-    for _ in range(400):
+    for k in range(400):
+        threads(1 + k % 3)
         x, above, b, out, mean, inverse, of_rows, of_x, of_shift = placed(
             [logits[:, :16], upstream, shift, 0 * upstream, np.zeros(48), np.zeros(48),
              0 * upstream, 0 * logits[:, :16], 0 * shift], rng,
         )  # fmt: skip
-        kernels.rectify(x, b, *told, out, mean, inverse)
-        kernels.rectify_slopes(above, x, b, out, told[2], mean, inverse, of_rows)
-        kernels.sum_repeats(of_rows, of_x)
-        kernels.sum_groups(of_rows, of_shift)
+        side_by_side(kernels.rectify, 48, x, b, *told, out, mean, inverse)
+        side_by_side(kernels.rectify_slopes, 48, above, x, b, out, told[2], mean, inverse, of_rows)
+        side_by_side(kernels.sum_repeats, 8, of_rows, of_x)
+        side_by_side(kernels.sum_groups, 16, of_rows, of_shift)
         of_cells = placed(
-            [logits, logits.max(1), np.ones(8), theta, np.log(theta), count, count, 0 * logits,
-             np.zeros(8), 0 * logits, np.zeros(8), 0 * theta], rng,
+            [logits, logits.max(1), np.ones(8), theta, np.log(theta), count, np.zeros((3, 50)),
+             np.zeros((3, 50)), 0 * logits, np.zeros(8), 0 * logits, np.zeros(8), 0 * theta], rng,
         )  # fmt: skip
-        scores, top, depth, t, log_t, n, up, rate, value, of_scores, of_depth, of_t = of_cells
-        kernels.negative_binomial(scores, top, depth, t, log_t, starts, gene, n, up, rate, value)
-        kernels.negative_binomial_slopes(
-            value, rate, depth, t, log_t, starts, gene, n, up, True, of_scores, of_depth, of_t
-        )
+        scores, top, depth, t, log_t, n, up, steep, rate, value, *of = of_cells
+        of_scores, of_depth, of_t = of
+        told_of_counts = starts, gene, n
+        side_by_side(kernels.rising, 50, t, up, steep)
+        given = scores, top, depth, t, log_t, *told_of_counts, up, rate, value
+        side_by_side(kernels.negative_binomial, 8, *given)
+        given = value, rate, depth, t, *told_of_counts, of_scores, of_depth
+        side_by_side(kernels.negative_binomial_slopes, 8, *given)
+        given = value, rate, t, log_t, *told_of_counts, steep, of_t
+        side_by_side(kernels.dispersion_slopes, 50, *given)
         found = (out, of_x, of_shift, rate, value, of_scores, of_depth, of_t)
         seen.add(b"".join(array.tobytes() for array in found))
     assert len(seen) == 1

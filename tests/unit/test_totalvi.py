@@ -82,7 +82,9 @@ def expected_loss(model, cells, decoded, posterior, weight) -> torch.Tensor:
          nb(efficiency * py.foreground) + (1 - share).log()]
     )  # fmt: skip
     protein = -(either.logsumexp(0) * cells.measured).sum(1)
-    kl_z = kl_divergence(Normal(posterior.mean, posterior.var.sqrt()), Normal(0.0, 1.0)).sum(1)
+    kl_z = kl_divergence(
+        Normal(posterior.latent.mean, posterior.latent.var.sqrt()), Normal(0.0, 1.0)
+    ).sum(1)
     prior = Normal(
         model.background_prior_mean(codes), torch.exp(model.background_prior_log_sd(codes))
     )

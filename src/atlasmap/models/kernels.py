@@ -4,14 +4,20 @@ Between matrix products torch makes a pass over memory for every operation; here
 first cache until all is done with it, and exponentials and logarithms are polynomials, which a
 compiler can take sixteen at a time. What is not a number stays so.
 
+A kernel does indices `first` to `last` of a loop whose turns do not need each other, and has one
+beside it that divides the whole loop among threads (`parts`).
+
 A loop either sums or writes: one that does both is compiled twice, for arrays that lie apart and
 for others, with sums in another order; which of the two runs would depend on where memory is.
 """
 
 import contextlib
+import math
 
 import numba
 import numpy as np
+
+from atlasmap.models.parts import in_parts
 
 FAST = {"reassoc", "contract", "nsz"}  # sums in another order; NaN stays NaN, quotients exact
 inlined = numba.njit(inline="always")
@@ -65,16 +71,50 @@ def log(x):
 
 
 @compiled
-def negative_binomial(
-    logits, top, depth, theta, log_theta, starts, gene, count, rising, rate, value
+def genes_of_rising(first, last, theta, value, slope):
+    """ln Γ(n + θ) − ln Γ(θ) − ln n! (`value`) and ψ(n + θ) − ψ(θ) (`slope`) for n from 1 to as many
+    as there are rows, at genes: as Γ(n + θ) / Γ(θ) = θ (θ + 1) … (θ + n − 1), sums of logarithms
+    and of quotients."""
+    for n in range(len(value)):
+        for g in range(np.uint64(first), np.uint64(last)):
+            factor = theta[g] + np.float32(n)
+            value[n, g] = log(factor / np.float32(n + 1))
+            slope[n, g] = ONE / factor
+        if n > 0:
+            for g in range(np.uint64(first), np.uint64(last)):
+                value[n, g] += value[n - 1, g]
+                slope[n, g] += slope[n - 1, g]
+
+
+@compiled
+def rising_of_any(x, theta):
+    """The value for any count, also one that is not an integer."""
+    return np.float32(math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1.0))
+
+
+@compiled
+def digamma(x):
+    """ψ(x) of a positive x in float64 (Abramowitz & Stegun 6.3.5 and 6.3.18)."""
+    shift = 0.0
+    while x < 10.0:
+        shift += 1.0 / x
+        x += 1.0
+    square = 1.0 / (x * x)
+    series = 1 / 12 - square * (1 / 120 - square * (1 / 252 - square * (1 / 240 - square / 132)))
+    return math.log(x) - 0.5 / x - square * series - shift
+
+
+@compiled
+def cells_of_negative_binomial(
+    first, last, logits, top, depth, theta, log_theta, starts, gene, count, rising, rate, value
 ):  # fmt: skip
     """log p(x) a cell into `value`, the means into `rate` (cells × genes).
 
     `top` is a cell's largest logit, `depth` its library size; entry i between starts[c] and
-    starts[c + 1] is a count of cell c; `rising` is ln Γ(x + θ) − ln Γ(θ) − ln x! of each.
+    starts[c + 1] is a count of cell c; `rising` as `genes_of_rising` leaves it.
     """
-    n_cells, n_genes = logits.shape
-    for c in range(n_cells):
+    n_genes = logits.shape[1]
+    for c in range(first, last):
         total, highest = ZERO, top[c]
         for g in range(n_genes):
             rate[c, g] = exp(logits[c, g] - highest)
@@ -90,35 +130,32 @@ def negative_binomial(
         for i in range(starts[c], starts[c + 1]):
             mean = rate[c, gene[i]]
             either = theta[gene[i]] + mean + EPS
-            whole += count[i] * (log(mean + EPS) - log(either)) + rising[i]
+            whole += count[i] * (log(mean + EPS) - log(either))
+            n = np.int64(count[i])
+            if np.float32(n) == count[i] and n <= len(rising):
+                whole += rising[n - 1, gene[i]]
+            else:
+                whole += rising_of_any(np.float64(count[i]), np.float64(theta[gene[i]]))
         value[c] = whole + odd
 
 
 @compiled
-def negative_binomial_slopes(
-    upstream, rate, depth, theta, log_theta, starts, gene, count, rising_slope, trains_theta,
-    of_logits, of_depth, of_theta,
-):  # fmt: skip
-    """Gradients of Σ upstream · `negative_binomial` for logits (cells × genes), log depth (cells)
-    and, where it trains, θ (genes; added to what is there)."""
-    n_cells, n_genes = rate.shape
-    for c in range(n_cells):
+def cells_of_negative_binomial_slopes(
+    first, last, upstream, rate, depth, theta, starts, gene, count, of_logits, of_depth
+):
+    """Gradients of Σ upstream · `negative_binomial` for logits (cells × genes) and log depth
+    (cells)."""
+    n_genes = rate.shape[1]
+    for c in range(first, last):
         weight = upstream[c]
         for g in range(n_genes):
             either = theta[g] + rate[c, g] + EPS
             of_logits[c, g] = -theta[g] / either * rate[c, g]
-        if trains_theta:
-            for g in range(n_genes):
-                either = theta[g] + rate[c, g] + EPS
-                slope = log_theta[g] - log(either) + theta[g] / (theta[g] + EPS) - theta[g] / either
-                of_theta[g] += weight * slope
         for i in range(starts[c], starts[c + 1]):
             g = gene[i]
             mean = rate[c, g]
             either = ONE / (theta[g] + mean + EPS)
             of_logits[c, g] += count[i] * (ONE / (mean + EPS) - either) * mean
-            if trains_theta:
-                of_theta[g] += weight * (rising_slope[i] - count[i] * either)
         total = ZERO
         for g in range(n_genes):
             total += of_logits[c, g]
@@ -129,11 +166,35 @@ def negative_binomial_slopes(
 
 
 @compiled
-def sparse_product(starts, gene, values, weight, bias, out):
+def genes_of_dispersion_slopes(
+    first, last, upstream, rate, theta, log_theta, starts, gene, count, rising_slope, of_theta
+):
+    """The same for θ (genes), added to what is there."""
+    for c in range(len(rate)):
+        weight = upstream[c]
+        for g in range(np.uint64(first), np.uint64(last)):
+            either = theta[g] + rate[c, g] + EPS
+            slope = log_theta[g] - log(either) + theta[g] / (theta[g] + EPS) - theta[g] / either
+            of_theta[g] += weight * slope
+        for i in range(starts[c], starts[c + 1]):
+            g = gene[i]
+            if first <= g < last:
+                either = ONE / (theta[g] + rate[c, g] + EPS)
+                n = np.int64(count[i])
+                if np.float32(n) == count[i] and n <= len(rising_slope):
+                    slope = rising_slope[n - 1, g]
+                else:
+                    x, t = np.float64(count[i]), np.float64(theta[g])
+                    slope = np.float32(digamma(x + t) - digamma(t))
+                of_theta[g] += weight * (slope - count[i] * either)
+
+
+@compiled
+def cells_of_sparse_product(first, last, starts, gene, values, weight, bias, out):
     """`out` = x W + b, cells × outputs, for an x that is `values` at the entries; `weight` is genes
     × outputs."""
-    n_cells, width = out.shape
-    for c in range(n_cells):
+    width = out.shape[1]
+    for c in range(first, last):
         for j in range(width):
             out[c, j] = bias[j]
         for i in range(starts[c], starts[c + 1]):
@@ -143,14 +204,14 @@ def sparse_product(starts, gene, values, weight, bias, out):
 
 
 @compiled
-def sparse_product_slopes(starts, gene, values, upstream, of_weight):
+def genes_of_sparse_product_slopes(first, last, starts, gene, values, upstream, of_weight):
     """Gradient of Σ upstream · `sparse_product` for the weight, added to what is there."""
-    n_cells, width = upstream.shape
-    for c in range(n_cells):
+    for c in range(len(upstream)):
         for i in range(starts[c], starts[c + 1]):
             value, g = values[i], gene[i]
-            for j in range(width):
-                of_weight[g, j] += value * upstream[c, j]
+            if first <= g < last:
+                for j in range(upstream.shape[1]):
+                    of_weight[g, j] += value * upstream[c, j]
 
 
 @inlined
@@ -164,7 +225,7 @@ def hashed(place):
 
 
 @compiled
-def rectify(x, shift, key, keep, scale, out, mean, inverse_sd):
+def rows_of_rectify(first, last, x, shift, key, keep, scale, out, mean, inverse_sd):
     """`out` = dropout(relu(layer norm of `x` + `shift`)), rows × width; `mean`, `inverse_sd` one a
     row.
 
@@ -173,7 +234,7 @@ def rectify(x, shift, key, keep, scale, out, mean, inverse_sd):
     """
     n_rows, width = out.shape
     group = n_rows // len(shift)
-    for r in range(n_rows):
+    for r in range(first, last):
         total, squares, source, added = ZERO, ZERO, r % len(x), r // group
         for j in range(width):
             total += x[source, j] + shift[added, j]
@@ -184,20 +245,20 @@ def rectify(x, shift, key, keep, scale, out, mean, inverse_sd):
             squares += (out[r, j] - centre) * (out[r, j] - centre)
         factor = ONE / np.sqrt(squares / np.float32(width) + VARIANCE_EPS)
         mean[r], inverse_sd[r] = centre, factor
-        first = np.uint32(key + np.uint32(r * width))
+        place = np.uint32(key + np.uint32(r * width))
         for j in range(width):
             value = (out[r, j] - centre) * factor
-            kept = (not value <= ZERO) & (hashed(np.uint32(first + np.uint32(j))) <= keep)
+            kept = (not value <= ZERO) & (hashed(np.uint32(place + np.uint32(j))) <= keep)
             out[r, j] = value * scale if kept else ZERO
 
 
 @compiled
-def rectify_slopes(upstream, x, shift, out, scale, mean, inverse_sd, of_rows):
+def rows_of_rectify_slopes(first, last, upstream, x, shift, out, scale, mean, inverse_sd, of_rows):
     """Gradient of Σ upstream · `rectify`, whose result is `out`, for `x` + `shift` (rows ×
     width)."""
     n_rows, width = upstream.shape
     group = n_rows // len(shift)
-    for r in range(n_rows):
+    for r in range(first, last):
         total, along, source, added = ZERO, ZERO, r % len(x), r // group
         centre, factor = mean[r], inverse_sd[r]
         for j in range(width):
@@ -213,26 +274,27 @@ def rectify_slopes(upstream, x, shift, out, scale, mean, inverse_sd, of_rows):
 
 
 @compiled
-def sum_repeats(of_rows, out):
+def rows_of_sum_repeats(first, last, of_rows, out):
     """Into `out` the sum of the rows of `of_rows` that repeat each of its rows."""
     for r in range(len(of_rows)):
-        for j in range(out.shape[1]):
-            out[r % len(out), j] += of_rows[r, j]
+        if first <= r % len(out) < last:
+            for j in range(out.shape[1]):
+                out[r % len(out), j] += of_rows[r, j]
 
 
 @compiled
-def sum_groups(of_rows, out):
+def columns_of_sum_groups(first, last, of_rows, out):
     """Into `out` the sum of as many rows in turn as go for each of its rows."""
     group = len(of_rows) // len(out)
     for r in range(len(of_rows)):
-        for j in range(out.shape[1]):
+        for j in range(np.uint64(first), np.uint64(last)):
             out[r // group, j] += of_rows[r, j]
 
 
 @compiled
-def take_rows(indptr, indices, data, index, starts, gene, count, depth):
+def rows_of_take(first, last, indptr, indices, data, index, starts, gene, count, depth):
     """Rows `index` of a CSR matrix: their entries, and their sums into `depth`."""
-    for r in range(len(index)):
+    for r in range(first, last):
         source, to, total = indptr[index[r]], starts[r], 0.0
         for k in range(starts[r + 1] - to):
             gene[to + k], count[to + k] = indices[source + k], data[source + k]
@@ -241,8 +303,80 @@ def take_rows(indptr, indices, data, index, starts, gene, count, depth):
 
 
 @compiled
-def spread(starts, gene, values, out):
+def cells_of_spread(first, last, starts, gene, values, out):
     """Entries into zeros of `out` (cells × genes)."""
-    for c in range(len(starts) - 1):
+    for c in range(first, last):
         for k in range(starts[c], starts[c + 1]):
             out[c, gene[k]] = values[k]
+
+
+@compiled
+def negative_binomial(threads, n, *given):
+    """`cells_of_negative_binomial` on threads."""
+    in_parts(cells_of_negative_binomial, n, threads, given)
+
+
+@compiled
+def negative_binomial_slopes(threads, n, *given):
+    """`cells_of_negative_binomial_slopes` on threads."""
+    in_parts(cells_of_negative_binomial_slopes, n, threads, given)
+
+
+@compiled
+def dispersion_slopes(threads, n, *given):
+    """`genes_of_dispersion_slopes` on threads."""
+    in_parts(genes_of_dispersion_slopes, n, threads, given)
+
+
+@compiled
+def sparse_product(threads, n, *given):
+    """`cells_of_sparse_product` on threads."""
+    in_parts(cells_of_sparse_product, n, threads, given)
+
+
+@compiled
+def sparse_product_slopes(threads, n, *given):
+    """`genes_of_sparse_product_slopes` on threads."""
+    in_parts(genes_of_sparse_product_slopes, n, threads, given)
+
+
+@compiled
+def rectify(threads, n, *given):
+    """`rows_of_rectify` on threads."""
+    in_parts(rows_of_rectify, n, threads, given)
+
+
+@compiled
+def rectify_slopes(threads, n, *given):
+    """`rows_of_rectify_slopes` on threads."""
+    in_parts(rows_of_rectify_slopes, n, threads, given)
+
+
+@compiled
+def sum_repeats(threads, n, *given):
+    """`rows_of_sum_repeats` on threads."""
+    in_parts(rows_of_sum_repeats, n, threads, given)
+
+
+@compiled
+def sum_groups(threads, n, *given):
+    """`columns_of_sum_groups` on threads."""
+    in_parts(columns_of_sum_groups, n, threads, given)
+
+
+@compiled
+def take_rows(threads, n, *given):
+    """`rows_of_take` on threads."""
+    in_parts(rows_of_take, n, threads, given)
+
+
+@compiled
+def spread(threads, n, *given):
+    """`cells_of_spread` on threads."""
+    in_parts(cells_of_spread, n, threads, given)
+
+
+@compiled
+def rising(threads, n, *given):
+    """`genes_of_rising` on threads."""
+    in_parts(genes_of_rising, n, threads, given)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlasmap.models.normal import Normal
 from atlasmap.models.random import Noise, uniform
 from atlasmap.models.rectified import rectified
 
@@ -209,17 +210,16 @@ class GaussianHead(nn.Module):
         self.mean = Linear(n_hidden, n_out, rng)
         self.log_var = Linear(n_hidden, n_out, rng)
 
-    def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance, each (…, n_out)."""
+    def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> Normal:
+        """Normals (…, n_out)."""
         return self.of_hidden(self.stack(x, codes, noise))
 
-    def after(self, product: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
+    def after(self, product: Tensor, codes: Codes, noise: Noise | None) -> Normal:
         """The same, from the product of the stack's first layer."""
         return self.of_hidden(self.stack.after(product, codes, noise))
 
-    def of_hidden(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the stack's result."""
+    def of_hidden(self, hidden: Tensor) -> Normal:
+        """Normals of the stack's result."""
         weight = torch.cat([self.mean.weight, self.log_var.weight])  # one product, not two
         bias = torch.cat([self.mean.bias, self.log_var.bias])
-        mean, log_var = F.linear(hidden, weight, bias).chunk(2, -1)
-        return mean, torch.exp(log_var) + self.floor
+        return Normal(F.linear(hidden, weight, bias), self.floor)

@@ -45,8 +45,9 @@ class Entries:
             out[self.cell, self.gene] = values
             return out
         from atlasmap.models.kernels import spread
+        from atlasmap.models.parts import side_by_side
 
-        spread(self.starts.numpy(), self.gene.numpy(), values.numpy(), out.numpy())
+        side_by_side(spread, len(out), self.starts, self.gene, values, out)
         return out
 
 
@@ -82,28 +83,36 @@ class Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, library, theta, entries: Entries):
-        from atlasmap.models.kernels import negative_binomial
+        from atlasmap.models.kernels import negative_binomial, rising
+        from atlasmap.models.parts import side_by_side
 
         rate, value = torch.empty_like(logits), logits.new_empty(len(logits))
         depth, log_theta = torch.exp(library)[:, 0], torch.log(theta + EPS)[0]
-        of_entries, slope = rising(theta.detach(), entries)
+        value_of_rising, slope = logits.new_empty(2, LARGEST, theta.shape[1])
+        side_by_side(rising, theta.shape[1], theta[0], value_of_rising, slope)
         told = (entries.starts, entries.gene, entries.count)
-        of_cells = (logits.amax(1), depth, theta[0], log_theta, *told, of_entries)
+        of_cells = (logits.amax(1), depth, theta[0], log_theta, *told, value_of_rising)
         given = (logits.contiguous(), *of_cells, rate, value)
-        negative_binomial(*(t.detach().numpy() for t in given))
+        side_by_side(negative_binomial, len(value), *given)
         ctx.save_for_backward(rate, depth, theta[0], log_theta, *told, slope)
         return value
 
     @staticmethod
     def backward(ctx, upstream):
-        from atlasmap.models.kernels import negative_binomial_slopes
+        from atlasmap.models.kernels import dispersion_slopes, negative_binomial_slopes
+        from atlasmap.models.parts import side_by_side
 
-        rate, depth, theta = ctx.saved_tensors[:3]
-        trains_theta = ctx.needs_input_grad[2]
-        out = torch.empty_like(rate), torch.empty_like(depth), torch.zeros_like(theta)
-        given = [t.numpy() for t in (upstream.contiguous(), *ctx.saved_tensors)]
-        negative_binomial_slopes(*given, trains_theta, *(t.numpy() for t in out))
-        return out[0], out[1][:, None], out[2][None] if trains_theta else None, None
+        rate, depth, theta, log_theta, *told, rising_slope = ctx.saved_tensors
+        upstream, of_theta = upstream.contiguous(), None
+        out = torch.empty_like(rate), torch.empty_like(depth)
+        given = upstream, rate, depth, theta, *told, *out
+        side_by_side(negative_binomial_slopes, len(rate), *given)
+        if ctx.needs_input_grad[2]:
+            of_theta = torch.zeros_like(theta)
+            given = upstream, rate, theta, log_theta, *told, rising_slope, of_theta
+            side_by_side(dispersion_slopes, len(theta), *given)
+            of_theta = of_theta[None]
+        return out[0], out[1][:, None], of_theta, None
 
 
 def composed(

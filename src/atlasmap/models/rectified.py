@@ -22,13 +22,14 @@ class Rectified(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, shift, key, keep, scale):
         from atlasmap.models.kernels import rectify
+        from atlasmap.models.parts import side_by_side
 
         width, repeated = x.shape[-1], x.dim() < shift.dim()
         shape = (len(shift), *x.shape) if repeated else x.shape
         given = [t.detach().contiguous().view(-1, width) for t in (x, shift)]
         out = x.new_empty(math.prod(shape[:-1]), width)
         of_rows = x.new_empty(2, len(out))
-        rectify(*(t.numpy() for t in given), key, keep, scale, out.numpy(), *of_rows.numpy())
+        side_by_side(rectify, len(out), *given, key, keep, scale, out, *of_rows)
         ctx.scale, ctx.shapes = scale, (x.shape, shift.shape)
         ctx.save_for_backward(*given, out, of_rows)
         return out.view(shape)
@@ -36,16 +37,17 @@ class Rectified(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         from atlasmap.models.kernels import rectify_slopes, sum_groups, sum_repeats
+        from atlasmap.models.parts import side_by_side
 
         x, shift, out, of_rows = ctx.saved_tensors
         above, slopes = upstream.contiguous().view(out.shape), torch.empty_like(out)
-        first, last = (above, x, shift, out), (*of_rows, slopes)
-        rectify_slopes(*(t.numpy() for t in first), ctx.scale, *(t.numpy() for t in last))
+        given = above, x, shift, out, ctx.scale, *of_rows, slopes
+        side_by_side(rectify_slopes, len(out), *given)
         of_x, of_shift = (torch.zeros_like(t) if len(t) < len(out) else slopes for t in (x, shift))
         if of_x is not slopes:
-            sum_repeats(slopes.numpy(), of_x.numpy())
+            side_by_side(sum_repeats, len(x), slopes, of_x)
         if of_shift is not slopes:
-            sum_groups(slopes.numpy(), of_shift.numpy())
+            side_by_side(sum_groups, shift.shape[1], slopes, of_shift)
         of_given = (t.view(s) for t, s in zip((of_x, of_shift), ctx.shapes, strict=True))
         return *of_given, None, None, None
 

@@ -17,18 +17,11 @@ from atlasmap.models.vae import (
     Minibatch,
     Posterior,
     elbo_sums,
-    kl_standard_normal,
-    sample_normal,
 )
 from atlasmap.settings import Variant
 
 NEGLIGIBLE = 1e-6  # probability of a label in a cell; the gradient's error stays below 1e-5
 CLAMP = 1.1920929e-07  # float32's epsilon: torch's Categorical clamps probabilities to [ε, 1 − ε]
-
-
-def log_normal(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """log N(x; mean, var), elementwise."""
-    return -0.5 * ((x - mean).square() / var + torch.log(2 * torch.pi * var))
 
 
 class Scanvi(nn.Module):
@@ -69,11 +62,8 @@ class Scanvi(nn.Module):
         """log p(z1 | z2, y) and KL(q(z2 | z1, y)) for `labels` y: one a row of `z1` (cells ×
         latent), or labels × 1 for every label with every cell (labels × cells; the product of z1
         with the first layer is then shared by all labels)."""
-        mean, var = self.encoder_z2(z1, (labels,), noise)
-        z2 = sample_normal(mean, var, noise)
-        z1_mean, z1_var = self.decoder_z1(z2, (labels,), noise)
-        log_pz1 = log_normal(z1, z1_mean, z1_var).sum(-1)
-        return log_pz1, kl_standard_normal(mean, var).sum(-1)
+        z2 = self.encoder_z2(z1, (labels,), noise).draw(noise)
+        return self.decoder_z1(z2.z, (labels,), noise).log_density(z1), z2.kl
 
     def label_sums(self, z1: Tensor, probs: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Both label_terms, summed over labels with their probabilities (cells × labels), a cell.
@@ -110,11 +100,10 @@ class Scanvi(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Reconstruction part (no KL weight) and KL part of the unlabelled loss, a cell."""
         z1 = posterior.z
-        log_qz1 = log_normal(z1, posterior.mean, posterior.var).sum(-1)
         probs = self.classifier.probabilities(self.classifier(z1, noise))
         reconstruction = self.scvi.reconstruction(cells, posterior, noise)
         log_pz1, kl_z2 = self.label_sums(z1, probs, noise)
-        reconstruction = reconstruction + log_qz1 - log_pz1
+        reconstruction = reconstruction + posterior.draw.log_density - log_pz1
         kl = kl_z2 + self.kl_labels(probs)
         return reconstruction, kl + self.scvi.kl_library(posterior, cells.codes)
 
@@ -127,7 +116,7 @@ class Scanvi(nn.Module):
 
     def classify(self, cells: Minibatch, noise: Noise | None) -> Tensor:
         """The classifier's output (cells × labels) at the posterior mean of z1."""
-        return self.classifier(self.scvi.encode(cells, noise)[0], noise)
+        return self.classifier(self.scvi.encode(cells, noise).mean, noise)
 
     def classification_loss(self, cells: Minibatch, noise: Noise) -> tuple[Tensor, Tensor]:
         """Cross-entropy of labelled cells (scalar) and their label probabilities."""

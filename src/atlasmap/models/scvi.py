@@ -13,7 +13,6 @@ from atlasmap.models.vae import (
     Shape,
     Vae,
     elbo_sums,
-    kl_standard_normal,
 )
 from atlasmap.settings import ScviSettings
 
@@ -65,7 +64,6 @@ class Scvi(Vae):
         """Negative ELBO with warmed-up KL(z) (eq. 4 of the paper); KL(library) is not weighted."""
         posterior = self.inference(cells, noise)
         reconstruction = self.reconstruction(cells, posterior, noise)
-        kl_z = kl_standard_normal(posterior.mean, posterior.var).sum(1)
-        kl_library = self.kl_library(posterior, cells.codes)
+        kl_z, kl_library = posterior.draw.kl, self.kl_library(posterior, cells.codes)
         total = (reconstruction + kl_weight * kl_z + kl_library).mean()
         return Loss(total, len(cells), elbo_sums(reconstruction, kl_z + kl_library))

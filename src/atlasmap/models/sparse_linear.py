@@ -15,11 +15,12 @@ class SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, bias, entries: Entries, values):
         from atlasmap.models.kernels import sparse_product
+        from atlasmap.models.parts import side_by_side
 
         told = entries.starts, entries.gene, values
         out = weight.new_empty(len(entries.starts) - 1, len(weight))
         by_gene = weight.detach().t().contiguous()
-        sparse_product(*(t.numpy() for t in (*told, by_gene, bias.detach(), out)))
+        side_by_side(sparse_product, len(out), *told, by_gene, bias, out)
         ctx.save_for_backward(*told)
         ctx.n_genes = weight.shape[1]
         return out
@@ -27,11 +28,12 @@ class SparseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         from atlasmap.models.kernels import sparse_product_slopes
+        from atlasmap.models.parts import side_by_side
 
         of_weight = upstream.new_zeros(ctx.n_genes, upstream.shape[1])
         told = *ctx.saved_tensors, upstream.contiguous(), of_weight
         if ctx.needs_input_grad[0]:
-            sparse_product_slopes(*(t.numpy() for t in told))
+            side_by_side(sparse_product_slopes, len(of_weight), *told)
         return of_weight.t(), upstream.sum(0), None, None
 
 

@@ -22,7 +22,6 @@ from atlasmap.models.vae import (
     Vae,
     elbo_sums,
     kl_normal,
-    kl_standard_normal,
 )
 from atlasmap.settings import TotalviSettings
 
@@ -248,8 +247,7 @@ class Totalvi(Vae):
         decoded = self.decode(posterior.z, posterior.library, cells, noise)
         of_genes = -decoded.rna.of_cells(cells.entries)
         of_proteins, kl_background = self.protein_terms(cells, decoded.protein)
-        kl_z = kl_standard_normal(posterior.mean, posterior.var).sum(1)
-        kl_library = self.kl_library(posterior, cells.codes)
+        kl_z, kl_library = posterior.draw.kl, self.kl_library(posterior, cells.codes)
         total = (of_genes + kl_weight * (of_proteins + kl_z + kl_background) + kl_library).mean()
         sums = elbo_sums(of_genes + of_proteins, kl_z + kl_library + kl_background)
         parts = {

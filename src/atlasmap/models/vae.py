@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from atlasmap.models.layers import CategoryTable, Codes, GaussianHead, Stack
 from atlasmap.models.likelihoods import CountDistribution
 from atlasmap.models.negative_binomial import Entries
+from atlasmap.models.normal import Draw, Normal, kl_normal
 from atlasmap.models.random import Noise
 from atlasmap.models.sparse_linear import product_of_entries
 
@@ -65,17 +66,18 @@ class Minibatch:
 
 @dataclass(frozen=True)
 class Posterior:
-    """q(z | x) and the library size: `mean`, `var`, `z` cells × latent; `library` cells × 1 (log).
+    """q(z | x) and the library size: `latent` normals (cells × latent) and a `draw` of them,
+    `library` cells × 1 (log), `of_library` normals (cells × 1) where the library is inferred."""
 
-    `library_mean`, `library_var` (cells × 1) where the library is inferred.
-    """
-
-    mean: Tensor
-    var: Tensor
-    z: Tensor
+    latent: Normal
+    draw: Draw
     library: Tensor
-    library_mean: Tensor | None = None
-    library_var: Tensor | None = None
+    of_library: Normal | None = None
+
+    @property
+    def z(self) -> Tensor:
+        """As it was drawn (cells × latent)."""
+        return self.draw.z
 
 
 @dataclass(frozen=True)
@@ -86,22 +88,6 @@ class Loss:
     n: int
     sums: dict[str, Tensor] = field(default_factory=dict)
     z: Tensor | None = None
-
-
-def kl_standard_normal(mean: Tensor, var: Tensor) -> Tensor:
-    """KL(N(mean, var) ‖ N(0, 1)), elementwise."""
-    return 0.5 * (var + mean.square() - 1 - torch.log(var))
-
-
-def kl_normal(mean: Tensor, var: Tensor, prior_mean: Tensor, prior_var: Tensor) -> Tensor:
-    """KL(N(mean, var) ‖ N(prior_mean, prior_var)), elementwise."""
-    ratio = var / prior_var
-    return 0.5 * (ratio + (mean - prior_mean).square() / prior_var - 1 - torch.log(ratio))
-
-
-def sample_normal(mean: Tensor, var: Tensor, noise: Noise | None) -> Tensor:
-    """A reparameterised draw, or the mean where there is no noise."""
-    return mean if noise is None else mean + var.sqrt() * noise.normal_like(mean)
 
 
 def elbo_sums(reconstruction: Tensor, kl_local: Tensor) -> dict[str, Tensor]:
@@ -184,21 +170,20 @@ class Vae(nn.Module):
         x = cells.entries.dense(values, cells.n_genes)
         return x if more is None else torch.cat([x, more], 1)
 
-    def encode(self, cells: Minibatch, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(z | x), each cells × latent."""
+    def encode(self, cells: Minibatch, noise: Noise | None) -> Normal:
+        """q(z | x), cells × latent."""
         codes = cells.codes if self.settings.encode_covariates else ()
         return self.encoder.after(self.product(cells), codes, noise)
 
     def inference(self, cells: Minibatch, noise: Noise | None) -> Posterior:
-        """q(z | x): mean, variance and a draw of z, and the log library size."""
-        mean, var = self.encode(cells, noise)
-        z = sample_normal(mean, var, noise)
+        """q(z | x), a draw of z, and the log library size."""
+        latent = self.encode(cells, noise)
+        draw = latent.draw(noise)
         if self.settings.use_observed_lib_size:
-            return Posterior(mean, var, z, torch.log(cells.depth))
+            return Posterior(latent, draw, torch.log(cells.depth))
         codes = cells.codes if self.settings.encode_covariates else ()
-        library_mean, library_var = self.library_encoder(self.dense_input(cells), codes, noise)
-        library = sample_normal(library_mean, library_var, noise)
-        return Posterior(mean, var, z, library, library_mean, library_var)
+        of_library = self.library_encoder(self.dense_input(cells), codes, noise)
+        return Posterior(latent, draw, of_library.draw(noise).z, of_library)
 
     def decoder_input(self, z: Tensor, cells: Minibatch) -> Tensor:
         """`z` with the continuous covariates."""
@@ -206,9 +191,8 @@ class Vae(nn.Module):
 
     def kl_library(self, posterior: Posterior, codes: Codes) -> Tensor:
         """KL of the library size a cell (zero where it is observed)."""
-        if posterior.library_mean is None:
-            return torch.zeros_like(posterior.mean[:, 0])
+        library = posterior.of_library
+        if library is None:
+            return torch.zeros_like(posterior.draw.kl)
         prior = self.library_prior(codes[0])
-        return kl_normal(
-            posterior.library_mean[:, 0], posterior.library_var[:, 0], prior[:, 0], prior[:, 1]
-        )
+        return kl_normal(library.mean[:, 0], library.var[:, 0], prior[:, 0], prior[:, 1])

@@ -12,6 +12,11 @@ from torch.optim.adam import adam
 BETAS = (0.9, 0.999)
 
 
+def lying(turned: list[bool], matrices: list[Tensor]) -> list[Tensor]:
+    """Those that are `turned` have columns together in memory: the kernel would copy them."""
+    return [x.t() if turn else x for turn, x in zip(turned, matrices, strict=True)]
+
+
 class Adam:
     """Adam (Kingma & Ba 2015); weight decay is added to the gradient (L2), as torch.optim.Adam."""
 
@@ -35,10 +40,15 @@ class Adam:
     def step(self) -> None:
         """Step every parameter that has a gradient."""
         own = [k for k, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        first, second, steps = ([values[k] for k in own] for values in self.moments.values())
         parameters = [self.parameters[k] for k in own]
+        turned = [p.dim() == 2 and not p.is_contiguous() for p in parameters]
+        first, second, steps = ([values[k] for k in own] for values in self.moments.values())
+        slopes = [p.grad for p in parameters]
+        parameters, slopes, first, second = (
+            lying(turned, matrices) for matrices in (parameters, slopes, first, second)
+        )
         adam(
-            parameters, [p.grad for p in parameters], first, second, [], steps,
+            parameters, slopes, first, second, [], steps,
             fused=True, amsgrad=False, maximize=False, beta1=BETAS[0], beta2=BETAS[1],
             lr=self.lr, eps=self.eps, weight_decay=self.weight_decay,
         )  # fmt: skip

@@ -42,11 +42,12 @@ class Counts:
         depth = self.data.new_zeros(len(index), 1)
         if index.device.type == "cpu":
             from atlasmap.models.kernels import take_rows
+            from atlasmap.models.parts import side_by_side
 
             n = int(starts[-1])
             entries = Entries(starts, starts.new_empty(n), self.data.new_empty(n))
-            given = (self.indptr, self.indices, self.data, index, starts)
-            take_rows(*(t.numpy() for t in (*given, entries.gene, entries.count, depth)))
+            given = self.indptr, self.indices, self.data, index, starts
+            side_by_side(take_rows, len(index), *given, entries.gene, entries.count, depth)
             return entries, depth
         row = Entries(starts, starts, self.data).cell
         at = torch.arange(len(row), device=index.device) + (first - starts[:-1])[row]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlasmap.models.normal import sample_normal
 from atlasmap.models.random import Noise
-from atlasmap.models.vae import Loss, sample_normal
+from atlasmap.models.vae import Loss
 from atlasmap.training.objectives import Step, Unsupervised
 
 

@@ -1,0 +1,101 @@
+"""Single passes over diagonal normals on a CPU in float32 (as `kernels`): draws and densities.
+
+`packed` is rows × 2 width: means, then logarithms of what `floor` is added to to be the variance.
+"""
+
+import numpy as np
+
+from atlasmap.models.kernels import HALF, ONE, ZERO, compiled, exp, log
+from atlasmap.models.parts import in_parts
+
+TWO_PI = np.float32(2 * np.pi)
+
+
+@compiled
+def rows_of_draw(first, last, packed, noise, floor, var, z, kl, log_density):
+    """Variances and draws (rows × width); the KL divergence from N(0, 1) and the log-density of the
+    draw, of each row."""
+    width = z.shape[1]
+    for r in range(first, last):
+        for j in range(width):
+            of_log = packed[r, width + j]
+            var[r, j] = exp(of_log) + floor + of_log * ZERO  # not a number stays so
+        for j in range(width):
+            z[r, j] = packed[r, j] + np.sqrt(var[r, j]) * noise[r, j]
+        divergence, density = ZERO, ZERO
+        for j in range(width):
+            mean = packed[r, j]
+            divergence += var[r, j] + mean * mean - ONE - log(var[r, j])
+            density += noise[r, j] * noise[r, j] + log(TWO_PI * var[r, j])
+        kl[r], log_density[r] = HALF * divergence, -HALF * density
+
+
+@compiled
+def rows_of_draw_slopes(
+    first, last, of_z, of_kl, of_density, packed, noise, var, floor, of_packed
+):  # fmt: skip
+    """Gradient for `packed` of Σ of_z · z + Σ of_kl · kl + Σ of_density · log_density."""
+    width = var.shape[1]
+    for r in range(first, last):
+        for j in range(width):
+            of_packed[r, j] = of_z[r, j] + of_kl[r] * packed[r, j]
+        for j in range(width):
+            v = var[r, j]
+            slope = (
+                of_z[r, j] * noise[r, j] / np.sqrt(v) + of_kl[r] - (of_kl[r] + of_density[r]) / v
+            )
+            of_packed[r, width + j] = HALF * slope * (v - floor)
+
+
+@compiled
+def rows_of_density(first, last, x, packed, floor, out):
+    """The log-density of `x` (rows × width, repeated until there are enough) of each row."""
+    width = x.shape[1]
+    for r in range(first, last):
+        total, source = ZERO, r % len(x)
+        for j in range(width):
+            of_log = packed[r, width + j]
+            v = exp(of_log) + floor + of_log * ZERO
+            gap = x[source, j] - packed[r, j]
+            total += gap * gap / v + log(TWO_PI * v)
+        out[r] = -HALF * total
+
+
+@compiled
+def rows_of_density_slopes(first, last, upstream, x, packed, floor, of_packed):
+    """Gradient of Σ upstream · log-density for `packed`; that for `x` is less its first half."""
+    width = x.shape[1]
+    for r in range(first, last):
+        weight, source = upstream[r], r % len(x)
+        for j in range(width):
+            share = exp(packed[r, width + j])
+            gap = x[source, j] - packed[r, j]
+            of_packed[r, j] = weight * gap / (share + floor)
+        for j in range(width):
+            share = exp(packed[r, width + j])
+            gap, v = x[source, j] - packed[r, j], share + floor
+            of_packed[r, width + j] = HALF * weight * (gap * gap / v - ONE) * (share / v)
+
+
+@compiled
+def draw(threads, n, *given):
+    """`rows_of_draw` on threads."""
+    in_parts(rows_of_draw, n, threads, given)
+
+
+@compiled
+def draw_slopes(threads, n, *given):
+    """`rows_of_draw_slopes` on threads."""
+    in_parts(rows_of_draw_slopes, n, threads, given)
+
+
+@compiled
+def density(threads, n, *given):
+    """`rows_of_density` on threads."""
+    in_parts(rows_of_density, n, threads, given)
+
+
+@compiled
+def density_slopes(threads, n, *given):
+    """`rows_of_density_slopes` on threads."""
+    in_parts(rows_of_density_slopes, n, threads, given)

@@ -1,0 +1,76 @@
+"""A compiled loop in parts, side by side on the threads of torch's matrix products.
+
+Threads of numba's own would wait for work on the same cores; and a loop that numba itself divides
+is compiled otherwise than the same loop whole. Here the loop is given its first and last index, so
+that results are the same bits on any number of threads.
+"""
+
+import ctypes
+
+import numba
+import torch  # its OpenMP is then known to the process
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+OPENMP = "GOMP_parallel"
+BYTES, INT32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+
+
+def bounds(builder: ir.IRBuilder, n: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """First and last (exclusive) index of this thread, of `n`."""
+    told = ir.FunctionType(INT32, [])
+    k, of = (
+        builder.sext(
+            builder.call(cgutils.get_or_insert_function(builder.module, told, name), []), n.type
+        )
+        for name in ("omp_get_thread_num", "omp_get_num_threads")
+    )
+    after = builder.add(k, ir.Constant(n.type, 1))
+    return tuple(builder.sdiv(builder.mul(n, at), of) for at in (k, after))
+
+
+@intrinsic
+def forked(typing, kernel, n, threads, given):
+    """Call `kernel(first, last, *given)` on `threads` threads, for parts of range(n)."""
+    types_of_kernel = types.intp, types.intp, *given.types
+    signature = kernel.get_call_type(typing, types_of_kernel, {})
+
+    def generate(context, builder, _, arguments):
+        _, n, threads, given = arguments
+        told = cgutils.pack_struct(builder, [n, given])
+        place = cgutils.alloca_once_value(builder, told)
+        form = ir.FunctionType(ir.VoidType(), [BYTES])
+        part = ir.Function(builder.module, form, builder.module.get_unique_name("part"))
+        part.linkage = "internal"
+        inner = ir.IRBuilder(part.append_basic_block())
+        own = inner.load(inner.bitcast(part.args[0], told.type.as_pointer()))
+        n, given = cgutils.unpack_tuple(inner, own, 2)
+        compiled = kernel.dispatcher.get_compile_result(signature)
+        context.active_code_library.add_linking_library(compiled.library)
+        values = *bounds(inner, n), *cgutils.unpack_tuple(inner, given, len(types_of_kernel) - 2)
+        context.call_internal_no_propagate(inner, compiled.fndesc, signature, values)
+        inner.ret_void()
+        form = ir.FunctionType(ir.VoidType(), [part.type, BYTES, INT32, INT32])
+        fork = cgutils.get_or_insert_function(builder.module, form, OPENMP)
+        place = builder.bitcast(place, BYTES)
+        builder.call(fork, [part, place, builder.trunc(threads, INT32), INT32(0)])
+        return context.get_dummy_value()
+
+    return types.void(kernel, n, threads, given), generate
+
+
+@numba.njit
+def alone(kernel, n, threads, given):
+    """The same where there is no such OpenMP (macOS): on one thread."""
+    kernel(0, n, *given)
+
+
+in_parts = forked if hasattr(ctypes.CDLL(None), OPENMP) else alone
+
+
+def side_by_side(kernel, n: int, *given) -> None:
+    """Call a compiled `kernel(threads, n, *given)`, tensors as arrays, on torch's threads."""
+    arrays = (x.detach().numpy() if isinstance(x, torch.Tensor) else x for x in given)
+    kernel(torch.get_num_threads(), n, *arrays)
