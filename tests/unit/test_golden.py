@@ -69,14 +69,14 @@ def test_labels_and_unlabelled_loss_terms(name):
 def test_the_unlabelled_loss_is_the_sum_of_its_terms():
     golden = load_golden("scanvi_fix")
     model, e = golden.model, golden.expected
-    with torch.no_grad():
-        posterior = model.scvi.inference(golden.cells, None)
-        reconstruction, kl = model.unlabelled_terms(posterior, golden.cells, None)
     probs = e["predict_soft"].T
-    assert relative(
-        reconstruction, -e["log_prob_sum"] + e["log_qz1"] - (probs * e["log_pz1"]).sum(0)
-    ) < 1e-4  # fmt: skip
-    assert relative(kl, (probs * e["kl_z2"]).sum(0) + e["kl_y"]) < 1e-4
+    with torch.no_grad():
+        loss = model.loss(golden.cells, None, 0.5)
+    reconstruction = -e["log_prob_sum"] + e["log_qz1"] - (probs * e["log_pz1"]).sum(0)
+    kl = (probs * e["kl_z2"]).sum(0) + e["kl_y"]
+    assert relative(loss.sums["reconstruction_loss"], reconstruction.sum()) < 1e-4
+    assert relative(loss.sums["kl_local"], kl.sum()) < 1e-4
+    assert relative(loss.total, (reconstruction + 0.5 * kl).mean()) < 1e-4
 
 
 def test_kl_z_of_the_golden_latent_against_scipy_integration():

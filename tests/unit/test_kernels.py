@@ -1,11 +1,10 @@
 """What is compiled: against torch in float64, and what is not a number."""
 
-from dataclasses import dataclass
-
 import numba
 import numpy as np
 import pytest
 import torch
+from fixed_noise import Fixed
 from torch.nn import functional as F
 
 from atlasmap.models import kernels
@@ -19,16 +18,6 @@ from atlasmap.models.sparse_linear import DENSE, product_of_entries
 
 def noise(name: str = "t") -> Noise:
     return Noise(keyed_generator(0, name))
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """Noise that is known."""
-
-    values: torch.Tensor
-
-    def normal_like(self, like: torch.Tensor) -> torch.Tensor:
-        return self.values.to(like)
 
 
 @numba.njit

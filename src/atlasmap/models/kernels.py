@@ -29,7 +29,7 @@ LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 
 def compiled(function):
     """Compiled at its first call, and kept for other processes where a folder can be written."""
-    out = numba.njit(fastmath=FAST, error_model="numpy")(function)
+    out = numba.njit(fastmath=FAST, error_model="numpy", nogil=True)(function)
     with contextlib.suppress(RuntimeError):
         out.enable_caching()
     return out

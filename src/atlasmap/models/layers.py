@@ -220,6 +220,9 @@ class GaussianHead(nn.Module):
 
     def of_hidden(self, hidden: Tensor) -> Normal:
         """Normals of the stack's result."""
-        weight = torch.cat([self.mean.weight, self.log_var.weight])  # one product, not two
-        bias = torch.cat([self.mean.bias, self.log_var.bias])
-        return Normal(F.linear(hidden, weight, bias), self.floor)
+        return Normal(F.linear(hidden, *self.last()), self.floor)
+
+    def last(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of means and variances together: one product, not two."""
+        weight = torch.cat([self.mean.weight, self.log_var.weight])
+        return weight, torch.cat([self.mean.bias, self.log_var.bias])

@@ -106,6 +106,10 @@ class Normal:
     packed: Tensor
     floor: float
 
+    def __getitem__(self, rows: slice) -> "Normal":
+        """Some of them."""
+        return Normal(self.packed[rows], self.floor)
+
     @property
     def mean(self) -> Tensor:
         """(…, width)."""

@@ -70,7 +70,13 @@ def alone(kernel, n, threads, given):
 in_parts = forked if hasattr(ctypes.CDLL(None), OPENMP) else alone
 
 
+def as_arrays(given):
+    """A tensor as an array, tuples of them as tuples; all else as it is."""
+    if isinstance(given, torch.Tensor):
+        return (given.detach() if given.requires_grad else given).numpy()
+    return tuple(map(as_arrays, given)) if isinstance(given, tuple) else given
+
+
 def side_by_side(kernel, n: int, *given) -> None:
     """Call a compiled `kernel(threads, n, *given)`, tensors as arrays, on torch's threads."""
-    arrays = (x.detach().numpy() if isinstance(x, torch.Tensor) else x for x in given)
-    kernel(torch.get_num_threads(), n, *arrays)
+    kernel(torch.get_num_threads(), n, *as_arrays(given))

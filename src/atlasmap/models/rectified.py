@@ -52,6 +52,14 @@ class Rectified(torch.autograd.Function):
         return *of_given, None, None, None
 
 
+def dropout(rate: float, noise: Noise | None) -> tuple[np.uint32, np.uint32, np.float32]:
+    """A key, the largest hash that is kept, and what is kept is times this."""
+    if noise is None or not noise.dropout or rate == 0:
+        return np.uint32(0), ALL, np.float32(1)
+    keep = np.uint32(round((1 - rate) * 2**32) - 1)
+    return noise.key(), keep, np.float32(1 / (1 - rate))
+
+
 def rectified(x: Tensor, shift: Tensor | None, rate: float, noise: Noise | None) -> Tensor:
     """Layer norm without weights over the last axis of `x` (…, width), ReLU, then dropout at `rate`
     where `noise` switches it on.
@@ -59,13 +67,9 @@ def rectified(x: Tensor, shift: Tensor | None, rate: float, noise: Noise | None)
     `shift` is added before: as many rows as `x` has, or one for each of a leading axis (n × 1 ×
     width), over which `x` is repeated if it lacks that axis.
     """
-    drops = noise is not None and noise.dropout and rate > 0
     if x.device.type != "cpu" or x.dtype != torch.float32:
         x = x if shift is None else x + shift
         out = torch.relu(F.layer_norm(x, x.shape[-1:]))
-        return noise.drop(out, rate) if drops else out
+        return out if noise is None else noise.drop(out, rate)
     shift = x.new_zeros(1, x.shape[-1]) if shift is None else shift
-    if not drops:
-        return Rectified.apply(x, shift, np.uint32(0), ALL, np.float32(1))
-    keep = np.uint32(round((1 - rate) * 2**32) - 1)
-    return Rectified.apply(x, shift, noise.key(), keep, np.float32(1 / (1 - rate)))
+    return Rectified.apply(x, shift, *dropout(rate, noise))

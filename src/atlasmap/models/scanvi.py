@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlasmap.models.by_label import Rows, compiles, loss_by_label
 from atlasmap.models.classifier import Classifier
 from atlasmap.models.layers import GaussianHead, Stack
+from atlasmap.models.normal import Normal
 from atlasmap.models.random import Noise
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.vae import (
     Loss,
     Minibatch,
-    Posterior,
     elbo_sums,
 )
 from atlasmap.settings import Variant
@@ -65,19 +66,32 @@ class Scanvi(nn.Module):
         z2 = self.encoder_z2(z1, (labels,), noise).draw(noise)
         return self.decoder_z1(z2.z, (labels,), noise).log_density(z1), z2.kl
 
-    def label_sums(self, z1: Tensor, probs: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Both label_terms, summed over labels with their probabilities (cells × labels), a cell.
+    def label_loss(
+        self, z1: Tensor, probs: Tensor, kl_weight: float, noise: Noise | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ p (kl_weight · KL − log p(z1)) of both label_terms over cells and labels with their
+        probabilities p (`probs`, cells × labels); and Σ p log p(z1), Σ p KL without gradients.
 
         In surgery labels that a cell hardly can have are left out. Not where the classifier trains:
         a confident cell's gradient comes from its small probabilities.
         """
-        if not self.leaves_labels_out:
+        networks, some = (self.encoder_z2, self.decoder_z1), self.leaves_labels_out
+        if some:
+            rows = Rows.of(probs.T > NEGLIGIBLE)
+            share = probs.T[rows.label, rows.cell]
+        else:
+            rows, share = Rows.of_all(*probs.shape, z1.device), probs.T.flatten()
+        if compiles(z1, *networks):
+            how = kl_weight, noise, torch.is_grad_enabled()
+            total, log_pz1, kl_z2 = loss_by_label(*networks, rows, z1, share, *how)
+        elif some:
+            log_pz1, kl_z2 = self.label_terms(z1[rows.cell], rows.label, noise)
+            total = (share * (kl_weight * kl_z2 - log_pz1)).sum()
+        else:
             labels = torch.arange(self.n_labels, device=z1.device)[:, None]
-            return tuple((probs.T * terms).sum(0) for terms in self.label_terms(z1, labels, noise))
-        cell, label = (probs > NEGLIGIBLE).nonzero(as_tuple=True)
-        weight, zeros = probs[cell, label], probs.new_zeros(len(z1))
-        terms = self.label_terms(z1[cell], label, noise)
-        return tuple(zeros.index_add(0, cell, weight * term) for term in terms)
+            log_pz1, kl_z2 = (t.flatten() for t in self.label_terms(z1, labels, noise))
+            total = (share * (kl_weight * kl_z2 - log_pz1)).sum()
+        return total, *((share * terms).detach().sum() for terms in (log_pz1, kl_z2))
 
     @property
     def leaves_labels_out(self) -> bool:
@@ -95,30 +109,46 @@ class Scanvi(nn.Module):
         prior = torch.full((), 1 / self.n_labels, device=probs.device).clamp(CLAMP, 1 - CLAMP)
         return (probs * (logs - prior.log())).sum(-1)
 
-    def unlabelled_terms(
-        self, posterior: Posterior, cells: Minibatch, noise: Noise | None
-    ) -> tuple[Tensor, Tensor]:
-        """Reconstruction part (no KL weight) and KL part of the unlabelled loss, a cell."""
-        z1 = posterior.z
-        probs = self.classifier.probabilities(self.classifier(z1, noise))
+    def loss(
+        self, cells: Minibatch, noise: Noise | None, kl_weight: float, latent: Normal | None = None
+    ) -> Loss:
+        """The unlabelled loss of all cells, labelled ones too (eq. 4 of the paper, all labels);
+        `latent` q(z1 | x), where it is known."""
+        posterior = self.scvi.inference(cells, noise, latent)
+        probs = self.classifier.probabilities(self.classifier(posterior.z, noise))
         reconstruction = self.scvi.reconstruction(cells, posterior, noise)
-        log_pz1, kl_z2 = self.label_sums(z1, probs, noise)
-        reconstruction = reconstruction + posterior.draw.log_density - log_pz1
-        kl = kl_z2 + self.kl_labels(probs)
-        return reconstruction, kl + self.scvi.kl_library(posterior, cells.codes)
+        reconstruction = reconstruction + posterior.draw.log_density
+        kl = self.kl_labels(probs) + self.scvi.kl_library(posterior, cells.codes)
+        of_labels, log_pz1, kl_z2 = self.label_loss(posterior.z, probs, kl_weight, noise)
+        total = (reconstruction + kl_weight * kl).mean() + of_labels / len(cells)
+        sums = elbo_sums(reconstruction.sum() - log_pz1, kl.sum() + kl_z2)
+        return Loss(total, len(cells), sums)
 
-    def loss(self, cells: Minibatch, noise: Noise, kl_weight: float) -> Loss:
-        """The unlabelled loss of all cells, labelled ones too (eq. 4 of the paper, all labels)."""
-        posterior = self.scvi.inference(cells, noise)
-        reconstruction, kl = self.unlabelled_terms(posterior, cells, noise)
-        total = (reconstruction + kl_weight * kl).mean()
-        return Loss(total, len(cells), elbo_sums(reconstruction, kl))
+    def loss_with_labels(
+        self, cells: Minibatch, n: int, noise: Noise, kl_weight: float
+    ) -> tuple[Loss, Tensor, Tensor]:
+        """Loss of the first `n` cells, and `classification_loss` of the others, encoded together.
 
-    def classify(self, cells: Minibatch, noise: Noise | None) -> Tensor:
+        With batch norm they are encoded apart, as each has statistics of its own.
+        """
+        first, others = cells.parted(n)
+        if len(self.scvi.encoder.stack.norms):
+            loss = self.loss(first, noise, kl_weight)
+            return loss, *self.classification_loss(others, noise)
+        latent = self.scvi.encode(cells, noise)
+        loss = self.loss(first, noise, kl_weight, latent[:n])
+        return loss, *self.classification_loss(others, noise, latent[n:])
+
+    def classify(
+        self, cells: Minibatch, noise: Noise | None, latent: Normal | None = None
+    ) -> Tensor:
         """The classifier's output (cells × labels) at the posterior mean of z1."""
-        return self.classifier(self.scvi.encode(cells, noise).mean, noise)
+        latent = latent or self.scvi.encode(cells, noise)
+        return self.classifier(latent.mean, noise)
 
-    def classification_loss(self, cells: Minibatch, noise: Noise) -> tuple[Tensor, Tensor]:
+    def classification_loss(
+        self, cells: Minibatch, noise: Noise, latent: Normal | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of labelled cells (scalar) and their label probabilities."""
-        out = self.classify(cells, noise)
+        out = self.classify(cells, noise, latent)
         return F.cross_entropy(out, cells.labels), self.classifier.probabilities(out).detach()

@@ -1,6 +1,6 @@
 """What scVI and totalVI share: the encoder q(z | x, s) with covariates s, and the library size."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -57,6 +57,22 @@ class Minibatch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def parted(self, n: int) -> tuple["Minibatch", "Minibatch"]:
+        """The first `n` cells, and the others."""
+        starts, gene, count = self.entries.starts, self.entries.gene, self.entries.count
+        cut, parts = int(starts[n]), []
+        for cells, at, offset in (
+            (slice(n), slice(cut), 0), (slice(n, None), slice(cut, None), cut)
+        ):  # fmt: skip
+            ends = starts[: n + 1] if offset == 0 else starts[n:] - offset
+            own = {
+                name: None if (part := getattr(self, name)) is None else part[cells]
+                for name in ("depth", "continuous", "labels", "proteins", "measured", "product")
+            }
+            own["codes"] = tuple(code[cells] for code in self.codes)
+            parts.append(replace(self, entries=Entries(ends, gene[at], count[at]), **own))
+        return tuple(parts)
 
     @cached_property
     def x(self) -> Tensor:
@@ -175,9 +191,11 @@ class Vae(nn.Module):
         codes = cells.codes if self.settings.encode_covariates else ()
         return self.encoder.after(self.product(cells), codes, noise)
 
-    def inference(self, cells: Minibatch, noise: Noise | None) -> Posterior:
-        """q(z | x), a draw of z, and the log library size."""
-        latent = self.encode(cells, noise)
+    def inference(
+        self, cells: Minibatch, noise: Noise | None, latent: Normal | None = None
+    ) -> Posterior:
+        """q(z | x) (`latent`, where it is known), a draw of z, and the log library size."""
+        latent = latent or self.encode(cells, noise)
         draw = latent.draw(noise)
         if self.settings.use_observed_lib_size:
             return Posterior(latent, draw, torch.log(cells.depth))

@@ -135,13 +135,12 @@ class SemiSupervised(Unsupervised):
         )
 
     def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
-        loss = super().loss(step, noise, kl_weight)
         if step[1] is None:
-            return loss
-        cells = self.cells.minibatch(step[1])
-        cross_entropy, probs = self.model.classification_loss(cells, noise)
+            return super().loss(step, noise, kl_weight)
+        cells, n = self.cells.minibatch(np.concatenate(step)), len(step[0])
+        loss, cross_entropy, probs = self.model.loss_with_labels(cells, n, noise, kl_weight)
         confidence, predicted = probs.max(1)
-        correct = (predicted == cells.labels).float()
+        correct = (predicted == cells.labels[n:]).float()
         self._seen.append((torch.as_tensor(step[1]), confidence, correct))
         per_minibatch = {
             "classification_loss": cross_entropy.detach(),
