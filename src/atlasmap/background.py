@@ -9,8 +9,6 @@ import warnings
 import anndata
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from atlasmap.data.registry import PROTEINS
 from atlasmap.models.random import keyed_seed
@@ -45,6 +43,9 @@ def background_prior(
 def lower_component(counts: np.ndarray, seed: int) -> tuple[float, float]:
     """Mean and standard deviation of the mean background of one batch's counts (cells × proteins,
     NaN where not measured)."""
+    from sklearn.exceptions import ConvergenceWarning  # a sixth of what training needs in memory
+    from sklearn.mixture import GaussianMixture
+
     measured = counts[:, ~np.isnan(counts).any(0)]
     if measured.shape[1] < FEWEST:
         return UNKNOWN

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from fixed_noise import Fixed
+from scipy import special
 from torch.nn import functional as F
 
 from atlasmap.models import kernels
@@ -37,6 +38,16 @@ def test_exponentials_and_logarithms_are_numpys():
     exact = np.log(y.astype(np.float64))
     assert np.abs(found - exact).max() < 1e-5
     np.testing.assert_allclose(found, exact, rtol=3e-7, atol=1e-9)
+
+
+def test_counts_that_are_no_small_integers_have_scipys_gammas():
+    x, theta = np.meshgrid([0.3, 1.0, 15.5, 16.0, 4e3, 3e5], [1e-3, 0.2, 1.0, 7.0, 5e3])
+    x, theta = x.ravel(), theta.ravel()
+    found = [kernels.digamma(v) for v in x + theta]
+    np.testing.assert_allclose(found, special.digamma(x + theta), rtol=1e-12)
+    found = [kernels.rising_of_any(*both) for both in zip(x, theta, strict=True)]
+    exact = special.gammaln(x + theta) - special.gammaln(theta) - special.gammaln(x + 1)
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
 
 
 SHAPES = [

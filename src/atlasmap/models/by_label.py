@@ -52,11 +52,10 @@ def compiles(z1: Tensor, *heads: GaussianHead) -> bool:
 
 def parts_of(head: GaussianHead, n_labels: int) -> list[Tensor]:
     """Weights of each layer, what is added there (labels × outputs), and the last layer's."""
-    layers, labels = head.stack.layers, torch.arange(n_labels)
-    shifts = (layer.shift((labels,) if len(layer.tables) else ()) for layer in layers)
+    layers = head.stack.layers
     shifts = [
-        layer.bias.expand(n_labels, -1) if shift is None else shift + layer.bias
-        for layer, shift in zip(layers, shifts, strict=True)
+        sum((table.reference for table in layer.tables), layer.bias.expand(n_labels, -1))
+        for layer in layers
     ]
     return [*(layer.weight for layer in layers), *shifts, *head.last()]
 
@@ -80,37 +79,49 @@ class LabelLoss(torch.autograd.Function):
     wanted."""
 
     @staticmethod
-    def forward(ctx, rows: Rows, noise, kl_weight: float, how: tuple, wanted: bool, z1, share,
-                *parts):  # fmt: skip
+    def forward(ctx, rows: Rows, noise, kl_weight: float, how: tuple, wanted: bool, z1, encoded,
+                share, *parts):  # fmt: skip
         from atlasmap.models.label_kernels import labels
         from atlasmap.models.parts import side_by_side
 
         ctx.shapes, half = [part.shape for part in parts], len(parts) // 2
         parts = tuple(part.detach().contiguous() for part in parts)
         networks = tuple((*network(parts[k : k + half]), how[k > 0]) for k in (0, half))
-        ctx.trains = wanted and any(ctx.needs_input_grad[7:])
+        ctx.trains = wanted and any(ctx.needs_input_grad[8:])
         size = sum(shape.numel() for shape in ctx.shapes)
         sums = (np.zeros if ctx.trains else np.empty)((GROUPS, size), np.float32)
         of_groups = [pieces(of_group, ctx.shapes) for of_group in sums]
         of_networks = (
             tuple(network(tuple(of[k : k + half])) for of in of_groups) for k in (0, half)
         )
-        of_z1 = z1.new_zeros(GROUPS, *z1.shape)
+        of_cells = [x.new_zeros(GROUPS, *x.shape) for x in (z1, encoded)]
         log_density, kl = noise.new_empty(2, len(noise))
-        told = rows.bounds, z1.contiguous(), rows.cell, rows.starts, noise, share.contiguous()
-        given = *told, np.float32(kl_weight), *networks, wanted, ctx.trains, log_density, kl
-        side_by_side(labels, GROUPS, *given, *of_networks, of_z1)
+        cells = z1.contiguous(), encoded.contiguous(), rows.cell, rows.starts
+        given = (
+            rows.bounds,
+            *cells,
+            noise,
+            share.contiguous(),
+            np.float32(kl_weight),
+            *networks,
+            wanted,
+            ctx.trains,
+            log_density,
+            kl,
+        )
+        side_by_side(labels, GROUPS, *given, *of_networks, *of_cells)
         each = kl_weight * kl - log_density
         of_parts = [torch.from_numpy(sums).sum(0)] if ctx.trains else []
-        ctx.save_for_backward(of_z1.sum(0), each, *of_parts)
+        ctx.save_for_backward(*(of.sum(0) for of in of_cells), each, *of_parts)
         ctx.mark_non_differentiable(log_density, kl)
         return (share * each).sum(), log_density, kl
 
     @staticmethod
     def backward(ctx, upstream, *_):
-        of_z1, each, *of_parts = (upstream * slopes for slopes in ctx.saved_tensors)
+        *of_cells, each = (upstream * slopes for slopes in ctx.saved_tensors[:3])
+        of_parts = [upstream * slopes for slopes in ctx.saved_tensors[3:]]
         of_parts = pieces(*of_parts, ctx.shapes) if ctx.trains else [None] * len(ctx.shapes)
-        return None, None, None, None, None, of_z1, each, *of_parts
+        return None, None, None, None, None, *of_cells, each, *of_parts
 
 
 def keys_of(head: GaussianHead, noise: Noise | None) -> tuple:
@@ -134,5 +145,7 @@ def loss_by_label(
     values = z1.new_zeros(len(rows.cell), z1.shape[1])
     values = values if noise is None else noise.normal_like(values)
     how = first, keys_of(decoder, noise)
-    parts = (part for head in (encoder, decoder) for part in parts_of(head, n_labels))
-    return LabelLoss.apply(rows, values, kl_weight, how, wanted, z1, share, *parts)
+    first_weights, *parts = parts_of(encoder, n_labels) + parts_of(decoder, n_labels)
+    encoded = F.linear(z1, first_weights)  # once, not for every label
+    cells = z1, encoded, share, first_weights.detach()
+    return LabelLoss.apply(rows, values, kl_weight, how, wanted, *cells, *parts)

@@ -105,8 +105,12 @@ class Pooling:
         out = np.empty(len(cells), np.float32)
         for start in range(0, len(cells), CHUNK):
             at = self.at[cells[start : start + CHUNK]]
-            pooled = of_anchors[at].mean(1)
-            out[start : start + CHUNK] = np.square(pooled).mean(1) * at.shape[1] / single
+            n_cells, n_neighbors = at.shape
+            share = np.full(at.size, 1 / n_neighbors, np.float32)
+            ends = n_neighbors * np.arange(n_cells + 1)
+            mean = sparse.csr_matrix((share, at.ravel(), ends), (n_cells, len(of_anchors)))
+            pooled = mean @ of_anchors  # not of_anchors[at], which holds every neighbour's
+            out[start : start + CHUNK] = np.square(pooled).mean(1) * n_neighbors / single
         return out
 
 
