@@ -8,8 +8,9 @@ from fixed_noise import Fixed
 from scipy import special
 from torch.nn import functional as F
 
-from atlasmap.models import kernels
-from atlasmap.models.negative_binomial import Entries, composed, nb_of_cells
+from atlasmap.models import counts_kernels, kernels
+from atlasmap.models.counts_loss import Logits, counts_loss
+from atlasmap.models.negative_binomial import LARGEST, Entries, nb_of_cells
 from atlasmap.models.normal import Normal
 from atlasmap.models.parts import side_by_side
 from atlasmap.models.random import Noise, keyed_generator
@@ -100,16 +101,72 @@ def test_what_is_not_a_number_stays_so():
     assert out[0].isfinite().all() and out[1:].isnan().any(1).all()
 
 
+def decoded(n_cells: int, n_genes: int) -> dict[str, torch.Tensor]:
+    """What a decoder's last layer is given, with two categories, and a likelihood's parts."""
+    rng = keyed_generator(5, "t")
+    shapes = {"hidden": (n_cells, 6), "weight": (n_genes, 6), "bias": (2, n_genes),
+              "library": (n_cells, 1), "theta": (1, n_genes)}  # fmt: skip
+    of = {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
+    return of | {"library": of["library"] + 3, "theta": of["theta"].exp()}
+
+
+def of_counts(of: dict[str, torch.Tensor], code: torch.Tensor, x: torch.Tensor):
+    """The compiled loss, and that of each cell."""
+    hidden, weight, bias, library, theta = of.values()
+    return counts_loss(Logits(hidden, weight, bias, code), library, theta, Entries.of(x))
+
+
+@pytest.mark.parametrize("n_cells", [5, counts_kernels.BLOCK, 3 * counts_kernels.BLOCK + 7])
+@pytest.mark.parametrize("counts", ["small", "large", "corrected"])
+def test_the_loss_of_counts_is_torchs_in_float64_and_so_are_gradients(counts, n_cells):
+    n_genes = counts_kernels.GENES + 9
+    of, rng = decoded(n_cells, n_genes), np.random.default_rng(0)
+    x = rng.poisson(2.0, (n_cells, n_genes)) * rng.integers(0, 2, (n_cells, n_genes))
+    x = torch.tensor(x, dtype=torch.float32)
+    x[3] = 0
+    if counts == "large":
+        x[:, 4] += LARGEST - 2
+    if counts == "corrected":
+        x[:, 2] *= 0.37
+    code = torch.arange(n_cells) % 2
+    given = {name: value.clone().requires_grad_() for name, value in of.items()}
+    loss, each = of_counts(given, code, x)
+    exact = {name: value.double().requires_grad_() for name, value in of.items()}
+    hidden, weight, bias, library, theta = exact.values()
+    logits = Logits(hidden, weight, bias, code).value
+    expected = -nb_of_cells(logits, library, theta, None, Entries.of(x.double()))
+    torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(loss.double(), expected.mean(), rtol=1e-6, atol=1e-6)
+    found = torch.autograd.grad(0.7 * loss, list(given.values()))
+    slopes = torch.autograd.grad(0.7 * expected.mean(), list(exact.values()))
+    for ours, autograds in zip(found, slopes, strict=True):
+        scale = autograds.abs().max().item()
+        torch.testing.assert_close(ours.double(), autograds, rtol=1e-4, atol=1e-5 * scale)
+    with torch.no_grad():
+        assert torch.equal(of_counts(of, code, x)[1], each)
+
+
+def test_what_does_not_train_changes_nothing_for_what_does():
+    of, x, code = decoded(9, 20), torch.ones(9, 20), torch.zeros(9, dtype=torch.long)
+    of["hidden"].requires_grad_()
+    (alone,) = torch.autograd.grad(of_counts(of, code, x)[0], of["hidden"])
+    for value in of.values():
+        value.requires_grad_()
+    (among,) = torch.autograd.grad(of_counts(of, code, x)[0], of["hidden"])
+    assert torch.equal(alone, among)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("where", ["logits", "library", "theta"])
+@pytest.mark.parametrize("where", ["hidden", "weight", "bias", "library", "theta"])
 def test_a_likelihood_of_what_is_not_a_number_is_none(where, bad):
-    of = {"logits": torch.randn(4, 6), "library": torch.zeros(4, 1), "theta": torch.ones(1, 6)}
-    x = torch.poisson(torch.ones(4, 6))
+    of, x = decoded(4, 6), torch.poisson(torch.ones(4, 6))
     of[where].view(-1)[0] = bad
-    theirs = composed(*of.values(), None, Entries.of(x)).isfinite()
-    ours = nb_of_cells(*of.values(), None, Entries.of(x)).isfinite()
+    code = torch.tensor([0, 1, 1, 1])
+    logits = Logits(of["hidden"], of["weight"], of["bias"], code).value
+    theirs = nb_of_cells(logits, of["library"], of["theta"], None, Entries.of(x)).isfinite()
+    ours = of_counts(of, code, x)[1].isfinite()
     assert not (ours & ~theirs).any() and (bad < 0 or not ours[0])
-    assert where == "theta" or ours[1:].all()
+    assert where in ("weight", "theta") or ours[1:].all()
 
 
 @pytest.mark.parametrize("share", [DENSE / 2, DENSE * 2])
@@ -192,8 +249,9 @@ def test_neither_where_arrays_lie_nor_how_many_threads_there_are_changes_a_bit(t
     rng = np.random.default_rng(0)
     upstream, shift, seen = (rng.normal(size=s).astype(np.float32) for s in ((48, 16), (6, 16), 0))
     logits = rng.normal(size=(8, 50)).astype(np.float32)
-    starts, gene = np.arange(9) * 5, rng.integers(0, 50, 40)
-    count, theta = rng.poisson(3.0, 40).astype(np.float32) + 1, np.full(50, 2.5, np.float32)
+    starts, gene, code = np.arange(71) * 5, rng.integers(0, 50, 350), np.zeros(70, np.int64)
+    count, theta = rng.poisson(3.0, 350).astype(np.float32) + 1, np.full(50, 2.5, np.float32)
+    rows, weights = (rng.normal(size=(n, 16)).astype(np.float32) for n in (70, 50))
     told, seen = (np.uint32(7), np.uint32(3 << 30), np.float32(4 / 3)), set()
     for k in range(400):
         threads(1 + k % 3)
@@ -205,20 +263,18 @@ def test_neither_where_arrays_lie_nor_how_many_threads_there_are_changes_a_bit(t
         side_by_side(kernels.rectify_slopes, 48, above, x, b, out, told[2], mean, inverse, of_rows)
         side_by_side(kernels.sum_repeats, 8, of_rows, of_x)
         side_by_side(kernels.sum_groups, 16, of_rows, of_shift)
-        of_cells = placed(
-            [logits, logits.max(1), np.ones(8), theta, np.log(theta), count, np.zeros((3, 50)),
-             np.zeros((3, 50)), 0 * logits, np.zeros(8), 0 * logits, np.zeros(8), 0 * theta], rng,
+        hidden, weight, bias, depth, t, log_t, n, up, steep, slopes, *of = placed(
+            [rows, weights, np.zeros((1, 50)), np.ones(70), theta, np.log(theta), count,
+             np.zeros((3, 50)), np.zeros((3, 50)), np.zeros((70, 50)), np.zeros(70), 0 * rows,
+             np.zeros(70), np.zeros((3, 50)), 0 * weights, np.zeros((1, 50))], rng,
         )  # fmt: skip
-        scores, top, depth, t, log_t, n, up, steep, rate, value, *of = of_cells
-        of_scores, of_depth, of_t = of
-        told_of_counts = starts, gene, n
+        value, of_rows, of_depth, of_t, of_weight, of_bias = of
         side_by_side(kernels.rising, 50, t, up, steep)
-        given = scores, top, depth, t, log_t, *told_of_counts, up, rate, value
-        side_by_side(kernels.negative_binomial, 8, *given)
-        given = value, rate, depth, t, *told_of_counts, of_scores, of_depth
-        side_by_side(kernels.negative_binomial_slopes, 8, *given)
-        given = value, rate, t, log_t, *told_of_counts, steep, of_t
-        side_by_side(kernels.dispersion_slopes, 50, *given)
-        found = (out, of_x, of_shift, rate, value, of_scores, of_depth, of_t)
+        given = hidden, weight, bias, code, depth, t, log_t, starts, gene, n, up, steep
+        of_cells = slopes, value, of_rows, of_depth, of_t
+        side_by_side(counts_kernels.counts, 3, *given, True, np.float32(0.3), *of_cells)
+        given = slopes, hidden, code, of_weight, of_bias
+        side_by_side(counts_kernels.weight_slopes, 1, *given)
+        found = (out, of_x, of_shift, slopes, *of)
         seen.add(b"".join(array.tobytes() for array in found))
     assert len(seen) == 1

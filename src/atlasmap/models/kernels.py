@@ -105,91 +105,6 @@ def digamma(x):
 
 
 @compiled
-def cells_of_negative_binomial(
-    first, last, logits, top, depth, theta, log_theta, starts, gene, count, rising, rate, value
-):  # fmt: skip
-    """log p(x) a cell into `value`, the means into `rate` (cells × genes).
-
-    `top` is a cell's largest logit, `depth` its library size; entry i between starts[c] and
-    starts[c + 1] is a count of cell c; `rising` as `genes_of_rising` leaves it.
-    """
-    n_genes = logits.shape[1]
-    for c in range(first, last):
-        total, highest = ZERO, top[c]
-        for g in range(n_genes):
-            rate[c, g] = exp(logits[c, g] - highest)
-        for g in range(n_genes):
-            total += rate[c, g]
-        share, whole, odd = depth[c] / total, ZERO, ZERO
-        for g in range(n_genes):
-            rate[c, g] *= share
-        for g in range(n_genes):
-            either = theta[g] + rate[c, g] + EPS
-            whole += theta[g] * (log_theta[g] - log(either))
-            odd += (either + logits[c, g]) * ZERO  # nothing, unless one is not a number
-        for i in range(starts[c], starts[c + 1]):
-            mean = rate[c, gene[i]]
-            either = theta[gene[i]] + mean + EPS
-            whole += count[i] * (log(mean + EPS) - log(either))
-            n = np.int64(count[i])
-            if np.float32(n) == count[i] and n <= len(rising):
-                whole += rising[n - 1, gene[i]]
-            else:
-                whole += rising_of_any(np.float64(count[i]), np.float64(theta[gene[i]]))
-        value[c] = whole + odd
-
-
-@compiled
-def cells_of_negative_binomial_slopes(
-    first, last, upstream, rate, depth, theta, starts, gene, count, of_logits, of_depth
-):
-    """Gradients of Σ upstream · `negative_binomial` for logits (cells × genes) and log depth
-    (cells)."""
-    n_genes = rate.shape[1]
-    for c in range(first, last):
-        weight = upstream[c]
-        for g in range(n_genes):
-            either = theta[g] + rate[c, g] + EPS
-            of_logits[c, g] = -theta[g] / either * rate[c, g]
-        for i in range(starts[c], starts[c + 1]):
-            g = gene[i]
-            mean = rate[c, g]
-            either = ONE / (theta[g] + mean + EPS)
-            of_logits[c, g] += count[i] * (ONE / (mean + EPS) - either) * mean
-        total = ZERO
-        for g in range(n_genes):
-            total += of_logits[c, g]
-        of_depth[c] = weight * total
-        share = total / depth[c]
-        for g in range(n_genes):
-            of_logits[c, g] = weight * (of_logits[c, g] - rate[c, g] * share)
-
-
-@compiled
-def genes_of_dispersion_slopes(
-    first, last, upstream, rate, theta, log_theta, starts, gene, count, rising_slope, of_theta
-):
-    """The same for θ (genes), added to what is there."""
-    for c in range(len(rate)):
-        weight = upstream[c]
-        for g in range(np.uint64(first), np.uint64(last)):
-            either = theta[g] + rate[c, g] + EPS
-            slope = log_theta[g] - log(either) + theta[g] / (theta[g] + EPS) - theta[g] / either
-            of_theta[g] += weight * slope
-        for i in range(starts[c], starts[c + 1]):
-            g = gene[i]
-            if first <= g < last:
-                either = ONE / (theta[g] + rate[c, g] + EPS)
-                n = np.int64(count[i])
-                if np.float32(n) == count[i] and n <= len(rising_slope):
-                    slope = rising_slope[n - 1, g]
-                else:
-                    x, t = np.float64(count[i]), np.float64(theta[g])
-                    slope = np.float32(digamma(x + t) - digamma(t))
-                of_theta[g] += weight * (slope - count[i] * either)
-
-
-@compiled
 def cells_of_sparse_product(first, last, starts, gene, values, weight, bias, out):
     """`out` = x W + b, cells × outputs, for an x that is `values` at the entries; `weight` is genes
     × outputs."""
@@ -308,24 +223,6 @@ def cells_of_spread(first, last, starts, gene, values, out):
     for c in range(first, last):
         for k in range(starts[c], starts[c + 1]):
             out[c, gene[k]] = values[k]
-
-
-@compiled
-def negative_binomial(threads, n, *given):
-    """`cells_of_negative_binomial` on threads."""
-    in_parts(cells_of_negative_binomial, n, threads, given)
-
-
-@compiled
-def negative_binomial_slopes(threads, n, *given):
-    """`cells_of_negative_binomial_slopes` on threads."""
-    in_parts(cells_of_negative_binomial_slopes, n, threads, given)
-
-
-@compiled
-def dispersion_slopes(threads, n, *given):
-    """`genes_of_dispersion_slopes` on threads."""
-    in_parts(genes_of_dispersion_slopes, n, threads, given)
 
 
 @compiled

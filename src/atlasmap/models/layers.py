@@ -61,12 +61,13 @@ class CategoryTable(nn.Module):
         rows = torch.cat([self.appended.detach(), rows.to(self.appended)])
         self.appended = nn.Parameter(rows, requires_grad=len(rows) > 0 and not self.fixed)
 
+    def rows(self) -> Tensor:
+        """All rows, appended ones last (categories × width)."""
+        return torch.cat([self.reference, self.appended]) if len(self.appended) else self.reference
+
     def forward(self, codes: Tensor) -> Tensor:
         """Rows for integer `codes` (…) → (…, width)."""
-        table = self.reference
-        if len(self.appended):
-            table = torch.cat([table, self.appended])
-        return F.embedding(codes, table)
+        return F.embedding(codes, self.rows())
 
     def of_batches(self, codes: Tensor) -> Tensor:
         """Rows for batch `codes` (cells → cells × width); one row for all if it is not by batch."""
@@ -99,6 +100,14 @@ class CovariateLinear(nn.Module):
         """`x` (…, n_in), each of `codes` broadcastable to x's leading shape → (…, n_out)."""
         out, shift = self.product(x), self.shift(codes)
         return out if shift is None else out + shift
+
+    def biases(self, codes: Codes) -> tuple[Tensor, Tensor]:
+        """What is added to W x, a row a category of the covariate, or a cell if there are several
+        covariates; and which row each cell has."""
+        if len(self.tables) == 1:
+            return self.tables[0].rows() + self.bias, codes[0]
+        rows = self.bias + self.shift(codes)
+        return rows, torch.arange(len(rows), device=rows.device)
 
     def product(self, x: Tensor) -> Tensor:
         """W x + b."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from atlasmap.models.counts_loss import Logits, compiles, counts_loss
 from atlasmap.models.negative_binomial import EPS, Entries, nb_of_cells
 
 
@@ -18,15 +19,21 @@ from atlasmap.models.negative_binomial import EPS, Entries, nb_of_cells
 class CountDistribution:
     """p(x | z) for a minibatch; shapes are cells × genes.
 
-    `logits` give each gene's share of the library by a softmax, `library` is its log size (cells ×
-    1), `theta` the inverse dispersion (absent for Poisson; 1 × genes is allowed), `zi_logits` the
-    logit of the zero inflation (zero-inflated form only).
+    `last` (the decoder's last layer, or logits) gives each gene's share of the library by a
+    softmax, `library` is its log size (cells × 1), `theta` the inverse dispersion (absent for
+    Poisson; 1 × genes is allowed), `zi_logits` the logit of the zero inflation (zero-inflated form
+    only).
     """
 
-    logits: Tensor
+    last: Logits | Tensor
     library: Tensor
     theta: Tensor | None = None
     zi_logits: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """Of each gene's share."""
+        return self.last.value if isinstance(self.last, Logits) else self.last
 
     @property
     def share(self) -> Tensor:
@@ -60,6 +67,13 @@ class CountDistribution:
             x = entries.dense(entries.count, self.logits.shape[1])
             return self.log_prob(x).sum(1)
         return nb_of_cells(self.logits, self.library, self.theta, self.zi_logits, entries)
+
+    def mean_loss(self, entries: Entries) -> tuple[Tensor, Tensor]:
+        """Mean over cells of −log p(x), and that of each cell without gradients."""
+        if self.zi_logits is None and compiles(self.last, self.theta):
+            return counts_loss(self.last, self.library, self.theta, entries)
+        each = -self.of_cells(entries)
+        return each.mean(), each.detach()
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of counts `x` (cells × genes) of each entry."""

@@ -78,47 +78,15 @@ def rising_of_any(count: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-class Compiled(torch.autograd.Function):
-    """log p(x) a cell on a CPU: float32, θ 1 × genes, no zero inflation."""
-
-    @staticmethod
-    def forward(ctx, logits, library, theta, entries: Entries):
-        from atlasmap.models.kernels import negative_binomial, rising
-        from atlasmap.models.parts import side_by_side
-
-        rate, value = torch.empty_like(logits), logits.new_empty(len(logits))
-        depth, log_theta = torch.exp(library)[:, 0], torch.log(theta + EPS)[0]
-        value_of_rising, slope = logits.new_empty(2, LARGEST, theta.shape[1])
-        side_by_side(rising, theta.shape[1], theta[0], value_of_rising, slope)
-        told = (entries.starts, entries.gene, entries.count)
-        of_cells = (logits.amax(1), depth, theta[0], log_theta, *told, value_of_rising)
-        given = (logits.contiguous(), *of_cells, rate, value)
-        side_by_side(negative_binomial, len(value), *given)
-        ctx.save_for_backward(rate, depth, theta[0], log_theta, *told, slope)
-        return value
-
-    @staticmethod
-    def backward(ctx, upstream):
-        from atlasmap.models.kernels import dispersion_slopes, negative_binomial_slopes
-        from atlasmap.models.parts import side_by_side
-
-        rate, depth, theta, log_theta, *told, rising_slope = ctx.saved_tensors
-        upstream, of_theta = upstream.contiguous(), None
-        out = torch.empty_like(rate), torch.empty_like(depth)
-        given = upstream, rate, depth, theta, *told, *out
-        side_by_side(negative_binomial_slopes, len(rate), *given)
-        if ctx.needs_input_grad[2]:
-            of_theta = torch.zeros_like(theta)
-            given = upstream, rate, theta, log_theta, *told, rising_slope, of_theta
-            side_by_side(dispersion_slopes, len(theta), *given)
-            of_theta = of_theta[None]
-        return out[0], out[1][:, None], of_theta, None
-
-
-def composed(
+def nb_of_cells(
     logits: Tensor, library: Tensor, theta: Tensor, zi_logits: Tensor | None, entries: Entries
 ) -> Tensor:
-    """log p(x) a cell from torch's operations: any device, dtype and θ, zero inflation."""
+    """log p(x) a cell of the negative binomial, or of its zero-inflated form.
+
+    `logits` (cells × genes; a softmax gives each gene's share of the library), `library` log size
+    (cells × 1), `theta` inverse dispersion (1 × genes or cells × genes), `zi_logits` those of the
+    zero inflation (cells × genes) or None.
+    """
     at = entries.cell, entries.gene
     rate, log_theta = torch.exp(library) * torch.softmax(logits, -1), torch.log(theta + EPS)
     log_total = torch.log(theta + rate + EPS)
@@ -150,18 +118,3 @@ class Rising(torch.autograd.Function):
         out, entries = slope.new_zeros(ctx.shape), ctx.entries
         row = entries.cell if ctx.shape[0] > 1 else torch.zeros_like(entries.gene)
         return out.index_put((row, entries.gene), upstream * slope, accumulate=True), None
-
-
-def nb_of_cells(
-    logits: Tensor, library: Tensor, theta: Tensor, zi_logits: Tensor | None, entries: Entries
-) -> Tensor:
-    """log p(x) a cell of the negative binomial, or of its zero-inflated form.
-
-    `logits` (cells × genes; a softmax gives each gene's share of the library), `library` log size
-    (cells × 1), `theta` inverse dispersion (1 × genes or cells × genes), `zi_logits` those of the
-    zero inflation (cells × genes) or None.
-    """
-    plain = zi_logits is None and len(theta) == 1
-    if plain and logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return Compiled.apply(logits, library, theta, entries)
-    return composed(logits, library, theta, zi_logits, entries)

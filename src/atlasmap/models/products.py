@@ -24,12 +24,13 @@ NO, YES = 78, 84  # N and T
 def product(left, right, turns_left, turns_right, adds, out):
     """`out` (+= if it `adds`, or =) left · right, each turned (transposed) first if so said.
 
-    All are matrices with rows together in memory; BLAS has columns together, so it is given
+    All are matrices with each row together in memory; BLAS has columns together, so it is given
     outᵀ = rightᵀ · leftᵀ.
     """
     rows, columns = out.shape
     inner = left.shape[0] if turns_left else left.shape[1]
-    sizes = np.array((columns, rows, inner, right.shape[1], left.shape[1], columns), np.int32)
+    of_rows = right.strides[0] // 4, left.strides[0] // 4, out.strides[0] // 4
+    sizes = np.array((columns, rows, inner, *of_rows), np.int32)
     turns = np.array((YES if turns_right else NO, YES if turns_left else NO), np.uint8)
     factors = np.array((1, adds), np.float32)
     of_turns, of_sizes, of_factors = turns.ctypes.data, sizes.ctypes.data, factors.ctypes.data

@@ -116,12 +116,12 @@ class Scanvi(nn.Module):
         `latent` q(z1 | x), where it is known."""
         posterior = self.scvi.inference(cells, noise, latent)
         probs = self.classifier.probabilities(self.classifier(posterior.z, noise))
-        reconstruction = self.scvi.reconstruction(cells, posterior, noise)
-        reconstruction = reconstruction + posterior.draw.log_density
+        reconstruction, of_cells = self.scvi.reconstruction(cells, posterior, noise)
+        log_density = posterior.draw.log_density
         kl = self.kl_labels(probs) + self.scvi.kl_library(posterior, cells.codes)
         of_labels, log_pz1, kl_z2 = self.label_loss(posterior.z, probs, kl_weight, noise)
-        total = (reconstruction + kl_weight * kl).mean() + of_labels / len(cells)
-        sums = elbo_sums(reconstruction.sum() - log_pz1, kl.sum() + kl_z2)
+        total = reconstruction + (log_density + kl_weight * kl).mean() + of_labels / len(cells)
+        sums = elbo_sums((of_cells + log_density).sum() - log_pz1, kl.sum() + kl_z2)
         return Loss(total, len(cells), sums)
 
     def loss_with_labels(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from atlasmap.models.counts_loss import Logits
 from atlasmap.models.layers import CategoryTable, Linear, Stack
 from atlasmap.models.likelihoods import CountDistribution
 from atlasmap.models.random import Noise
@@ -47,7 +48,9 @@ class Scvi(Vae):
         self, z: Tensor, library: Tensor, cells: Minibatch, noise: Noise | None
     ) -> CountDistribution:
         hidden = self.decoder(self.decoder_input(z, cells), cells.codes, noise)
-        logits = self.scale(hidden)
+        logits = Logits(
+            hidden, self.scale.weight, self.scale.bias[None], torch.zeros_like(cells.codes[0])
+        )
         if self.settings.gene_likelihood == "poisson":
             return CountDistribution(logits, library)
         theta = torch.exp(self.log_theta.of_batches(cells.codes[0]))
@@ -55,15 +58,17 @@ class Scvi(Vae):
             return CountDistribution(logits, library, theta)
         return CountDistribution(logits, library, theta, self.zero_inflation(hidden))
 
-    def reconstruction(self, cells: Minibatch, posterior: Posterior, noise: Noise | None) -> Tensor:
-        """−log p(x | z, library) a cell."""
+    def reconstruction(
+        self, cells: Minibatch, posterior: Posterior, noise: Noise | None
+    ) -> tuple[Tensor, Tensor]:
+        """−log p(x | z, library): its mean over cells, and each cell's without gradients."""
         likelihood = self.generative(posterior.z, posterior.library, cells, noise)
-        return -likelihood.of_cells(cells.entries)
+        return likelihood.mean_loss(cells.entries)
 
     def loss(self, cells: Minibatch, noise: Noise, kl_weight: float) -> Loss:
         """Negative ELBO with warmed-up KL(z) (eq. 4 of the paper); KL(library) is not weighted."""
         posterior = self.inference(cells, noise)
-        reconstruction = self.reconstruction(cells, posterior, noise)
+        reconstruction, of_cells = self.reconstruction(cells, posterior, noise)
         kl_z, kl_library = posterior.draw.kl, self.kl_library(posterior, cells.codes)
-        total = (reconstruction + kl_weight * kl_z + kl_library).mean()
-        return Loss(total, len(cells), elbo_sums(reconstruction, kl_z + kl_library))
+        total = reconstruction + (kl_weight * kl_z + kl_library).mean()
+        return Loss(total, len(cells), elbo_sums(of_cells, kl_z + kl_library))

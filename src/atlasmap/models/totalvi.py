@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlasmap.models.classifier import Classifier
+from atlasmap.models.counts_loss import Logits
 from atlasmap.models.layers import CategoryTable, Codes, CovariateLinear, Stack
 from atlasmap.models.likelihoods import CountDistribution, nb_first_probability, nb_mixture_log_prob
 from atlasmap.models.random import Noise
@@ -107,8 +108,15 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> dict[str, Tensor]:
         """`x` cells × inputs → cells × outputs by name."""
+        return {name: said.value for name, said in self.logits(x, codes, noise).items()}
+
+    def logits(self, x: Tensor, codes: Codes, noise: Noise | None) -> dict[str, Logits]:
+        """The same, not computed yet."""
         hidden = torch.cat([self.stack(x, codes, noise), x], -1)
-        return {name: layer(hidden, codes) for name, layer in self.outs.items()}
+        return {
+            name: Logits(hidden, layer.weight, *layer.biases(codes))
+            for name, layer in self.outs.items()
+        }
 
 
 class Totalvi(Vae):
@@ -179,7 +187,7 @@ class Totalvi(Vae):
         inputs, codes = self.decoder_input(self.position(z), cells), cells.codes
         if not self.settings.use_observed_lib_size:
             library = library.clamp(max=LARGEST_LIBRARY)
-        genes = self.genes(inputs, codes, noise)
+        genes = self.genes.logits(inputs, codes, noise)
         protein, zero_inflation = self.protein_parts(inputs, codes, noise)
         rna = CountDistribution(
             genes["scale"],
@@ -245,13 +253,14 @@ class Totalvi(Vae):
         """Negative ELBO; proteins and KL terms are warmed up, genes and KL(library) are not."""
         posterior = self.inference(cells, noise)
         decoded = self.decode(posterior.z, posterior.library, cells, noise)
-        of_genes = -decoded.rna.of_cells(cells.entries)
+        loss_of_genes, of_genes = decoded.rna.mean_loss(cells.entries)
         of_proteins, kl_background = self.protein_terms(cells, decoded.protein)
         kl_z, kl_library = posterior.draw.kl, self.kl_library(posterior, cells.codes)
-        total = (of_genes + kl_weight * (of_proteins + kl_z + kl_background) + kl_library).mean()
+        kl = kl_weight * (of_proteins + kl_z + kl_background) + kl_library
+        total = loss_of_genes + kl.mean()
         sums = elbo_sums(of_genes + of_proteins, kl_z + kl_library + kl_background)
         parts = {
-            "reconstruction_loss_genes": of_genes.detach().sum(),
+            "reconstruction_loss_genes": of_genes.sum(),
             "reconstruction_loss_proteins": of_proteins.detach().sum(),
         }
         return Loss(total, len(cells), sums | parts, self.position(posterior.z))
