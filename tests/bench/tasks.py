@@ -2,10 +2,11 @@
 
 python tests/bench/tasks.py TOOL TASK FOLDER
 
-TOOL: atlasmap or scvi-tools. FOLDER has reference.h5ad and query.h5ad, as bench.py makes them. Both
-tools are given the same cells, settings and epochs. What comes before a task (a reference for
-surgery) is not timed; what a user waits for in it is: reading counts into tensors, training with
-validation, and of surgery the query's latent and soft labels (and atlasmap's certificate) as well.
+TOOL: atlasmap or scvi-tools. FOLDER has reference.h5ad, query.h5ad and how.json, as bench.py makes
+them. Both tools are given the same cells, settings and epochs. What a user waits for is timed:
+reading counts into tensors, training with validation, and of surgery the query's latent and soft
+labels (and atlasmap's certificate) as well. The trained models that other tasks begin with are the
+same for both: `prepare` trains them with atlasmap and writes them for scvi-tools too.
 """
 
 import json
@@ -15,47 +16,64 @@ import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anndata
+import numpy as np
 import torch
 
-from atlasmap.bundle import Bundle
+from atlasmap.bundle import Bundle, load, save
 from atlasmap.data.registry import Registry
 from atlasmap.exchange import peer
+from atlasmap.exchange.exporting import write_save
 from atlasmap.inference import embed
 from atlasmap.mapping import map_query
 from atlasmap.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import ScanviSettings, ScviSettings, SurgerySettings, TrainSettings
 
-SEED, UNLABELED, CPU = 0, "Unknown", torch.device("cpu")
-# Of a task that trains, of surgery, and of what is trained before a task: enough that what is paid
-# once (reading, compiled code, the certificate) weighs little more than in the hundreds that users
-# train for.
-EPOCHS, SURGERY_EPOCHS, BEFORE = 20, 50, 5
+SEED, UNLABELED = 0, "Unknown"
+
+
+@dataclass(frozen=True)
+class How:
+    """Epochs of scVI, scANVI and surgery: enough that what is paid once (reading, compiled
+    code, the certificate) weighs little more than in the hundreds that users train for; and of the
+    models that a task begins with. `device` is cpu or cuda."""
+
+    scvi: int = 20
+    scanvi: int = 20
+    surgery: int = 50
+    before: int = 50
+    device: str = "cpu"
+
+    def epochs(self, task: str) -> int:
+        """Of a task."""
+        if task in ("latent", "predict"):
+            return 1
+        return self.scvi if task == "whole" else getattr(self, task.split("_")[0])
 
 
 @dataclass(frozen=True)
 class Data:
-    """Cells of a benchmark, and epochs that scVI and scANVI are trained for."""
+    """Cells of a benchmark, where the models that it begins with are, and how it is run."""
 
     reference: anndata.AnnData
     query: anndata.AnnData
-    of_scvi: int
-    of_scanvi: int
+    folder: Path
+    how: How
 
     @property
     def scvi(self) -> ScviSettings:
-        return ScviSettings(train=TrainSettings(max_epochs=self.of_scvi))
+        return ScviSettings(train=TrainSettings(max_epochs=self.how.scvi))
 
     @property
     def scanvi(self) -> ScanviSettings:
-        return ScanviSettings(train=TrainSettings(max_epochs=self.of_scanvi))
+        return ScanviSettings(train=TrainSettings(max_epochs=self.how.scanvi))
 
     @property
     def surgery(self) -> SurgerySettings:
-        return SurgerySettings(max_epochs=SURGERY_EPOCHS)
+        return SurgerySettings(max_epochs=self.how.surgery)
 
     def query_batches(self) -> list[anndata.AnnData]:
         """The query's batches, one by one."""
@@ -86,19 +104,26 @@ class Ours:
     data: Data
 
     @property
+    def device(self) -> torch.device:
+        return torch.device(self.data.how.device)
+
+    @property
     def registry(self) -> Registry:
         return Registry.of(self.data.reference, UNLABELED, [], [])
 
+    def trained(self, name: str) -> Bundle:
+        return load(self.data.folder / name, self.device)
+
     def scvi(self) -> Bundle:
-        return fit_scvi(self.data.reference, self.registry, self.data.scvi, SEED, CPU)[0]
+        return fit_scvi(self.data.reference, self.registry, self.data.scvi, SEED, self.device)[0]
 
     def scanvi(self, scvi: Bundle, variant: str) -> Bundle:
         reference, settings = self.data.reference, self.data.scanvi
-        return fit_scanvi(reference, deepcopy(scvi), settings, variant, SEED, CPU)[0]
+        return fit_scanvi(reference, deepcopy(scvi), settings, variant, SEED, self.device)[0]
 
     def ask(self, model: Bundle, labels: bool) -> None:
         """Latent, and in the same pass label probabilities where the model has them."""
-        embed(model.model, self.registry.encode(self.data.reference, CPU))
+        embed(model.model, self.registry.encode(self.data.reference, self.device))
 
     def surgery(self, model: Bundle, query: anndata.AnnData, strategy: str) -> Bundle:
         return map_query(deepcopy(model), query, self.data.surgery, strategy, SEED).bundle
@@ -114,11 +139,25 @@ class Theirs:
 
     data: Data
 
+    @property
+    def accelerator(self) -> str:
+        return self.data.how.device.replace("cuda", "gpu")
+
+    def trained(self, name: str) -> peer.Trained:
+        kind = getattr(peer.scvi_tools().model, name.upper())
+        folder, cells = str(self.data.folder / f"{name}_for_scvi_tools"), self.data.reference.copy()
+        with peer.quiet():
+            return peer.Trained(
+                kind.load(folder, cells, accelerator=self.accelerator), np.arange(0)
+            )
+
     def scvi(self) -> peer.Trained:
-        return peer.train_scvi(self.data.reference.copy(), self.data.scvi, SEED, [], [])
+        cells, settings = self.data.reference.copy(), self.data.scvi
+        return peer.train_scvi(cells, settings, SEED, [], [], self.accelerator)
 
     def scanvi(self, scvi: peer.Trained, variant: str) -> peer.Trained:
-        return peer.train_scanvi(scvi, self.data.scanvi, variant, SEED, UNLABELED)
+        settings = self.data.scanvi
+        return peer.train_scanvi(scvi, settings, variant, SEED, UNLABELED, self.accelerator)
 
     def ask(self, model: peer.Trained, labels: bool) -> None:
         model.model.get_latent_representation()
@@ -126,7 +165,8 @@ class Theirs:
             model.soft_labels()
 
     def surgery(self, model: peer.Trained, query: anndata.AnnData, strategy: str) -> peer.Trained:
-        mapped = peer.map_query(model, query, self.data.surgery, SEED, UNLABELED)
+        settings = self.data.surgery
+        mapped = peer.map_query(model, query, settings, SEED, UNLABELED, self.accelerator)
         self.ask(mapped, labels=True)
         return mapped
 
@@ -147,41 +187,55 @@ def whole(tool: Ours | Theirs) -> None:
 def run(tool: Ours | Theirs, task: str) -> Timed:
     """Run and time a task."""
     data = tool.data
-    passed = EPOCHS * data.reference.n_obs
+    surgery = task.startswith("surgery")
+    passed = data.how.epochs(task) * (data.query if surgery else data.reference).n_obs
     if task == "whole":
         return timed(lambda: whole(tool), passed)
     if task == "scvi":
         return timed(tool.scvi, passed, tool.elbo)
-    scvi = tool.scvi()
     if task == "scanvi":
-        return timed(lambda: tool.scanvi(scvi, "fixed"), passed, tool.elbo)
+        scvi = tool.trained("scvi")
+        train = lambda: tool.scanvi(scvi, "fixed")  # noqa: E731
+        return timed(train, passed, tool.elbo)
+    model = tool.trained("scvi" if task == "latent" else "scanvi")
     if task == "latent":
-        return timed(lambda: tool.ask(scvi, labels=False), data.reference.n_obs)
-    model = tool.scanvi(scvi, "fixed")
+        return timed(lambda: tool.ask(model, labels=False), passed)
     if task == "predict":
-        return timed(lambda: tool.ask(model, labels=True), data.reference.n_obs)
+        return timed(lambda: tool.ask(model, labels=True), passed)
     strategy = task.removeprefix("surgery_")
     queries = [data.query] if strategy == "joint" else data.query_batches()
     return timed(
         lambda: [tool.surgery(model, query, strategy) for query in queries],
-        SURGERY_EPOCHS * data.query.n_obs,
+        passed,
         lambda mapped: tool.elbo(mapped[0]),
     )
+
+
+def prepare(data: Data) -> None:
+    """Train the models that tasks begin with, and write them for both tools."""
+    before = replace(data.how, scvi=data.how.before, scanvi=data.how.before)
+    tool = Ours(replace(data, how=before))
+    scvi = tool.scvi()
+    for name, bundle in (("scvi", scvi), ("scanvi", tool.scanvi(scvi, "fixed"))):
+        save(bundle, data.folder / name)
+        write_save(bundle, data.folder / f"{name}_for_scvi_tools", None)
 
 
 def main(tool: str, task: str, folder: Path) -> None:
     """Run a task and print what it took."""
     logging.disable(logging.WARNING)
     parts = (anndata.read_h5ad(folder / f"{name}.h5ad") for name in ("reference", "query"))
-    of_scvi = EPOCHS if task in ("scvi", "whole") else BEFORE
-    of_scanvi = EPOCHS if task in ("scanvi", "whole") else BEFORE
-    data = Data(*parts, of_scvi, of_scanvi)
+    data = Data(*parts, folder, How(**json.loads((folder / "how.json").read_text())))
+    if task == "prepare":
+        return prepare(data)
     found = run(Ours(data) if tool == "atlasmap" else Theirs(data), task)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    said = {"epochs": SURGERY_EPOCHS if task.startswith("surgery") else EPOCHS}
-    said |= {"seconds": found.seconds, "cells_per_s": found.cells / found.seconds,
+    told = {"seconds": found.seconds, "cells_per_s": found.cells / found.seconds,
             "elbo": found.elbo, "peak_mb": peak, "threads": torch.get_num_threads()}  # fmt: skip
-    print(json.dumps(said))
+    if data.how.device == "cuda":
+        told |= {"gpu": torch.cuda.get_device_name(),
+                 "gpu_mb": torch.cuda.max_memory_allocated() / 2**20}  # fmt: skip
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

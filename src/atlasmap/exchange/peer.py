@@ -88,7 +88,9 @@ def quiet():
             yield
 
 
-def train_arguments(train: TrainSettings | SurgerySettings, decay: float) -> dict[str, Any]:
+def train_arguments(
+    train: TrainSettings | SurgerySettings, decay: float, accelerator: str = "cpu"
+) -> dict[str, Any]:
     """Our settings as arguments of its train()."""
     return {
         "max_epochs": train.max_epochs,
@@ -97,7 +99,7 @@ def train_arguments(train: TrainSettings | SurgerySettings, decay: float) -> dic
         "check_val_every_n_epoch": train.check_val_every_n_epoch,
         "early_stopping": train.early_stopping,
         "early_stopping_patience": train.early_stopping_patience,
-        "accelerator": "cpu",
+        "accelerator": accelerator,
         "enable_progress_bar": False,
         "plan_kwargs": {
             "lr": train.learning_rate,
@@ -119,7 +121,7 @@ def fitted(model, arguments: dict[str, Any]) -> Trained:
 
 def train_scvi(
     adata: anndata.AnnData, settings: ScviSettings, seed: int,
-    categorical: list[str], continuous: list[str],
+    categorical: list[str], continuous: list[str], accelerator: str = "cpu",
 ) -> Trained:  # fmt: skip
     """SCVI on a prepared reference (X counts, obs batch and label)."""
     scvi = scvi_tools()
@@ -138,12 +140,14 @@ def train_scvi(
             deeply_inject_covariates=settings.deeply_inject_covariates,
             use_batch_norm=settings.use_batch_norm, use_layer_norm=settings.use_layer_norm,
         )  # fmt: skip
-    return fitted(model, train_arguments(settings.train, settings.train.weight_decay))
+    arguments = train_arguments(settings.train, settings.train.weight_decay, accelerator)
+    return fitted(model, arguments)
 
 
 def train_scanvi(
-    scvi_model: Trained, settings: ScanviSettings, variant: Variant, seed: int, unlabeled: str
-) -> Trained:
+    scvi_model: Trained, settings: ScanviSettings, variant: Variant, seed: int, unlabeled: str,
+    accelerator: str = "cpu",
+) -> Trained:  # fmt: skip
     """SCANVI from a trained SCVI on the same cells."""
     scvi = scvi_tools()
     with quiet():
@@ -152,7 +156,7 @@ def train_scanvi(
             scvi_model.model, unlabeled_category=unlabeled, labels_key="label",
             **CLASSIFIER[variant],
         )  # fmt: skip
-    arguments = train_arguments(settings.train, settings.train.weight_decay)
+    arguments = train_arguments(settings.train, settings.train.weight_decay, accelerator)
     arguments["plan_kwargs"]["classification_ratio"] = settings.classification_ratio
     arguments["n_samples_per_label"] = settings.n_samples_per_label
     return fitted(model, arguments)
@@ -218,13 +222,16 @@ def map_citeseq(
 
 
 def map_query(
-    reference: Trained, query: anndata.AnnData, settings: SurgerySettings, seed: int, unlabeled: str
-) -> Trained:
+    reference: Trained, query: anndata.AnnData, settings: SurgerySettings, seed: int,
+    unlabeled: str, accelerator: str = "cpu",
+) -> Trained:  # fmt: skip
     """Surgery of all batches in `query` at once."""
     scvi = scvi_tools()
     query = query.copy()
     query.obs["label"] = unlabeled
     with quiet():
         scvi.settings.seed = seed
-        model = type(reference.model).load_query_data(query, reference.model, accelerator="cpu")
-    return fitted(model, train_arguments(settings, 0.0))
+        model = type(reference.model).load_query_data(
+            query, reference.model, accelerator=accelerator
+        )
+    return fitted(model, train_arguments(settings, 0.0, accelerator))
