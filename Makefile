@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test test-slurm parity bench bench-gpu bench-streaming env lint schemas lock clean
+.PHONY: run test test-slurm parity bench bench-gpu bench-streaming env docs vendor lint schemas lock clean
 
 run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
@@ -39,6 +39,7 @@ bench: env .venv-parity/stamp
 	done
 	@$(BIN)/python tests/bench/bench.py run --cells 100000 --before 1 --rounds 1 --scvi 3 \
 	  --tasks scvi latent
+	@$(BIN)/python tests/bench/bench.py metrics
 	@$(BIN)/python tests/bench/bench.py page
 
 # The same on a GPU: the tasks, and a whole comparison of the size and with the epochs of the lung
@@ -64,6 +65,19 @@ bench-streaming: env
 	  -r envs/lock.txt -r envs/lock-dev.txt -r envs/lock-parity.txt
 	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
+
+# The documentation, docs/_build/html: warnings are errors, links within it are checked.
+docs: env .venv/docs.stamp
+	@$(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+.venv/docs.stamp: .venv/env.stamp envs/lock-docs.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/lock-docs.txt
+	@touch $@
+
+# The libraries that pages carry (needs npm): src/atlasmap/vendor.
+vendor:
+	@sh src/atlasmap/vendor/make.sh
 
 lint: env .venv/dev.stamp
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow
@@ -100,11 +114,16 @@ lock:
 	@{ echo "# What \`make test\` installs besides lock.txt."; \
 	   .venv.partial/bin/python -m pip freeze --exclude atlasmap | sed 's/+cpu//' \
 	     | grep -viE '^(nvidia|cuda|triton)' | grep -vxFf envs/lock.txt; } > envs/lock-dev.txt
+	@.venv.partial/bin/python -m pip install --quiet '.[docs]'
+	@{ echo "# What \`make docs\` installs besides lock.txt and lock-dev.txt."; \
+	   .venv.partial/bin/python -m pip freeze --exclude atlasmap | sed 's/+cpu//' \
+	     | grep -viE '^(nvidia|cuda|triton)' | grep -vxFf envs/lock.txt | grep -vxFf envs/lock-dev.txt; \
+	   } > envs/lock-docs.txt
 	@.venv.partial/bin/python -m pip install --quiet '.[parity]'
 	@{ echo "# What \`make parity\` installs besides lock.txt and lock-dev.txt: scvi-tools, to compare with."; \
 	   .venv.partial/bin/python -m pip freeze --exclude atlasmap | sed 's/+cpu//' \
-	     | grep -viE '^(nvidia|cuda|triton)' | grep -vxFf envs/lock.txt | grep -vxFf envs/lock-dev.txt; \
-	   } > envs/lock-parity.txt
+	     | grep -viE '^(nvidia|cuda|triton)' | grep -vxFf envs/lock.txt | grep -vxFf envs/lock-dev.txt \
+	     | grep -vxFf envs/lock-docs.txt; } > envs/lock-parity.txt
 	@rm -rf .venv.partial
 
 clean:

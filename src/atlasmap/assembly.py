@@ -1,5 +1,6 @@
 """The atlas: reference and query in one space, with labels and a map, without counts."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,19 +14,24 @@ from atlasmap.denoise import OF_PROTEINS
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.minified import latent_of, variance_of
 from atlasmap.models.scanvi import Scanvi
+from atlasmap.palette import GREY, PALETTE, ROLES, VERDICTS, colors_of, colors_of_labels
 from atlasmap.projection import FittedMap, place
 from atlasmap.settings import TransferSettings
 from atlasmap.transfer import (
+    Nearest,
     Neighbors,
     SoftLabels,
     label_table,
     soft_labels_of,
     votes,
+    weighted,
     weighted_neighbors,
 )
 from atlasmap.trust.calibrated import Calibration
 from atlasmap.trust.tree import Levels, levels_of_columns, rolled_up
 from atlasmap.trust.verdict import verdicts
+
+LABELS = ("label", "predicted_label", "knn_label", "runner_up", "truth")  # columns of labels
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,13 @@ class Trust:
 
 def knn_labels(
     reference: anndata.AnnData, query: anndata.AnnData, levels: list[str], unlabeled: str,
-    n_neighbors: int,
+    n_neighbors: int, nearest: Nearest,
 ) -> Iterator[tuple[str, SoftLabels]]:  # fmt: skip
     """Soft labels of the query at each label column of the reference, by its nearest cells that
-    have one; raises OBS_KEY_MISSING."""
-    found: dict[bytes, Neighbors] = {}  # levels mostly have the same labelled cells
+    have one (of all cells `nearest` is known); raises OBS_KEY_MISSING."""
+    all_of_them = np.ones(reference.n_obs, bool).tobytes()
+    # Levels mostly have the same labelled cells.
+    found: dict[bytes, Neighbors] = {all_of_them: weighted(nearest.first(n_neighbors))}
     for level in levels:
         labels = as_text(column(reference, level, "a label", "the reference")).to_numpy()
         known = (labels != unlabeled) & (labels != "")
@@ -68,13 +76,18 @@ def knn_labels(
 def query_labels(
     reference: anndata.AnnData, query: anndata.AnnData, levels: list[str], unlabeled: str,
     settings: TransferSettings, trust: Trust | None, coarse: Levels | None = None,
+    nearest: Nearest | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:  # fmt: skip
-    """Label table, soft labels and calibrated ones of query cells; kNN asks labelled cells."""
+    """Label table, soft labels and calibrated ones of query cells; kNN asks labelled cells (of all
+    cells `nearest` may be known)."""
+    latents = reference.obsm["X_latent"], query.obsm["X_latent"]
+    nearest = nearest or Nearest.of(*latents, settings.n_neighbors)
     soft = soft_labels_of(query)
     table = label_table(soft, query.obs_names)
     table.insert(0, "batch", query.obs["batch"].astype(str).to_numpy())
     columns = ["label", *levels]
-    for level, knn in knn_labels(reference, query, columns, unlabeled, settings.n_neighbors):
+    how = unlabeled, settings.n_neighbors, nearest
+    for level, knn in knn_labels(reference, query, columns, *how):
         table[f"knn_{level}"] = knn.predicted()
         table["knn_uncertainty" if level == "label" else f"knn_{level}_uncertainty"] = (
             1 - knn.confidence()
@@ -147,12 +160,14 @@ def unique_index(whole: anndata.AnnData) -> None:
     whole.obs_names = np.where(shared, renamed, whole.obs_names)
 
 
-def positions(fitted: FittedMap, latent: anndata.AnnData) -> np.ndarray:
+def positions(fitted: FittedMap, latent: anndata.AnnData, nearest: Nearest | None) -> np.ndarray:
     """Where cells are in the map, each batch placed by itself (joint mappings hold several)."""
     out = np.empty((latent.n_obs, 2), np.float32)
     batches = latent.obs["batch"].astype(str).to_numpy()
     for batch in np.unique(batches):
-        out[batches == batch] = place(fitted, latent.obsm["X_latent"][batches == batch])
+        own = batches == batch
+        of_own = None if nearest is None else nearest.only(own)
+        out[own] = place(fitted, latent.obsm["X_latent"][own], of_own)
     return out
 
 
@@ -186,6 +201,7 @@ def assemble(
     reference = in_latent_space(reference, ["label", "split", *levels, *shared])
     reference.obs["role"] = "reference"
     reference.obsm["X_umap"] = place(fitted, reference.obsm["X_latent"])
+    of_all = np.array_equal(fitted.latent, reference.obsm["X_latent"])  # not of a sample
     classified = named is not None
     if truth is not None:
         reference.obs["truth"] = reference.obs["label"].astype(str)
@@ -198,9 +214,12 @@ def assemble(
         with_levels(query, "truth", coarse)
     for query in queries:
         query.obs["role"], query.obs["label"], query.obs["split"] = "query", unlabeled, "query"
-        query.obsm["X_umap"] = positions(fitted, query)
+        n_neighbors = max(settings.n_neighbors, fitted.n_neighbors)
+        nearest = Nearest.of(reference.obsm["X_latent"], query.obsm["X_latent"], n_neighbors)
+        query.obsm["X_umap"] = positions(fitted, query, nearest if of_all else None)
         if classified:
-            made = query_labels(reference, query, levels, unlabeled, settings, trust, coarse)
+            how = unlabeled, settings, trust, coarse, nearest
+            made = query_labels(reference, query, levels, *how)
             with_columns(query.obs, made[0].drop(columns="batch"))
             tables.append(made)
         parts.append(query)
@@ -213,12 +232,30 @@ def assemble(
         whole.uns[PROTEIN_NAMES] = reference.uns[PROTEIN_NAMES]
     unique_index(whole)
     tidy_obs(whole.obs, unlabeled)
+    with_colors(whole, unlabeled)
     if not classified:
         return Atlas(whole, None, None, None)
     labels, softs, calibrated = zip(*tables, strict=True)
     return Atlas(
         whole, pd.concat(labels), pd.concat(softs), pd.concat(calibrated) if trust else None
     )
+
+
+def with_colors(whole: anndata.AnnData, unlabeled: str) -> None:
+    """Colours of labels, batches, roles and verdicts under scanpy's keys (uns `{key}_colors`, a
+    colour a category); a label has one colour in all columns."""
+    obs = whole.obs
+    of_labels = [key for key in LABELS if key in obs]
+    names = {name for key in of_labels[:2] for name in obs[key].cat.categories}
+    colors = colors_of_labels(names, unlabeled)
+    others = sorted({name for key in of_labels for name in obs[key].cat.categories} - set(colors))
+    more = PALETTE[len(colors) % len(PALETTE) :] + PALETTE
+    colors |= dict(zip(others, itertools.cycle(more), strict=False))
+    named = dict.fromkeys(of_labels, colors) | {"role": ROLES, "verdict": VERDICTS}
+    named["batch"] = colors_of(list(obs["batch"].cat.categories))
+    for key in sorted(named.keys() & set(obs)):
+        of_key = [named[key].get(name, GREY) for name in obs[key].cat.categories]
+        whole.uns[f"{key}_colors"] = np.array(of_key, dtype=object)
 
 
 def levels_of(reference: anndata.AnnData, columns: list[str], unlabeled: str) -> Levels | None:

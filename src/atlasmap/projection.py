@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
-from sklearn.neighbors import NearestNeighbors
 
 from atlasmap.compiled import keep_numba
 from atlasmap.models.random import keyed_seed
 from atlasmap.settings import UmapSettings
+from atlasmap.transfer import Nearest
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ def fit_map(latent: np.ndarray, settings: UmapSettings, seed: int) -> FittedMap:
     return FittedMap(latent, positions, n_neighbors, float(model._a), float(model._b), seed32)
 
 
-def place(fitted: FittedMap, latent: np.ndarray) -> np.ndarray:
-    """Positions (cells × 2) of `latent` (cells × latent) in the fitted map.
+def place(fitted: FittedMap, latent: np.ndarray, nearest: Nearest | None = None) -> np.ndarray:
+    """Positions (cells × 2) of `latent` (cells × latent) in the fitted map; `nearest` of the cells
+    that it was fitted on, where they are known.
 
     Cells the map was fitted on keep their fitted position when they are all of `latent`.
     """
@@ -76,6 +77,9 @@ def place(fitted: FittedMap, latent: np.ndarray) -> np.ndarray:
     model._n_neighbors, model._a, model._b = fitted.n_neighbors, fitted.a, fitted.b
     model._initial_alpha, model._input_hash = model.learning_rate, None
     model._disconnection_distance, model._sparse_data = np.inf, True
-    neighbors = NearestNeighbors(n_neighbors=fitted.n_neighbors).fit(fitted.latent)
-    distances = sparse.csr_matrix(neighbors.kneighbors_graph(latent, mode="distance"))
-    return np.asarray(model.transform(distances))
+    if nearest is None:
+        nearest = Nearest.of(fitted.latent, latent, fitted.n_neighbors)
+    nearest = nearest.first(fitted.n_neighbors)
+    ends = fitted.n_neighbors * np.arange(len(latent) + 1)
+    parts = nearest.distances.ravel(), nearest.at.ravel(), ends
+    return np.asarray(model.transform(sparse.csr_matrix(parts, (len(latent), len(fitted.latent)))))

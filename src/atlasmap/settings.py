@@ -48,13 +48,14 @@ NUMERICS = {
     "surgery": 6,
     "denoise": 2,
     "umap": 1,
-    "transfer": 3,
+    "transfer": 4,
     "hold_out": 4,
     "calibration": 3,
     "classification": 3,
     "scib": 2,
     "card": 1,
     "figures": 1,
+    "pages": 1,
 }
 
 
@@ -372,6 +373,16 @@ class BenchmarkSettings:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class ExplorerSettings:
+    """The atlas explorer (explorer.html)."""
+
+    genes: tuple[str, ...] = ()
+    """Genes to colour cells by; none: some that tell labels apart."""
+    max_cells: Annotated[int, Field(ge=100)] = 500_000
+    """Of more cells than this a sample is shown, each batch and label in proportion."""
+
+
+@dataclass(frozen=True, config=CLOSED)
 class CardSettings:
     """What a model card says that the data do not."""
 
@@ -526,5 +537,7 @@ class Config(DataConfig):
     """scib-metrics."""
     card: CardSettings = field(default_factory=CardSettings)
     """Model cards."""
+    explorer: ExplorerSettings = field(default_factory=ExplorerSettings)
+    """The atlas explorer."""
     simulate: SimulateSettings = field(default_factory=SimulateSettings)
     """The simulated atlas, for sheets that name `builtin:simulated`."""

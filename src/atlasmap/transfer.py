@@ -37,6 +37,29 @@ def soft_labels_of(latent: anndata.AnnData) -> SoftLabels:
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """Nearest reference cells of each query cell, the nearest first: `distances` and their places
+    `at` (cells × neighbours). Labels and the map ask the same ones."""
+
+    distances: np.ndarray
+    at: np.ndarray
+
+    @classmethod
+    def of(cls, reference: np.ndarray, query: np.ndarray, n_neighbors: int) -> "Nearest":
+        """Exact ones, by Euclidean distance in the latent space (cells × latent)."""
+        search = NearestNeighbors(n_neighbors=min(n_neighbors, len(reference)))
+        return cls(*search.fit(reference).kneighbors(query))
+
+    def first(self, n_neighbors: int) -> "Nearest":
+        """The nearest of them."""
+        return Nearest(self.distances[:, :n_neighbors], self.at[:, :n_neighbors])
+
+    def only(self, cells: np.ndarray) -> "Nearest":
+        """Those of some query cells (a mask)."""
+        return Nearest(self.distances[cells], self.at[cells])
+
+
+@dataclass(frozen=True)
 class Neighbors:
     """Reference cells that each query cell asks: their places and weights (cells × neighbours)."""
 
@@ -45,18 +68,21 @@ class Neighbors:
 
 
 def weighted_neighbors(reference: np.ndarray, query: np.ndarray, n_neighbors: int) -> Neighbors:
-    """Nearest `reference` cells (cells × latent) of each `query` cell, as the Human Lung Cell Atlas
-    weighs them (Sikkema et al. 2023, methods).
+    """Nearest `reference` cells (cells × latent) of each `query` cell, weighted."""
+    return weighted(Nearest.of(reference, query, n_neighbors))
+
+
+def weighted(nearest: Nearest) -> Neighbors:
+    """Reference cells as the Human Lung Cell Atlas weighs them (Sikkema et al. 2023, methods).
 
     Gaussian weights exp(−d / (2 / sd)²) with sd the standard deviation of a cell's distances, as
     scArches' `weighted_knn_transfer` has them; they sum to one.
     """
-    n_neighbors = min(n_neighbors, len(reference))
-    distances, at = NearestNeighbors(n_neighbors=n_neighbors).fit(reference).kneighbors(query)
+    distances = nearest.distances
     bandwidth = np.square(2 / np.maximum(distances.std(1, keepdims=True), EPS))
     scaled = distances / bandwidth
     weights = np.exp(-(scaled - scaled.min(1, keepdims=True)))
-    return Neighbors(at, weights / weights.sum(1, keepdims=True))
+    return Neighbors(nearest.at, weights / weights.sum(1, keepdims=True))
 
 
 def votes(neighbors: Neighbors, labels: np.ndarray) -> SoftLabels:

@@ -16,10 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
+import anndata
 import cyclopts
 import numpy as np
 import pandas as pd
 from cyclopts import Parameter
+from metrics import embeddings
 from tasks import How
 
 from atlasmap.data.simulate import simulate
@@ -69,15 +71,14 @@ class Atlas:
         return adata.X.nnz / adata.X.shape[0] / adata.X.shape[1]
 
 
-def of_process(python: str, tool: str, task: str, folder: Path) -> dict:
-    """One task in a process of its own."""
-    script = Path(__file__).with_name("tasks.py")
+def of_process(python: str, script: str, *given: str | Path) -> dict:
+    """What a script beside this one says in a process of its own."""
     env = dict(os.environ)
     env.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
-    command = [python, str(script), tool, task, str(folder)]
+    command = [python, str(Path(__file__).with_name(script)), *map(str, given)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{tool} {task}: {done.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(command[1:])}: {done.stderr[-3000:]}")
     return json.loads((done.stdout.strip().splitlines() or ["{}"])[-1])
 
 
@@ -89,11 +90,11 @@ def in_rounds(
     with tempfile.TemporaryDirectory() as folder:
         nonzero = atlas.write(Path(folder))
         (Path(folder) / "how.json").write_text(json.dumps(asdict(how)))
-        of_process(pythons["atlasmap"], "atlasmap", "prepare", Path(folder))
+        of_process(pythons["atlasmap"], "tasks.py", "atlasmap", "prepare", folder)
         for k in range(n):
             for task in tasks:
                 for tool, python in list(pythons.items())[:: -1 if k % 2 else 1]:
-                    said = of_process(python, tool, task, Path(folder))
+                    said = of_process(python, "tasks.py", tool, task, folder)
                     where = {"tool": tool, "task": task, "round": k, "labels": atlas.labels}
                     where["nonzero"] = round(nonzero, 3)
                     where["epochs"] = how.epochs(task)
@@ -146,14 +147,14 @@ def shown(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.1f}"
 
 
-def machine(rows: list[dict]) -> dict:
+def machine(threads: int) -> dict:
     """Where and with what the rounds ran."""
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
          if line.startswith("model name")), platform.processor(),
     )  # fmt: skip
     return {
-        "cpu": cpu, "cores": os.cpu_count(), "threads": rows[0]["threads"],
+        "cpu": cpu, "cores": os.cpu_count(), "threads": threads,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "atlasmap")},
     }  # fmt: skip
@@ -192,9 +193,68 @@ def run(
     pythons = {"atlasmap": sys.executable, "scvi-tools": str(theirs)}
     rows = in_rounds(atlas, how, tasks, rounds, pythons)
     print(table(rows).to_markdown(index=False))
+    add(out, {"machine": machine(rows[0]["threads"]), "rows": rows})
+
+
+def add(out: Path, ran: dict) -> None:
+    """One more run to a file of all."""
     known = json.loads(out.read_text()) if out.is_file() else []
     with written_aside(out) as aside:
-        aside.write_text(json.dumps([*known, {"machine": machine(rows), "rows": rows}], indent=1))
+        aside.write_text(json.dumps([*known, ran], indent=1))
+
+
+@app.command
+def metrics(*, cells: tuple[int, ...] = (700, 32_000), out: Path = RESULTS) -> None:
+    """Time scib-metrics of five embeddings, as atlasmap and as scib_metrics.Benchmarker run them.
+
+    Parameters
+    ----------
+    cells
+        Cells (700: the size of the default config).
+    out
+        File of all rounds.
+    """
+    rows = []
+    for n in cells:
+        with tempfile.TemporaryDirectory() as folder:
+            Atlas(cells=n).write(Path(folder))
+            adata = anndata.read_h5ad(Path(folder) / "reference.h5ad")
+            adata.obsm = embeddings(adata.X, adata.obs["batch"].astype(str).to_numpy())
+            adata.write_h5ad(Path(folder) / "embedded.h5ad")
+            for tool in ("atlasmap", "scib-metrics"):
+                said = of_process(
+                    sys.executable, "metrics.py", tool, Path(folder) / "embedded.h5ad"
+                )
+                rows.append({"tool": tool, "cells": n} | said)
+                print(json.dumps(rows[-1]), flush=True)
+    add(out, {"machine": machine(os.cpu_count()), "metrics": rows})
+
+
+def metrics_table(rows: list[dict]) -> pd.DataFrame:
+    """A row a size and tool, and the largest difference of a metric from the other tool's."""
+    out = []
+    for row in rows:
+        (other,) = (r for r in rows if r["cells"] == row["cells"] and r is not row)
+        ours, others = (pd.DataFrame(r["values"]).T for r in (row, other))
+        others.columns = [name.lower().replace(" ", "_") for name in others.columns]
+        ours.columns = [name.lower().replace(" ", "_") for name in ours.columns]
+        same = [name for name in ours.columns if name in others.columns]
+        apart = (
+            (ours[same].apply(pd.to_numeric, errors="coerce")
+             - others[same].apply(pd.to_numeric, errors="coerce")).abs().max()
+        )  # fmt: skip
+        worst = apart.idxmax()
+        out.append(
+            {
+                "tool": row["tool"],
+                "cells × embeddings": f"{row['cells']:,} × {len(row['values'])}",
+                "seconds": f"{row['seconds']:,.0f}",
+                "memory, MB": f"{row['peak_mb']:,.0f}",
+                "metrics compared": len(same),
+                "largest difference": f"{apart[worst]:.3f} ({worst})",
+            }
+        )
+    return pd.DataFrame(out)
 
 
 @app.command
@@ -209,7 +269,8 @@ def page(*, results: Path = RESULTS) -> None:
     said = [HEAD]
     for ran in json.loads(results.read_text()):
         said += [", ".join(f"{key} {value}" for key, value in ran["machine"].items()) + "."]
-        said += [table(ran["rows"]).to_markdown(index=False, disable_numparse=True)]
+        made = table(ran["rows"]) if "rows" in ran else metrics_table(ran["metrics"])
+        said += [made.to_markdown(index=False, disable_numparse=True)]
     results.with_suffix(".md").write_text("\n\n".join(said) + "\n", encoding="utf-8")
 
 

@@ -145,7 +145,7 @@ def main(
                     found.append(trained(folder, n_reference, epochs, allowed, seed))
             found.append(mapped(folder, n // 20, ON_DISK if smallest else memory_gb))
             rows += [{"cells": n, **row} for row in found]
-    said = machine([{"threads": os.cpu_count()}])
+    said = machine(os.cpu_count())
     with written_aside(OUT) as aside:
         aside.write_text(json.dumps({"machine": said, "rows": rows}, indent=1) + "\n")
     of_machine = ", ".join(f"{key} {value}" for key, value in said.items()) + "."

@@ -22,7 +22,8 @@ from atlasmap.figures.proteins import draw_dots, draw_ridges
 from atlasmap.figures.reliability import draw_reliability
 from atlasmap.figures.risk_coverage import draw_risk_coverage
 from atlasmap.figures.scib_table import draw_scib_table, embedding_name
-from atlasmap.figures.style import GREY, PALETTE, colors_of, read_table, save
+from atlasmap.figures.style import read_table, save
+from atlasmap.palette import GREY, PALETTE, colors_of
 
 VARIANTS = ("prefix", "fixed", "linear")
 KIND = {"method": "classifier", "probabilities": "raw", "level": "label"}

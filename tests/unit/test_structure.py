@@ -13,7 +13,18 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A module may import modules of its own layer and of the layers below it.
 LAYERS = [
-    ["settings", "errors", "files", "packing", "device", "compiled", "report", "__init__"],
+    [
+        "settings",
+        "errors",
+        "files",
+        "packing",
+        "device",
+        "compiled",
+        "palette",
+        "vendor",
+        "report",
+        "__init__",
+    ],
     ["cluster"],
     ["config", "models"],
     ["training"],
@@ -25,7 +36,18 @@ LAYERS = [
     ["mapping", "exchange"],
     ["transfer", "projection", "evaluation", "genegap", "denoise"],
     ["assembly"],
-    ["audit", "card", "cohort", "comparison", "onestep", "probe", "forecast", "figures"],
+    [
+        "audit",
+        "card",
+        "cohort",
+        "comparison",
+        "onestep",
+        "probe",
+        "forecast",
+        "figures",
+        "explorer",
+        "status",
+    ],
     ["commands"],
 ]
 

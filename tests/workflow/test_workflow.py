@@ -10,6 +10,7 @@ from pathlib import Path
 import anndata
 import pandas as pd
 import pytest
+from browser import opened
 from tiny import CONFIG, NAMES, ROOT, SHEET, TOP, hashes, jobs, new_folder, snakemake, write
 
 from atlasmap.files import sha256, slug
@@ -38,7 +39,7 @@ def test_every_promised_result_is_there(done):
         *(f"data/queries/{slug(name)}.h5ad" for name in NAMES.values()),
         "benchmark/certificates.csv", "benchmark/classification.csv", "benchmark/scib.csv",
         "benchmark/history.csv", "benchmark/trust.csv", "benchmark/opinions.csv",
-        "benchmark/fitness.csv",
+        "benchmark/fitness.csv", "report.html", "explorer.html",
         "benchmark/knn_sensitivity.csv", "benchmark/gene_gap.csv", "logs/opinions.csv",
         *(f"figures/{name}.{end}" for end in ("svg", "png")
           for name in ("loss_curves", "confusion_validation", "confusion_query", "embeddings",
@@ -55,6 +56,31 @@ def test_every_promised_result_is_there(done):
             promised += [f"{top}/{name}" for name in ("atlas.h5ad", *tables)]
             promised += [f"{top}/{folder}/weights.safetensors" for folder in folders]
     assert [name for name in promised if not (done / TOP / name).is_file()] == []
+
+
+def test_its_pages_open_without_a_network(done):
+    with opened(done / TOP / "explorer.html") as (page, _):
+        page.wait_for_function("document.body.dataset.ready === 'yes'", timeout=60_000)
+        assert page.locator("#names li").count() > 1
+    with opened(done / TOP / "report.html", 390) as (page, _):
+        page.wait_for_function("document.body.dataset.ready === 'yes'")
+        text = page.inner_text("#short")
+        assert "Zoë/1 a" in text and "bit for bit" in text
+        assert page.locator("figure img").count() == 7
+        stages = page.inner_html("#table-stages")
+        assert "train-scvi" in stages and "operate" in stages
+
+
+def test_the_atlas_has_one_colour_a_label(done):
+    atlas = anndata.read_h5ad(done / TOP / "atlas.h5ad")
+    colors = {}
+    for key in ("label", "predicted_label", "knn_label", "truth"):
+        names = atlas.obs[key].cat.categories
+        assert len(atlas.uns[f"{key}_colors"]) == len(names)
+        for name, color in zip(names, atlas.uns[f"{key}_colors"], strict=True):
+            assert colors.setdefault(name, color) == color and re.fullmatch("#[0-9a-f]{6}", color)
+    assert len(set(colors.values())) == len(colors)
+    assert not any(atlas.obs[key].isna().any() for key in atlas.obs.select_dtypes("category"))
 
 
 def test_it_ends_with_the_table_and_where_things_are(done):
@@ -181,7 +207,7 @@ def test_what_concerns_queries_alone_retrains_nothing(changed):
 
 def test_a_final_file_is_remade_alone(changed):
     (changed / TOP / "labels.csv").unlink()
-    assert jobs(snakemake(changed, "-n")) == {"publish": 1}
+    assert jobs(snakemake(changed, "-n")) == {"publish": 1, "write_report": 1}
 
 
 def test_an_intermediate_that_is_named_is_remade(changed):

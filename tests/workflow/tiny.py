@@ -66,10 +66,12 @@ def jobs(text: str) -> dict[str, int]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Checksums of all results but logs."""
+    """Checksums of all results but logs, and the report, which says how long jobs took."""
     files = sorted((folder / TOP).rglob("*"))
     keep = [
-        f for f in files if f.is_file() and "logs" not in f.parts and not f.name.startswith(".")
+        f
+        for f in files
+        if f.is_file() and "logs" not in f.parts and f.name[0] != "." and f.name != "report.html"
     ]
     return {str(f.relative_to(folder)): sha256(f) for f in keep}
 

@@ -504,6 +504,11 @@ def say_forecast():
 def final_targets(wildcards):
     """Everything a finished atlas has."""
     say_forecast()
+    return [*reported(wildcards), f"results/{CONFIG.atlas}/report.html"]
+
+
+def reported(wildcards):
+    """Everything that the report is made of, and what goes beside it."""
     # Named here, because a new row's missing checkpoint would not trigger anything by itself.
     targets = [f"results/{CONFIG.atlas}/data/batches/{d.id}.json" for d in QUERIES]
     targets += [
@@ -540,6 +545,7 @@ def final_targets(wildcards):
     if QUERIES:
         targets += [
             f"results/{CONFIG.atlas}/atlas.h5ad",
+            f"results/{CONFIG.atlas}/explorer.html",
             f"results/{CONFIG.atlas}/figures/embeddings.svg",
             *(path for *_, path in mappings(CONFIG.seeds)),
         ]

@@ -37,6 +37,9 @@ def audit_strategies(
 ) -> None:
     """Per batch or joint: how far they differ on these queries, and what each cause is worth.
 
+    Example: atlasmap audit-strategies donor1.h5ad donor2.h5ad --reference_bundle scanvi_fixed
+    --per_batch donor1 --per_batch donor2 --joint all --out audit
+
     Parameters
     ----------
     queries
@@ -94,6 +97,9 @@ def audit_reference(
     unlabeled: str = "Unknown",
 ) -> None:
     """Does the reference's accuracy change with the query? Under surgery, and trained together.
+
+    Example: atlasmap audit-reference donor1 --reference_bundle scanvi_fixed --cells reference.h5ad
+    --de_novo de_novo --out audit
 
     Parameters
     ----------

@@ -193,6 +193,9 @@ def score_labels(
 ) -> None:  # fmt: skip
     """Score predicted labels where the truth is known.
 
+    Example: atlasmap score-labels --runs '{"seed": 0, "variant": "fixed", "strategy": "per_batch",
+    "atlas": "atlas.h5ad"}' --out benchmark
+
     Parameters
     ----------
     runs
@@ -250,6 +253,9 @@ def score_embeddings(
     benchmark: BenchmarkSettings = BenchmarkSettings(),
 ) -> None:
     """scib-metrics of embeddings of one seed.
+
+    Example: atlasmap score-embeddings --runs '{"embedding": "fixed", "cells": "atlas", "path":
+    "atlas.h5ad"}' --counts reference.h5ad --counts donor1.h5ad --out scib.csv
 
     Parameters
     ----------

@@ -25,6 +25,8 @@ def doctor(
 
     Exits with 2 if something is not.
 
+    Example: atlasmap doctor --write_partitions --job
+
     Parameters
     ----------
     results
@@ -74,6 +76,8 @@ def why(job: str | None = None, *, results: Path = Path("results")) -> None:
     Run it where Snakemake runs. Without Slurm's accounting a job is forgotten some minutes after
     its end.
 
+    Example: atlasmap why train_scvi
+
     Parameters
     ----------
     job
@@ -84,6 +88,21 @@ def why(job: str | None = None, *, results: Path = Path("results")) -> None:
     from atlasmap.cluster.why import explain
 
     print(explain(job, results))
+
+
+def status(folder: Path) -> None:
+    """Say how far a run is: jobs done, running and failed by command, and the time left.
+
+    Example: atlasmap status results/pbmc68k
+
+    Parameters
+    ----------
+    folder
+        results/{atlas}.
+    """
+    from atlasmap.status import status_text
+
+    print(status_text(folder))
 
 
 def plan(
@@ -97,6 +116,8 @@ def plan(
 
     Writes forecast.json into the folder; the workflow's jobs then ask for what it says, and dry
     runs show it. What earlier runs in results/ took corrects it.
+
+    Example: atlasmap plan results/ATLAS --configfile my.yaml
 
     Parameters
     ----------

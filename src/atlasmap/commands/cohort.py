@@ -10,6 +10,8 @@ from atlasmap.files import written_aside
 def join_cohort(*queries: Path, reference: Path, out: Path, unlabeled: str = "Unknown") -> None:
     """Put a prepared reference and query batches together, to be trained on as one.
 
+    Example: atlasmap join-cohort donor1.h5ad --reference reference.h5ad --out cohort.h5ad
+
     Parameters
     ----------
     queries
@@ -31,6 +33,8 @@ def join_cohort(*queries: Path, reference: Path, out: Path, unlabeled: str = "Un
 
 def split_cohort(latent: Path, *, reference: Path, query: Path) -> None:
     """Take the latent of a cohort apart again.
+
+    Example: atlasmap split-cohort latent.h5ad --reference reference.h5ad --query query.h5ad
 
     Parameters
     ----------

@@ -59,6 +59,8 @@ def fetch(
 ) -> None:
     """Download a data set, or make a builtin one.
 
+    Example: atlasmap fetch builtin:pbmc68k_reduced --out data/pbmc68k.h5ad
+
     Parameters
     ----------
     source
@@ -88,6 +90,10 @@ def prepare_reference(
 ) -> None:
     """Check reference data sets and choose genes.
 
+    Example: atlasmap prepare-reference raw.h5ad --datasets '{"id": "raw", "path": "raw.h5ad",
+    "role": "reference", "batch_key": "donor", "label_key": "cell_type"}' --out reference.h5ad
+    --facts reference.json
+
     Parameters
     ----------
     paths
@@ -114,6 +120,9 @@ def find_batches(
     path: Path, *, dataset: Dataset, out: Path, config: DataConfig = DataConfig()
 ) -> None:
     """List the batches of a query data set.
+
+    Example: atlasmap find-batches new.h5ad --dataset '{"id": "new", "path": "new.h5ad", "role":
+    "query", "batch_key": "donor"}' --out batches.json
 
     Parameters
     ----------
@@ -142,6 +151,10 @@ def prepare_query(
     config: DataConfig = DataConfig(),
 ) -> None:
     """Check one query batch and align it to the reference's genes.
+
+    Example: atlasmap prepare-query new.h5ad --dataset '{"id": "new", "path": "new.h5ad", "role":
+    "query", "batch_key": "donor"}' --batch donor1 --reference reference.h5ad --out donor1.h5ad
+    --facts donor1.json
 
     Parameters
     ----------
@@ -183,6 +196,8 @@ def write_contract(
     label_tree: Path | None = None, masked: list[str] | None = None,
 ) -> None:  # fmt: skip
     """Gather what was checked and decided into contract.json; check what names labels and batches.
+
+    Example: atlasmap write-contract donor1.json --reference reference.json --out contract.json
 
     Parameters
     ----------

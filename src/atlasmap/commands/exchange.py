@@ -51,6 +51,8 @@ def import_scvi(
 ) -> None:
     """Make a bundle of a model that scvi-tools saved; nothing in its file is run.
 
+    Example: atlasmap import-scvi their_model --adata their_cells.h5ad --out bundle
+
     Parameters
     ----------
     path
@@ -91,6 +93,8 @@ def import_scvi(
 def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> None:
     """Write a folder that scvi-tools 1.4.2 loads: SCVI.load(OUT, adata), SCANVI.load(OUT, adata).
 
+    Example: atlasmap export-scvi bundle --out for_scvi_tools
+
     Parameters
     ----------
     bundle
@@ -121,6 +125,8 @@ def compare_scvi(results: Path, *, out: Path, cores: int = -1) -> None:
     """Train scvi-tools on the cells, splits, settings and seeds of a finished run, and compare.
 
     Needs scvi-tools 1.4.2 beside atlasmap: the environment of `make parity`.
+
+    Example: atlasmap compare-scvi results/ATLAS --out parity
 
     Parameters
     ----------

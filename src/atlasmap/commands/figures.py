@@ -17,6 +17,8 @@ class MapRun:
 def plot_loss_curves(history: Path, *, out: Path, seed: int | None = None) -> None:
     """Draw classification loss, calibration error and accuracy over training.
 
+    Example: atlasmap plot-loss-curves results/ATLAS/benchmark/history.csv --out loss_curves
+
     Parameters
     ----------
     history
@@ -35,6 +37,9 @@ def plot_loss_curves(history: Path, *, out: Path, seed: int | None = None) -> No
 def plot_confusion(confusion: Path, *, out: Path, split: Literal["validation", "query"]) -> None:
     """Draw confusion matrices.
 
+    Example: atlasmap plot-confusion results/ATLAS/benchmark/confusion.csv --split query --out
+    confusion
+
     Parameters
     ----------
     confusion
@@ -52,6 +57,9 @@ def plot_confusion(confusion: Path, *, out: Path, split: Literal["validation", "
 
 def plot_embeddings(*, runs: list[MapRun], out: Path, unlabeled: str = "Unknown") -> None:
     """Draw maps by label, batch and role.
+
+    Example: atlasmap plot-embeddings --runs '{"variant": "fixed", "strategy": "per_batch",
+    "atlas": "atlas.h5ad"}' --out embeddings
 
     Parameters
     ----------
@@ -89,6 +97,8 @@ def cells_of(atlas: Path, unlabeled: str):
 def plot_scib_table(scib: Path, *, out: Path) -> None:
     """Draw the scib-metrics table as a picture.
 
+    Example: atlasmap plot-scib-table results/ATLAS/benchmark/scib.csv --out scib_table
+
     Parameters
     ----------
     scib
@@ -104,6 +114,9 @@ def plot_scib_table(scib: Path, *, out: Path) -> None:
 
 def plot_proteins(*denoised: Path, atlas: Path, out: Path, unlabeled: str = "Unknown") -> None:
     """Draw proteins of an atlas: raw against denoised, and which label has which.
+
+    Example: atlasmap plot-proteins donor1/denoised.h5ad --atlas results/ATLAS/atlas.h5ad --out
+    proteins
 
     Parameters
     ----------
@@ -139,6 +152,8 @@ def plot_proteins(*denoised: Path, atlas: Path, out: Path, unlabeled: str = "Unk
 def plot_reliability(reliability: Path, *, out: Path) -> None:
     """Draw reliability curves: accuracy against confidence.
 
+    Example: atlasmap plot-reliability results/ATLAS/benchmark/reliability.csv --out reliability
+
     Parameters
     ----------
     reliability
@@ -154,6 +169,9 @@ def plot_reliability(reliability: Path, *, out: Path) -> None:
 
 def plot_risk_coverage(risk_coverage: Path, *, out: Path) -> None:
     """Draw the accuracy of the surest cells, the more of them are kept.
+
+    Example: atlasmap plot-risk-coverage results/ATLAS/benchmark/risk_coverage.csv --out
+    risk_coverage
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ from atlasmap.cluster.failures import (
     write_failure,
 )
 from atlasmap.cluster.stopping import Stopped, ignore_signals, install
+from atlasmap.commands.saying import in_red, listen
 from atlasmap.errors import AtlasmapError
 
 log = logging.getLogger("atlasmap")
@@ -30,6 +31,7 @@ COMMANDS = {
     "plan": ("cluster:plan", "Forecast memory, time and GPU-hours."),
     "why": ("cluster:why", "Say why a job failed, and what to do."),
     "card": ("reference:card", "Write a bundle's model card."),
+    "status": ("cluster:status", "Say how far a run is."),
     "import-scvi": ("exchange:import_scvi", "Make a bundle of a model that scvi-tools saved."),
     "export-scvi": ("exchange:export_scvi", "Write a bundle as scvi-tools loads it."),
     "compare-scvi": ("exchange:compare_scvi", "Train scvi-tools on a run's cells and compare."),
@@ -61,6 +63,9 @@ COMMANDS = {
     "assemble": ("results:assemble", "Put reference and queries together, name the cells."),
     "gather-history": ("results:gather_history", "Gather training histories into one table."),
     "gather-certificates": ("results:gather_certificates", "Gather certificates into a table."),
+    "write-explorer": ("pages:write_explorer", "Write the atlas explorer, a page."),
+    "write-report": ("pages:write_report", "Write the report of an atlas, a page."),
+    "explore": ("pages:explore", "Serve the explorer of an atlas on this machine."),
     "publish": ("results:publish", "Copy a file of the final mapping."),
     "show-results": ("results:show_results", "Print the accuracy table and where things are."),
     "score-labels": ("benchmark:score_labels", "Score predicted labels where truth is known."),
@@ -82,6 +87,7 @@ app = App(
     # Config keys are flags as they are written: --scvi.n_latent, not --scvi.n-latent.
     default_parameter=Parameter(name_transform=lambda name: name.lower()),
 )
+app.register_install_completion_command(help="Complete commands and flags in this shell.")
 for name, (where, summary) in COMMANDS.items():
     app.command(f"atlasmap.commands.{where}", name=name, help=summary)
 
@@ -148,12 +154,12 @@ def give_up(error: BaseException, arguments: list[str], path: Path | None, attem
     ignore_signals()
     failure = failure_of(error, arguments, attempt)
     if isinstance(error, AtlasmapError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{in_red('error:')} {error}", file=sys.stderr)
     elif isinstance(error, Stopped):
-        print(f"stopped: {error}", file=sys.stderr)
+        print(f"{in_red('stopped:')} {error}", file=sys.stderr)
     elif not isinstance(error, CycloptsError):  # which has said what is wrong with the command
         traceback.print_exception(error)
-        print(f"error: {failure.kind}\n  mend:     {failure.mend}", file=sys.stderr)
+        print(f"{in_red('error:')} {failure.kind}\n  mend:     {failure.mend}", file=sys.stderr)
     if path:
         try:
             write_failure(failure, path)
@@ -182,6 +188,9 @@ def run(
     *arguments: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     log_file: Annotated[Path | None, Parameter(name="--log")] = None,
     attempt: int = 1,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+    verbose: Annotated[bool, Parameter(negative="")] = False,
+    json_log: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Map single-cell batches onto a labelled reference.
 
@@ -191,8 +200,16 @@ def run(
         Write everything said to this file, and if the command fails a record beside it.
     attempt
         Which attempt of a workflow's job this is: what failed for good is not tried again.
+    quiet
+        Say warnings and errors alone.
+    verbose
+        Say more.
+    json_log
+        Log lines of JSON.
     """
     words = list(arguments)
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    listen(level, as_json=json_log)
     try:
         if log_file:
             return attempted(words, log_file, attempt)
@@ -204,9 +221,6 @@ def run(
 
 def main() -> None:
     """Run a command; exits with a code of `atlasmap.cluster.failures`."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("matplotlib", "fontTools", "jax", "numba", "pooch"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     set_environment()
     install()
     code = app.meta()

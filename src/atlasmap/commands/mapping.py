@@ -83,6 +83,8 @@ def operate(
 ) -> None:
     """Surgery: append columns for the queries' batches to a frozen reference and train those.
 
+    Example: atlasmap operate donor1.h5ad --reference_bundle scanvi_fixed --out mapped
+
     Parameters
     ----------
     queries
@@ -131,6 +133,9 @@ def operate_batches(
 
     A batch whose folder is there, whole and of the same inputs and settings is left as it is; one
     that cannot be mapped does not keep the others from it.
+
+    Example: atlasmap operate-batches donor1.h5ad donor2.h5ad --reference_bundle scanvi_fixed --out
+    mapped --marker done.json
 
     Parameters
     ----------

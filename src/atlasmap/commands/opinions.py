@@ -22,6 +22,10 @@ def second_opinions(
 ) -> None:
     """Name query cells by kNN, random forest and logistic regression on the latent, and by vote.
 
+    Example: atlasmap second-opinions donor1/latent.h5ad --reference_latent
+    scanvi_fixed/reference_latent.h5ad --queries donor1.h5ad --out opinions.parquet --seconds
+    seconds.csv
+
     Parameters
     ----------
     latents
@@ -76,6 +80,9 @@ def gene_gap(
     out: Path,
 ) -> None:
     """What the genes that query batches lack will cost in accuracy, before anything is mapped.
+
+    Example: atlasmap gene-gap donor1.json --bundle scanvi_fixed --reference reference.h5ad --out
+    gene_gap.csv
 
     Parameters
     ----------

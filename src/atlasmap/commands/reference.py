@@ -34,6 +34,8 @@ def train_scvi(
 ) -> None:
     """Train scVI on a prepared reference.
 
+    Example: atlasmap train-scvi reference.h5ad --out scvi --scvi.n_latent 20
+
     Parameters
     ----------
     reference
@@ -81,6 +83,9 @@ def train_scanvi(
 ) -> None:
     """Train scANVI from a trained scVI.
 
+    Example: atlasmap train-scanvi reference.h5ad --scvi_bundle scvi --variant fixed --out
+    scanvi_fixed
+
     Parameters
     ----------
     reference
@@ -121,6 +126,8 @@ def train_totalvi(
 ) -> None:
     """Train totalVI on a prepared CITE-seq reference, and a classifier on its latent.
 
+    Example: atlasmap train-totalvi reference.h5ad --out totalvi
+
     Parameters
     ----------
     reference
@@ -153,6 +160,8 @@ def denoise(
     device: Device = "auto",
 ) -> None:
     """What totalVI says of genes and proteins of a reference's cells.
+
+    Example: atlasmap denoise reference.h5ad --bundle totalvi --out denoised.h5ad
 
     Parameters
     ----------
@@ -209,6 +218,8 @@ def take_reference(
 ) -> None:
     """Take over a trained reference: a bundle, verified and copied, or a save of scvi-tools.
 
+    Example: atlasmap take-reference their_bundle --out bundle
+
     Parameters
     ----------
     source
@@ -256,6 +267,8 @@ def take_reference(
 def describe_reference(folder: Path, *, out: Path) -> None:
     """Facts of a reference that was taken over, for contract.json.
 
+    Example: atlasmap describe-reference bundle --out reference.json
+
     Parameters
     ----------
     folder
@@ -278,6 +291,9 @@ def card(
     card: CardSettings = CardSettings(),
 ) -> None:
     """Write a bundle's model card: card.md (with front matter), card.json, card.html.
+
+    Example: atlasmap card results/ATLAS/seed0/reference/scanvi_fixed --counts
+    results/ATLAS/data/reference.h5ad
 
     Parameters
     ----------

@@ -23,6 +23,8 @@ def fit_umap(
 ) -> None:
     """Fit the map on the reference's latent.
 
+    Example: atlasmap fit-umap scanvi_fixed/reference_latent.h5ad --out umap.npz --umap.min_dist 0.3
+
     Parameters
     ----------
     reference_latent
@@ -114,6 +116,9 @@ def assemble(
 ) -> None:
     """Put reference and mapped query batches together and name the query's cells.
 
+    Example: atlasmap assemble donor1/latent.h5ad --reference_latent
+    scanvi_fixed/reference_latent.h5ad --umap umap.npz --queries donor1.h5ad --out atlas
+
     Parameters
     ----------
     latents
@@ -189,6 +194,9 @@ def model_of(history: Path) -> tuple[int, str]:
 def gather_history(*histories: Path, out: Path) -> None:
     """Gather training histories into one tidy table.
 
+    Example: atlasmap gather-history results/ATLAS/seed0/reference/scvi/history.csv --out
+    history.csv
+
     Parameters
     ----------
     histories
@@ -210,6 +218,8 @@ def gather_history(*histories: Path, out: Path) -> None:
 def gather_tables(*tables: Path, out: Path) -> None:
     """Concatenate tables.
 
+    Example: atlasmap gather-tables a.csv b.csv --out both.csv
+
     Parameters
     ----------
     tables
@@ -223,6 +233,9 @@ def gather_tables(*tables: Path, out: Path) -> None:
 
 def gather_certificates(*certificates: Path, out: Path) -> None:
     """Gather surgery certificates into one table.
+
+    Example: atlasmap gather-certificates
+    results/ATLAS/seed0/mapping/fixed/per_batch/donor1/certificate.json --out certificates.csv
 
     Parameters
     ----------
@@ -268,6 +281,9 @@ def agreement(labels: list[pd.DataFrame]) -> np.ndarray:
 def publish(source: Path, *, out: Path, seeds: list[Path] | None = None) -> None:
     """Put a file of the final mapping where the answer is looked for.
 
+    Example: atlasmap publish results/ATLAS/seed0/mapping/fixed/per_batch/atlas.h5ad --out
+    results/ATLAS/atlas.h5ad
+
     Parameters
     ----------
     source
@@ -298,6 +314,8 @@ def publish(source: Path, *, out: Path, seeds: list[Path] | None = None) -> None
 
 def show_results(folder: Path, *, partial: bool = False) -> None:
     """Print the accuracy table and where things are; note what results there are.
+
+    Example: atlasmap show-results results/ATLAS
 
     Parameters
     ----------
@@ -364,6 +382,8 @@ def check_results(folder: Path) -> None:
     """List results that are missing or altered, with the command that remakes each.
 
     Exits with 1 if there are any.
+
+    Example: atlasmap check-results results/ATLAS
 
     Parameters
     ----------

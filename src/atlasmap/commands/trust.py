@@ -22,6 +22,8 @@ def hold_out(
 ) -> None:
     """Split a prepared reference by batch: what a twin is trained on, and what it will be asked.
 
+    Example: atlasmap hold-out reference.h5ad --twin twin.h5ad --held_out held_out.h5ad
+
     Parameters
     ----------
     reference
@@ -62,6 +64,8 @@ def map_held_out(
     running: Running = Running(),
 ) -> None:
     """Map held-out reference batches onto the twin as queries are, each by itself.
+
+    Example: atlasmap map-held-out held_out.h5ad --reference_bundle twin_fixed --out mapped.h5ad
 
     Parameters
     ----------
@@ -109,6 +113,8 @@ def calibrate(
     calibration: CalibrationSettings = CalibrationSettings(),
 ) -> None:
     """Learn temperature, prediction sets and cut-offs of novelty from held-out cells.
+
+    Example: atlasmap calibrate --bundle scanvi_fixed --out scanvi_fixed/calibration.json
 
     Parameters
     ----------

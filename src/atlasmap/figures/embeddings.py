@@ -10,21 +10,12 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from atlasmap.figures.style import (
-    BLUE,
-    GREY,
-    colors_of,
-    new_figure,
-    place,
-    sentence,
-    size_of,
-    styled,
-)
+from atlasmap.figures.style import new_figure, place, sentence, size_of, styled
+from atlasmap.palette import GREY, ROLES, colors_of, colors_of_labels
 
 SIDE, GAP, LEFT, TOP, LEGEND_GAP = 2.8, 0.12, 0.3, 0.28, 0.25
 # Height of a legend's entry, and the least a figure gives to legends.
 PITCH, LEAST = 0.125, 3.6
-ROLES = {"reference": "#bdbdbd", "query": BLUE}
 NUMBERED_ABOVE = 12
 
 
@@ -55,9 +46,8 @@ def draw_embeddings(maps: dict[str, pd.DataFrame], unlabeled: str = "Unknown") -
     names = sorted(found - {unlabeled}, key=str.casefold)
     batches = sorted({batch for cells in maps.values() for batch in set(cells["batch"])})
     numbers = {name: i for i, name in enumerate(names, 1)} if len(names) > NUMBERED_ABOVE else {}
-    grey = {unlabeled: GREY} if any((c["name"] == unlabeled).any() for c in maps.values()) else {}
     shown = [role for role in ROLES if any((c["role"] == role).any() for c in maps.values())]
-    keys = [Key("name", "Label", colors_of(names) | grey, numbers)] if names else []
+    keys = [Key("name", "Label", colors_of_labels(found, unlabeled), numbers)] if names else []
     keys += [
         Key("batch", "Batch", colors_of(batches), {}),
         Key("role", "Role", {role: ROLES[role] for role in shown}, {}),

@@ -6,16 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from atlasmap.figures.style import (
-    BLUE,
-    RED,
-    VARIANTS,
-    in_order,
-    new_figure,
-    place,
-    sentence,
-    styled,
-)
+from atlasmap.figures.style import VARIANTS, in_order, new_figure, place, sentence, styled
+from atlasmap.palette import BLUE, RED
 
 METRICS = {
     "classification_loss": "Classification loss",

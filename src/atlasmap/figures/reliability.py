@@ -6,11 +6,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from atlasmap.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    RED,
     STRATEGIES,
     VARIANTS,
     in_order,
@@ -20,6 +15,7 @@ from atlasmap.figures.style import (
     sentence,
     styled,
 )
+from atlasmap.palette import BLACK, BLUE, GREEN, ORANGE, RED
 
 # training.history.N_BINS, whose import would load torch.
 N_BINS = 15

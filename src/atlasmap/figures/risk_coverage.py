@@ -6,7 +6,6 @@ from matplotlib.figure import Figure
 
 from atlasmap.figures.reliability import COLORS
 from atlasmap.figures.style import (
-    BLUE,
     STRATEGIES,
     VARIANTS,
     in_order,
@@ -16,6 +15,7 @@ from atlasmap.figures.style import (
     sentence,
     styled,
 )
+from atlasmap.palette import BLUE
 
 SIZE, GAP, LEFT, TOP, BOTTOM = 2.1, 0.4, 0.6, 0.32, 0.75
 DASHES = {"calibrated": "-", "raw": (0, (2, 1.5))}

@@ -15,7 +15,6 @@ from plottable import ColumnDefinition, Table
 
 from atlasmap.evaluation.scib import AGGREGATES, BATCH, BIO
 from atlasmap.figures.style import (
-    BLACK,
     STRATEGIES,
     new_figure,
     place,
@@ -24,6 +23,7 @@ from atlasmap.figures.style import (
     styled,
     text_color,
 )
+from atlasmap.palette import BLACK
 
 NAMES = {
     "isolated_labels": "Isolated\nlabels",

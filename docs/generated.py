@@ -1,0 +1,108 @@
+"""Pages of the documentation that are made from the code: config, commands, error codes."""
+
+import ast
+import io
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src/atlasmap"
+
+
+def config_page() -> str:
+    """The tables of config/README.md, which are made from the settings."""
+    text = (ROOT / "config/README.md").read_text(encoding="utf-8")
+    return text.replace("# Configuration", "# Configuration reference", 1)
+
+
+def help_of(*words: str) -> str:
+    """What `--help` prints."""
+    from atlasmap.commands.main import app
+
+    out = io.StringIO()
+    app.help_print(list(words), console=Console(file=out, width=96, no_color=True))
+    return out.getvalue().rstrip()
+
+
+def commands_page() -> str:
+    """Each command as `--help` shows it."""
+    from atlasmap.commands.main import COMMANDS
+
+    parts = ["# Command reference", "The rules of the workflow call these commands; each can be "
+             "run by hand. The first line of a job's log is its command."]  # fmt: skip
+    for name in sorted(COMMANDS):
+        parts.append(f"## {name}\n\n```text\n{help_of(name)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def template(node: ast.expr) -> str:
+    """A message as it is written, what is filled in shown as {…}."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(template(part) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return template(node.left) + template(node.right)
+    if isinstance(node, ast.IfExp):
+        return f"{template(node.body)}, or {template(node.orelse)}"
+    return "…"
+
+
+def errors_in(path: Path) -> list[tuple[str, str, str]]:
+    """(code, expected, mend) of each error that a module raises."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        code = next((a.value for a in node.args if isinstance(a, ast.Constant)
+                     and isinstance(a.value, str) and re.fullmatch(r"[A-Z][A-Z0-9_]{4,}", a.value)),
+                    None)  # fmt: skip
+        said = {key.arg: template(key.value) for key in node.keywords}
+        if code and {"expected", "mend"} <= set(said):
+            found.append((code, said["expected"], said["mend"]))
+    return found
+
+
+def errors_page() -> str:
+    """Every error code, what was expected, and how to mend it."""
+    rows = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for code, expected, mend in errors_in(path):
+            rows.setdefault(code, (expected, mend))
+
+    def cell(text: str) -> str:
+        text = re.sub(r"(?:…\s*)+", "… ", " ".join(text.split())).strip()
+        return re.sub(r"([|<>*_`\\{}\[\]])", r"\\\1", text)
+
+    lines = [f"| `{code}` | {cell(expected)} | {cell(mend)} |"
+             for code, (expected, mend) in sorted(rows.items())]  # fmt: skip
+    return "\n".join(
+        ["# Error codes", "",
+         "An error is one block: its code, what was expected, what was found, how to mend it. "
+         "Here … stands for what depends on your data.", "",
+         "| code | expected | mend |", "|---|---|---|", *lines, "",
+         "## Exit codes", "",
+         "| exit code | kind of failure | tried again |", "|---|---|---|", *exit_codes(), ""]
+    )  # fmt: skip
+
+
+def exit_codes() -> list[str]:
+    """A row an exit code."""
+    from atlasmap.cluster.failures import EXIT_CODES, TRANSIENT
+
+    return [
+        f"| {code} | {kind.replace('_', ' ')} | {'yes' if kind in TRANSIENT else 'no'} |"
+        for kind, code in EXIT_CODES.items()
+    ]
+
+
+def write_pages(folder: Path) -> None:
+    """Write them, where they changed."""
+    folder.mkdir(exist_ok=True)
+    pages = {"config": config_page(), "commands": commands_page(), "errors": errors_page()}
+    for name, text in pages.items():
+        path = folder / f"{name}.md"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")

@@ -1,0 +1,108 @@
+"""What a cell is coloured by, as numbers a page can hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from atlasmap.palette import colors_of
+
+# In this order; other columns of obs follow.
+TITLES = {
+    "predicted_label": "Predicted label",
+    "label": "Label of the reference",
+    "truth": "Known label",
+    "verdict": "Verdict",
+    "calibrated_confidence": "Confidence, calibrated",
+    "confidence": "Confidence, as the classifier gives it",
+    "batch": "Batch",
+    "role": "Role",
+    "knn_label": "Second opinion (nearest neighbours)",
+    "knn_uncertainty": "Uncertainty of the second opinion",
+    "runner_up": "Runner-up",
+    "prediction_set": "Prediction set",
+    "novelty": "Novelty",
+    "strangeness": "Strangeness of the batch",
+    "seed_agreement": "Seeds that agree",
+    "entropy": "Entropy of the label, nats",
+    "dataset": "Data set",
+    "split": "Split",
+}
+LEFT_OUT = ("barcode",)  # the id says it
+ON_CARD = ("predicted_label", "label", "truth", "verdict", "calibrated_confidence", "confidence",
+           "knn_label", "runner_up", "prediction_set", "batch", "role")  # fmt: skip
+MOST_NAMES = 500  # of a legend; columns with more are shown on the card alone
+MISSING = 65_535  # of numbers
+
+
+@dataclass(frozen=True)
+class Category:
+    """`codes` (cells) into `names`, with a colour each."""
+
+    key: str
+    title: str
+    names: list[str]
+    colors: list[str]
+    codes: np.ndarray
+
+    def about(self) -> dict:
+        """Without the cells."""
+        return {"kind": "category", "names": self.names, "colors": self.colors,
+                "legend": len(self.names) <= MOST_NAMES}  # fmt: skip
+
+    def packed(self) -> np.ndarray:
+        """As few bytes a cell as will do."""
+        return self.codes.astype(np.uint8 if len(self.names) < 256 else np.uint16)
+
+
+@dataclass(frozen=True)
+class Number:
+    """`values` (cells; NaN: none) between `low` and `high`."""
+
+    key: str
+    title: str
+    values: np.ndarray
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, key: str, title: str, values: np.ndarray) -> "Number":
+        """With their own range."""
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+        return cls(key, title, values, low, high)
+
+    def about(self) -> dict:
+        """Without the cells."""
+        return {"kind": "number", "low": self.low, "high": self.high, "legend": True}
+
+    def packed(self) -> np.ndarray:
+        """Steps of 1/65,534 of the range; MISSING where there is none."""
+        width = max(self.high - self.low, 1e-12)
+        shares = np.clip((self.values - self.low) / width, 0, 1)
+        steps = np.where(np.isfinite(self.values), np.rint(shares * (MISSING - 1)), MISSING)
+        return steps.astype(np.uint16)
+
+
+def colors_for(names: list[str], stored: np.ndarray | None) -> list[str]:
+    """Stored colours where there is one for each name."""
+    if stored is not None and len(stored) == len(names):
+        return [str(color)[:7] for color in stored]
+    return list(colors_of(names).values())
+
+
+def columns_of(obs: pd.DataFrame, uns: dict) -> Iterator[Category | Number]:
+    """Columns worth a look, the important ones first."""
+    order = [key for key in TITLES if key in obs]
+    order += [key for key in obs if key not in TITLES and key not in LEFT_OUT]
+    for key in order:
+        title, values = TITLES.get(key, key.replace("_", " ")), obs[key]
+        if values.dtype.kind == "f" or (values.dtype.kind in "iu" and values.nunique() > 12):
+            yield Number.of(key, title, values.to_numpy(np.float64))
+            continue
+        codes = pd.Categorical(values.astype(str) if values.dtype.kind in "biu" else values)
+        names = [str(name) for name in codes.categories]
+        if len(names) < MISSING and (codes.codes >= 0).all():
+            colors = colors_for(names, uns.get(f"{key}_colors"))
+            yield Category(key, title, names, colors, codes.codes)

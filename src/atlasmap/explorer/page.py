@@ -1,0 +1,119 @@
+"""The page: cells packed beside the code that draws them, in one file that asks no network.
+
+Points are drawn by regl-scatterplot (Lekschas 2023, J. Open Source Softw. 8:5275), which pans,
+zooms and lassoes millions on a graphics card. It goes with the package (`atlasmap.vendor`), as
+other candidates fetch their code when a page is made or opened, or need a server.
+"""
+
+import base64
+import gzip
+import json
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import anndata
+import numpy as np
+
+from atlasmap.evaluation.samples import stratified
+from atlasmap.explorer.columns import ON_CARD, Category, Number, columns_of
+from atlasmap.explorer.genes import expression, markers
+from atlasmap.settings import ExplorerSettings
+from atlasmap.vendor import source
+
+HERE = files("atlasmap.explorer")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Cells as bytes, with a table of what is where."""
+
+    parts: list[bytes] = field(default_factory=list)
+
+    def add(self, values: np.ndarray | bytes) -> dict:
+        """Put an array (or text) at the end: where it is, aligned for its type."""
+        raw = values if isinstance(values, bytes) else values.tobytes()
+        at = sum(map(len, self.parts))
+        self.parts.append(raw + b"\0" * (-len(raw) % 8))
+        kind = "text" if isinstance(values, bytes) else values.dtype.name
+        return {"at": at, "bytes": len(raw), "type": kind}
+
+    def text(self) -> str:
+        """All, compressed and in letters; the same cells give the same text."""
+        return base64.b64encode(gzip.compress(b"".join(self.parts), 6, mtime=0)).decode()
+
+
+def chosen(adata: anndata.AnnData, most: int) -> np.ndarray:
+    """Places of the cells that are shown, in random order so that none lie always on top: all, or
+    a sample of each batch and label in proportion."""
+    rng, key = np.random.default_rng(0), "predicted_label"
+    at = np.arange(adata.n_obs)
+    if adata.n_obs > most:
+        label = adata.obs[key if key in adata.obs else "label"].astype(str)
+        strata = (adata.obs["batch"].astype(str) + "\0" + label).to_numpy()
+        at = stratified(strata, most, rng)
+    return rng.permutation(at)
+
+
+def square(positions: np.ndarray) -> np.ndarray:
+    """Positions (cells × 2) between −1 and 1, in their proportions."""
+    low, high = positions.min(0), positions.max(0)
+    scale = max(float((high - low).max()), 1e-9) / 1.9
+    return ((positions - (low + high) / 2) / scale).astype(np.float32)
+
+
+def genes_of(
+    adata: anndata.AnnData, counts: list[Path], settings: ExplorerSettings
+) -> list[Number]:
+    """Expression of the genes asked for, or of some that tell labels."""
+    genes = list(settings.genes)
+    if not counts:
+        return []
+    key = "predicted_label" if "predicted_label" in adata.obs else "label"
+    if not genes:
+        genes = markers(counts, adata.obs, adata.obs[key].cat.codes.to_numpy())
+    return expression(counts, adata.obs, genes) if genes else []
+
+
+def described(
+    packed: Packed, columns: list[Category | Number], group: str, order: np.ndarray
+) -> list[dict]:
+    """What the page is told of columns, whose cells are packed in their order."""
+    out = []
+    for column in columns:
+        where = packed.add(column.packed()[order])
+        about = {"key": column.key, "title": column.title, "group": group} | column.about()
+        out.append(about | {"data": where})
+    return out
+
+
+def explorer_page(
+    adata: anndata.AnnData, title: str, counts: list[Path], settings: ExplorerSettings
+) -> str:
+    """The explorer of an atlas (as `atlas.h5ad` has it: obs, obsm X_umap) as HTML.
+
+    `counts`: prepared reference and query batches, for the genes.
+    """
+    from jinja2 import Environment
+
+    order, packed = chosen(adata, settings.max_cells), Packed()
+    positions = square(np.asarray(adata.obsm["X_umap"])[order])
+    cells = list(columns_of(adata.obs, adata.uns))
+    about = {
+        "title": title, "n": len(order), "n_all": adata.n_obs,
+        "x": packed.add(positions[:, 0]), "y": packed.add(positions[:, 1]),
+        "ids": packed.add("\n".join(adata.obs_names[order]).encode()),
+        "columns": described(packed, cells, "Cells", order)
+        + described(packed, genes_of(adata, counts, settings), "Genes", order),
+        "card": [column.key for column in cells if column.key in ON_CARD],
+    }  # fmt: skip
+    css, js, template = (
+        HERE.joinpath(f"explorer.{kind}").read_text(encoding="utf-8")
+        for kind in ("css", "js", "html")
+    )
+    return Environment(autoescape=True).from_string(template).render(
+        title=title, roles=adata.obs["role"].value_counts().to_dict(),
+        n=len(order), n_all=adata.n_obs, n_batches=adata.obs["batch"].nunique(),
+        css=css, js=js, vendor=source("scatterplot.js"),
+        about=json.dumps(about).replace("<", "\\u003c"), data=packed.text(),
+    )  # fmt: skip

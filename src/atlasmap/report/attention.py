@@ -1,0 +1,129 @@
+"""What of a run needs a human's eye, and why."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from atlasmap.report.found import Found
+from atlasmap.report.pages import number
+
+FEW_GENES = 0.9  # of the reference's
+MANY_NOVEL, MANY_AMBIGUOUS = 0.25, 0.4  # of a batch's cells
+HARDLY = 0.1  # posterior standard deviations
+COVERED = 0.85  # of cells whose prediction set was to hold their label in 0.9
+GAP = 0.15  # between confidence and accuracy
+LEAST = 20  # cells, for a word on a label
+COST = 0.02  # of accuracy
+POOR = 0.8  # accuracy on the reference's own cells
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something to look at: `where` (a batch, a label, the model) and `why`."""
+
+    where: str
+    why: str
+
+
+def of_fit(found: Found) -> Iterator[Notice]:
+    """Batches that the reference does not fit, or many of whose cells are in doubt."""
+    for row in found.of_final("fitness").to_dict("records"):
+        where = f"batch {row['batch']}"
+        if row["reference"] in ("doubtful", "does not fit"):
+            why = f"the reference fits: {row['reference']}" if row["reference"] == "doubtful" else (
+                "the reference does not fit it: none of its labels is to be believed")  # fmt: skip
+            yield Notice(where, f"{why} (strangeness {number(row['strangeness'])}; 1 is as far as "
+                         "cells of a label that the reference lacks)")  # fmt: skip
+        if row["novel"] > MANY_NOVEL:
+            yield Notice(where, f"{row['novel']:.0%} of its cells are called novel: look whether "
+                         "they are a type that the reference lacks, or damaged")  # fmt: skip
+        if row["ambiguous"] > MANY_AMBIGUOUS:
+            yield Notice(where, f"{row['ambiguous']:.0%} of its cells could have several labels: "
+                         "their prediction sets name them")  # fmt: skip
+
+
+def of_genes(found: Found) -> Iterator[Notice]:
+    """Batches that lack genes of the model, and what that costs."""
+    gap = found.table("gene_gap")
+    for batch, fact in found.contract["queries"].items():
+        overlap = fact.get("gene_overlap", 1.0)
+        cost = gap[(gap["batch"] == batch) & (gap["label"] == "all")] if "batch" in gap else gap[:0]
+        loss = float(cost["loss"].max()) if len(cost) else 0.0
+        if overlap < FEW_GENES or loss > COST:
+            said = f"{1 - overlap:.1%} of the model's genes are not in it"
+            if len(cost):
+                said += f"; on reference cells that costs {loss:.3f} of accuracy"
+            yield Notice(f"batch {batch}", said)
+
+
+def of_surgery(found: Found) -> Iterator[Notice]:
+    """Batches that surgery hardly moved."""
+    key = "displacement_median_in_posterior_sd"
+    for row in found.certificates.to_dict("records"):
+        if row["strategy"] != "frozen" and row.get(key, 1.0) < HARDLY:
+            yield Notice(
+                f"mapping {row['mapping']}",
+                f"surgery moved its cells by {number(row[key])} of their own uncertainty in "
+                f"{row['n_steps']:.0f} steps: it had little to do, or too few steps to do it",
+            )
+
+
+def of_labels(found: Found) -> Iterator[Notice]:
+    """Labels whose confidence is not to be taken at its word, on the reference's own validation
+    cells."""
+    obs = found.obs
+    if not {"split", "label", "predicted_label", "calibrated_confidence"} <= set(obs):
+        return
+    cells = obs[obs["split"] == "validation"]
+    right = cells["label"].astype(str) == cells["predicted_label"].astype(str)
+    table = pd.DataFrame(
+        {"label": cells["predicted_label"].astype(str), "right": right,
+         "sure": cells["calibrated_confidence"].astype(float)}
+    )  # fmt: skip
+    for label, part in table.groupby("label"):
+        gap = part["sure"].mean() - part["right"].mean()
+        if len(part) >= LEAST and gap > GAP:
+            yield Notice(
+                f"label {label}",
+                f"of {len(part)} validation cells called so {part['right'].mean():.0%} are, where "
+                f"the calibrated confidence says {part['sure'].mean():.0%}",
+            )
+
+
+def of_sets(found: Found) -> Iterator[Notice]:
+    """Batches whose prediction sets hold the known label less often than promised."""
+    trust = found.of_final("trust")
+    for row in trust[trust["batch"] != "all"].to_dict("records") if "coverage" in trust else ():
+        if row["n"] >= LEAST and row["coverage"] < COVERED:
+            yield Notice(f"batch {row['batch']}", f"prediction sets hold the known label in "
+                         f"{row['coverage']:.0%} of its cells, where 90% was asked")  # fmt: skip
+
+
+def of_model(found: Found) -> Iterator[Notice]:
+    """What is known of the classifier itself."""
+    scores = found.table("classification")
+    if len(scores):
+        own = (scores["variant"] == found.final.variant) & (scores["seed"] == found.final.seed)
+        kind = (scores["split"] == "validation") & (scores["method"] == "classifier")
+        rows = scores[
+            own & kind & (scores["probabilities"] == "raw") & (scores["level"] == "label")
+        ]
+        for row in rows[rows["accuracy"] < POOR].to_dict("records"):
+            yield Notice(
+                f"classifier {row['variant']}",
+                f"of {row['n']:.0f} validation cells of the reference {row['accuracy']:.0%} are "
+                "named right: labels that overlap, or too few cells of some",
+            )
+    if found.final.variant == "prefix":
+        yield Notice(
+            "classifier prefix",
+            "it is trained as scvi-tools did before 1.1, on probabilities in place of logits: its "
+            "confidence is off before calibration, and its accuracy may be below that of fixed",
+        )
+
+
+def notices(found: Found) -> list[Notice]:
+    """All of them, the gravest kind first."""
+    kinds = (of_fit, of_sets, of_genes, of_surgery, of_labels, of_model)
+    return [notice for kind in kinds for notice in kind(found)]

@@ -1,0 +1,97 @@
+"""How far a run is: what its logs, records and measurements say, and what the forecast leaves."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from atlasmap.cluster.failures import failure_path, read_failure
+from atlasmap.cluster.why import COMMAND, unfinished
+from atlasmap.errors import AtlasmapError
+from atlasmap.forecast import rule_of
+
+STATES = ("done", "running", "failed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job by its log: the command it runs, its state, minutes since it last said something, and
+    why it failed."""
+
+    log: Path
+    command: str
+    state: str
+    quiet: float
+    why: str = ""
+
+
+def job_of(log: Path) -> Job | None:
+    """What a log says of its job; None of one that never began."""
+    found = COMMAND.search(log.read_text(encoding="utf-8", errors="replace"))
+    if not found:
+        return None
+    command = found.group(1).split()[1]
+    quiet = (time.time() - log.stat().st_mtime) / 60
+    if failure_path(log).exists():
+        failure = read_failure(log)
+        return Job(log, command, "failed", quiet, failure.code if failure else "")
+    return Job(log, command, "running" if unfinished(log) else "done", quiet)
+
+
+def jobs_of(folder: Path) -> list[Job]:
+    """Every job of an atlas that began; raises STATUS_NONE."""
+    logs = sorted((folder / "logs").rglob("*.log"))
+    found = [job for log in logs if ".attempt" not in log.name and (job := job_of(log))]
+    if not found:
+        raise AtlasmapError(
+            "STATUS_NONE",
+            expected=f"logs of jobs below {folder / 'logs'}",
+            found="none",
+            mend="give results/{atlas} of a run that has begun",
+        )
+    return found
+
+
+def by_command(jobs: list[Job]) -> pd.DataFrame:
+    """Jobs done, running and failed, a row a command, in the order in which they first began."""
+    table = pd.DataFrame({"command": [j.command for j in jobs], "state": [j.state for j in jobs]})
+    counts = pd.crosstab(table["command"], table["state"]).reindex(columns=STATES, fill_value=0)
+    first = {}
+    for job in sorted(jobs, key=lambda job: job.log.stat().st_mtime):
+        first.setdefault(job.command, len(first))
+    return counts.loc[sorted(counts.index, key=first.get)]
+
+
+def seconds_left(folder: Path, jobs: list[Job]) -> float | None:
+    """Seconds of jobs that the forecast has and that are not done; None without a forecast."""
+    plan = folder / "forecast.json"
+    if not plan.is_file():
+        return None
+    done = pd.Series([rule_of(job.log) for job in jobs if job.state == "done"], dtype=object)
+    n = done.value_counts()
+    rows = json.loads(plan.read_text(encoding="utf-8"))["forecast"]
+    return sum(max(0, row["jobs"] - n.get(row["rule"], 0)) * row["seconds"] for row in rows)
+
+
+def in_words(seconds: float) -> str:
+    """Minutes or hours."""
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def status_text(folder: Path) -> str:
+    """The table, what failed, what has long been quiet, and the time that is left."""
+    jobs = jobs_of(folder)
+    lines = [by_command(jobs).rename_axis(columns=None).to_string(), ""]
+    for job in jobs:
+        if job.state == "failed":
+            lines.append(f"failed:  {job.log}  {job.why}   (atlasmap why {job.log})")
+        if job.state == "running" and job.quiet > 10:
+            lines.append(f"quiet for {job.quiet:.0f} min: {job.log}   (killed? look at its end)")
+    left = seconds_left(folder, jobs)
+    if left is None:
+        lines.append(f"time left: not known; atlasmap plan {folder} makes a forecast")
+    else:
+        lines.append(f"time left by the forecast: {in_words(left)} of jobs, one after the other")
+    return "\n".join(lines)

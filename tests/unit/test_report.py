@@ -1,0 +1,176 @@
+"""The report of an atlas: what it says in words, what it points at, and the page in a browser."""
+
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from browser import opened
+
+from atlasmap.report.atlas import by_batch, report_page, said_in_short
+from atlasmap.report.attention import notices
+from atlasmap.report.found import Final, Found
+
+FINAL = {"seed": 0, "variant": "fixed", "strategy": "per_batch"}
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200"><rect width="300" height="200" fill="{}"/></svg>'  # noqa: E501
+
+
+def fitness(**changed) -> dict:
+    return FINAL | {
+        "batch": "a", "n": 100, "reference": "fits", "strangeness": 0.1, "confident": 0.8,
+        "ambiguous": 0.15, "novel": 0.05, "set_size": 1.2, "calibrated_confidence": 0.9,
+    } | changed  # fmt: skip
+
+
+def moved(**changed) -> dict:
+    return FINAL | {
+        "mapping": "a", "n_cells": 100, "n_golden_cells": 64, "n_probe_cells": 200,
+        "displacement_median_in_posterior_sd": 0.5, "n_steps": 400,
+    } | changed  # fmt: skip
+
+
+def results(
+    folder: Path, tables: dict[str, list[dict]], overlap: float = 1.0, variant: str = "fixed"
+) -> Found:
+    """A result tree with some tables, a figure, a card and an atlas of twenty validation cells."""
+    for name in ("data", "benchmark", "figures", "logs", f"seed0/reference/scanvi_{variant}"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    query = {"n_cells": 100, "gene_overlap": overlap}
+    contract = {
+        "configfiles": ["my.yaml"],
+        "reference": {"n_cells": 1234, "n_genes": 50, "labels": {"B": 600, "T": 634},
+                      "batches": {"r1": 600, "r2": 634}},
+        "queries": {"a": query, "b <i>": query},
+    }  # fmt: skip
+    (folder / "data/contract.json").write_text(json.dumps(contract))
+    for name, rows in tables.items():
+        pd.DataFrame(rows).to_csv(folder / f"benchmark/{name}.csv", index=False)
+    (folder / "figures/embeddings.svg").write_text(SVG.format("#0072b2"))
+    reference = folder / f"seed0/reference/scanvi_{variant}"
+    (reference / "card.md").write_text("---\nlicense: x\n---\n# The card\n\n| a | b |\n|---|---|\n")
+    (reference / "settings.json").write_text(json.dumps({"versions": {"torch": "2"}}))
+    (folder / "logs/train_scvi.log").write_text("10:00:00 atlasmap train-scvi x --out y\n")
+    (folder / "logs/train_scvi.tsv").write_text("s\tmax_rss\n12.5\t800\n")
+    obs = pd.DataFrame(
+        {"role": "reference", "split": "validation", "label": ["B"] * 20 + ["T"] * 20,
+         "predicted_label": ["B"] * 40, "calibrated_confidence": 0.9},
+        index=[f"c{k}" for k in range(40)],
+    )  # fmt: skip
+    anndata.AnnData(obs=obs).write_h5ad(folder / "atlas.h5ad")
+    return Found(folder, Final(0, variant, "per_batch"))
+
+
+def told(found: Found) -> dict[str, str]:
+    return {notice.where: notice.why for notice in notices(found)}
+
+
+def test_what_is_well_is_not_pointed_at(tmp_path):
+    found = results(tmp_path, {"fitness": [fitness()], "certificates": [moved()]})
+    anndata.AnnData(obs=found.obs[["role"]]).write_h5ad(tmp_path / "atlas.h5ad")
+    assert notices(Found(tmp_path, found.final)) == []
+
+
+@pytest.mark.parametrize(
+    ("tables", "where", "why"),
+    [
+        ({"fitness": [fitness(reference="does not fit", strangeness=1.4)]}, "batch a", "does not"),
+        ({"fitness": [fitness(novel=0.3)]}, "batch a", "30% of its cells are called novel"),
+        ({"fitness": [fitness(ambiguous=0.5)]}, "batch a", "50% of its cells could have several"),
+        ({"certificates": [moved(displacement_median_in_posterior_sd=0.01)]}, "mapping a", "400"),
+        ({"trust": [FINAL | {"batch": "a", "n": 50, "coverage": 0.7}]}, "batch a", "70%"),
+        ({"classification": [FINAL | {"strategy": "", "split": "validation", "method": "classifier",
+                                      "probabilities": "raw", "level": "label", "batch": "all",
+                                      "n": 51, "accuracy": 0.69, "macro_f1": 0.5}]},
+         "classifier fixed", "of 51 validation cells"),
+        ({"gene_gap": [{"batch": "a", "label": "all", "loss": 0.1}]}, "batch a", "0.100"),
+    ],
+)  # fmt: skip
+def test_what_needs_a_humans_eye_is_named_with_its_reason(tmp_path, tables, where, why):
+    assert why in told(results(tmp_path, tables))[where]
+
+
+def test_other_mappings_than_the_final_one_are_not_pointed_at(tmp_path):
+    other = fitness(novel=0.9, variant="linear")
+    assert "batch a" not in told(results(tmp_path, {"fitness": [fitness(), other]}))
+
+
+def test_missing_genes_the_prefix_classifier_and_labels_too_sure_of_are(tmp_path):
+    said = told(results(tmp_path, {}, overlap=0.5, variant="prefix"))
+    assert "50.0%" in said["batch a"] and "classifier prefix" in said
+    assert "50% are" in said["label B"] and "90%" in said["label B"]
+
+
+def test_the_run_is_told_in_numbers_that_are_those_of_its_files(tmp_path):
+    row = FINAL | {
+        "batch": "all", "split": "query", "method": "classifier", "level": "label",
+        "probabilities": "raw", "n": 181, "accuracy": 0.812, "macro_f1": 0.667,
+    }  # fmt: skip
+    found = results(
+        tmp_path,
+        {"classification": [row, row | {"variant": "linear", "accuracy": 0.1}],
+         "fitness": [fitness(), fitness(batch="b <i>", n=300, confident=0.4)],
+         "certificates": [moved(), moved(mapping="b <i>")]},
+    )  # fmt: skip
+    text = " ".join(said_in_short(found))
+    assert "1,234 cells of 2 batches, 50 genes, 2 labels" in text
+    assert "200 query cells of 2 batches" in text and "81.2%" in text and "10.0%" not in text
+    assert "50% are confident" in text  # of cells, not of batches
+    assert "after each of 2 mappings" in text
+    table = by_batch(found)
+    assert list(table["reference fits"]) == ["yes", "yes"]
+    np.testing.assert_allclose(table["moved, posterior s.d."].astype(float), 0.5)
+
+
+def test_a_run_without_labels_or_queries_has_a_report_too(tmp_path):
+    found = results(tmp_path, {})
+    contract = json.loads((tmp_path / "data/contract.json").read_text())
+    contract["queries"], contract["reference"]["labels"] = {}, {}
+    (tmp_path / "data/contract.json").write_text(json.dumps(contract))
+    (tmp_path / "atlas.h5ad").unlink()
+    page = report_page(Found(tmp_path, found.final), [], None)
+    assert "1,234 cells" in page and "mapped onto" not in page
+
+
+@pytest.fixture
+def page_file(tmp_path) -> Path:
+    rows = [fitness(batch=name, n=n) for name, n in [("a", 9), ("b <i>", 300)]]
+    many = [FINAL | {"embedding": f"e{k}", "total": k / 30} for k in range(30)]
+    found = results(
+        tmp_path / "my <atlas>", {"fitness": rows, "scib": many, "certificates": [moved()]}
+    )
+    config, captions = tmp_path / "my.yaml", tmp_path / "captions"
+    config.write_text("atlas: my\n")
+    captions.mkdir()
+    (captions / "embeddings.rst").write_text("UMAP of ``{{ snakemake.wildcards.atlas }}``.\n")
+    file = tmp_path / "report.html"
+    file.write_text(report_page(found, [config], captions), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_opens_sorts_and_filters_without_a_network(page_file, width):
+    with opened(page_file, width) as (page, _):
+        page.wait_for_function("document.body.dataset.ready === 'yes'")
+        assert page.inner_text("h1") == "my <atlas>"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.querySelector('figure img').naturalWidth") == 300
+        assert "UMAP of my" in page.inner_text("figcaption")
+        page.click("summary:has-text('scib-metrics')")
+        rows = page.locator("#table-scib tbody tr")
+        assert rows.count() == 30
+        page.fill("details:has(#table-scib) input[type=search]", "e17")
+        assert rows.count() == 1
+        page.fill("details:has(#table-scib) input[type=search]", "")
+        for first in ("e0", "e29"):  # up, then down
+            page.click("#table-scib th:has-text('total')")
+            page.wait_for_timeout(500)
+            assert first in rows.first.inner_text()
+
+
+def test_the_page_prints_with_all_that_is_folded(page_file, tmp_path):
+    with opened(page_file) as (page, _):
+        page.pdf(path=tmp_path / "report.pdf")
+        assert (tmp_path / "report.pdf").stat().st_size > 20_000
+        assert page.locator("details:not([open])").count() > 0  # folded again

@@ -1,0 +1,102 @@
+"""How far a run is, from its logs, records and measurements; how commands speak."""
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from atlasmap.commands.main import COMMANDS, app
+from atlasmap.commands.saying import JsonLines, in_red, listen
+from atlasmap.errors import AtlasmapError
+from atlasmap.status import by_command, jobs_of, seconds_left, status_text
+
+
+@pytest.fixture
+def atlas(tmp_path):
+    """Two jobs done, one running, one failed; a forecast."""
+    logs = tmp_path / "logs/seed0"
+    logs.mkdir(parents=True)
+    commands = {"train_scvi": "train-scvi", "assemble_a": "assemble",
+                "train_scanvi_fixed": "train-scanvi", "assemble_b": "assemble"}  # fmt: skip
+    for name, command in commands.items():
+        (logs / f"{name}.log").write_text(f"10:00:00 atlasmap {command} x --out y\n")
+    os.link(logs / "train_scanvi_fixed.log", logs / "train_scanvi_fixed.attempt1.log")
+    record = dict.fromkeys(("found", "mend", "command", "inputs", "host", "time"), "")
+    record |= {"kind": "bad_input", "code": "GENES_FEW", "transient": False, "exit_code": 2,
+               "attempt": 1, "slurm_job": None}  # fmt: skip
+    (logs / "assemble_b.failure.json").write_text(json.dumps(record))
+    rows = [{"rule": "train_scvi", "jobs": 1, "seconds": 100.0},
+            {"rule": "train_scanvi", "jobs": 2, "seconds": 600.0},
+            {"rule": "assemble", "jobs": 2, "seconds": 30.0}]  # fmt: skip
+    (tmp_path / "forecast.json").write_text(json.dumps({"forecast": rows}))
+    return tmp_path
+
+
+def test_jobs_are_done_running_or_failed(atlas):
+    table = by_command(jobs_of(atlas))
+    assert table.loc["assemble"].to_dict() == {"done": 1, "running": 0, "failed": 1}
+    assert table.loc["train-scanvi", "running"] == 1 and table.loc["train-scvi", "done"] == 1
+    assert "GENES_FEW" in status_text(atlas)
+
+
+def test_the_forecast_says_what_is_left(atlas):
+    assert seconds_left(atlas, jobs_of(atlas)) == 2 * 600 + 30
+    assert "20 min" in status_text(atlas)
+    (atlas / "forecast.json").unlink()
+    assert "not known" in status_text(atlas)
+
+
+def test_a_job_that_has_long_said_nothing_is_named(atlas):
+    log = atlas / "logs/seed0/train_scanvi_fixed.log"
+    os.utime(log, (1, 1))
+    assert "quiet for" in status_text(atlas)
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(AtlasmapError, match="STATUS_NONE"):
+        jobs_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_shows_an_example_that_it_understands(name):
+    text = " ".join((app[name].help or app[name].default_command.__doc__).split())
+    function = app[name].default_command
+    text = " ".join(function.__doc__.partition("Parameters\n")[0].split())
+    assert "Example: atlasmap" in text, name
+    words = shlex.split(text.partition("Example: ")[2].partition(" Raises")[0])
+    assert words[:2] == ["atlasmap", name]
+    app.parse_args(words[1:], exit_on_error=False)
+
+
+def test_logs_are_lines_of_json_if_asked(capsys):
+    record = logging.LogRecord("atlasmap", logging.INFO, "", 0, "a %s", ('"b"',), None)
+    said = json.loads(JsonLines().format(record))
+    assert said["message"] == 'a "b"' and said["level"] == "info"
+    before = logging.getLogger().handlers[:]
+    try:
+        listen(logging.WARNING, as_json=True)
+        logging.getLogger("atlasmap").info("not said")
+        logging.getLogger("atlasmap").warning("said")
+        lines = capsys.readouterr().err.splitlines()
+        assert [json.loads(line)["message"] for line in lines] == ["said"]
+    finally:
+        logging.getLogger().handlers[:] = before
+
+
+def test_there_is_no_color_but_on_a_terminal(monkeypatch):
+    assert in_red("error:") == "error:"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert in_red("error:") != "error:"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert in_red("error:") == "error:"
+
+
+def test_quiet_and_json_are_flags_of_every_command(tmp_path):
+    command = [sys.executable, "-m", "atlasmap.commands.main", "--json_log", "--quiet", "status",
+               str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "STATUS_NONE" in done.stderr and "\033" not in done.stderr

@@ -1,0 +1,69 @@
+# Where the checkout is makes no difference to a page, and so is no parameter.
+CAPTIONS = str(ROOT / "workflow/report")
+
+
+rule write_explorer:
+    input:
+        atlas="results/{atlas}/atlas.h5ad",
+        counts=lambda w: [
+            *([] if TAKEN else [f"results/{w.atlas}/data/reference.h5ad"]),
+            *(
+                f"results/{w.atlas}/data/queries/{batch}.h5ad"
+                for batch in query_batches()
+            ),
+        ],
+    output:
+        report(
+            "results/{atlas}/explorer.html",
+            caption="../report/explorer.rst",
+            category="Atlas",
+            labels={"figure": "Atlas explorer"},
+        ),
+    log:
+        "results/{atlas}/logs/write_explorer.log",
+    benchmark:
+        "results/{atlas}/logs/write_explorer.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("write_explorer", 2000, 10),
+        runtime=minutes("write_explorer", 30),
+    params:
+        counts=lambda w, input: " ".join(
+            f"--counts={shlex.quote(c)}" for c in input.counts
+        ),
+        settings=settings_of("explorer"),
+        numerics=NUMERICS["pages"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " write-explorer {input.atlas:q} {params.counts} --out {output:q}"
+        " --title={wildcards.atlas:q} {params.settings}"
+
+
+rule write_report:
+    input:
+        reported,
+    output:
+        "results/{atlas}/report.html",
+    log:
+        "results/{atlas}/logs/write_report.log",
+    benchmark:
+        "results/{atlas}/logs/write_report.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("write_report", 1500, 2),
+        runtime=minutes("write_report", 10),
+    params:
+        folder=subpath(output[0], parent=True),
+        configs=CONFIGFILES.replace("--configfiles=", "--configs="),
+        final=f"--variant={FINAL.variant} --strategy={FINAL.strategy} --seed={FINAL.seed}",
+        numerics=NUMERICS["pages"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " write-report {params.folder:q} --out {output:q} {params.final}"
+        " --captions={CAPTIONS:q} {params.configs}"
