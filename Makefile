@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test test-slurm parity bench bench-gpu bench-streaming env docs vendor lint schemas lock clean
+.PHONY: run test test-slurm parity bench bench-gpu bench-streaming env env-cellxgene docs vendor lint schemas lock clean
 
 run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
@@ -75,6 +75,14 @@ docs: env .venv/docs.stamp
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/lock-docs.txt
 	@touch $@
 
+# cellxgene, for the test that opens an atlas in it.
+env-cellxgene: .venv-cellxgene/stamp
+
+.venv-cellxgene/stamp: envs/lock-cellxgene.txt
+	@test -x .venv-cellxgene/bin/python || $(PYTHON) -m venv .venv-cellxgene
+	@.venv-cellxgene/bin/python -m pip install --quiet --disable-pip-version-check -r envs/lock-cellxgene.txt
+	@touch $@
+
 # The libraries that pages carry (needs npm): src/atlasmap/vendor.
 vendor:
 	@sh src/atlasmap/vendor/make.sh
@@ -127,4 +135,4 @@ lock:
 	@rm -rf .venv.partial
 
 clean:
-	rm -rf .venv .venv-parity .venv.partial .snakemake
+	rm -rf .venv .venv-parity .venv-cellxgene .venv.partial .snakemake docs/_build

@@ -19,8 +19,9 @@ def config_page() -> str:
 
 def help_of(*words: str) -> str:
     """What `--help` prints."""
-    from atlasmap.commands.main import app
+    from atlasmap.commands.main import app, show_whole_help
 
+    show_whole_help([*words, "--help"])
     out = io.StringIO()
     app.help_print(list(words), console=Console(file=out, width=96, no_color=True))
     return out.getvalue().rstrip()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import anndata
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
-from atlasmap.data.obs import as_text, column
+from atlasmap.data.obs import ONTOLOGY, as_text, column
 from atlasmap.data.registry import PROTEIN_NAMES
 from atlasmap.denoise import OF_PROTEINS
 from atlasmap.errors import AtlasmapError, listed
@@ -32,6 +33,7 @@ from atlasmap.trust.tree import Levels, levels_of_columns, rolled_up
 from atlasmap.trust.verdict import verdicts
 
 LABELS = ("label", "predicted_label", "knn_label", "runner_up", "truth")  # columns of labels
+ID, NO_ID = "ontology_term_id", "unknown"  # as CELLxGENE's schema says
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ def assemble(
     coarse = coarser or levels_of(reference, levels, unlabeled)
     shared = [key for query in queries for key in query.obs]
     named = reference_labels(reference, trust, coarse)
+    ids = ids_of_labels(reference.obs)
     reference = in_latent_space(reference, ["label", "split", *levels, *shared])
     reference.obs["role"] = "reference"
     reference.obsm["X_umap"] = place(fitted, reference.obsm["X_latent"])
@@ -230,7 +233,9 @@ def assemble(
     whole = anndata.concat([reference, *parts], join="outer")
     if proteins:
         whole.uns[PROTEIN_NAMES] = reference.uns[PROTEIN_NAMES]
+    whole.X = sparse.csr_matrix(whole.shape, dtype=np.float32)  # cellxgene wants one, of no genes
     unique_index(whole)
+    with_ids(whole.obs, ids)
     tidy_obs(whole.obs, unlabeled)
     with_colors(whole, unlabeled)
     if not classified:
@@ -239,6 +244,21 @@ def assemble(
     return Atlas(
         whole, pd.concat(labels), pd.concat(softs), pd.concat(calibrated) if trust else None
     )
+
+
+def ids_of_labels(reference: pd.DataFrame) -> dict[str, str]:
+    """The cell-type ontology id of each label: the one that most of its cells have."""
+    if ONTOLOGY not in reference:
+        return {}
+    named = reference[reference[ONTOLOGY].astype(str) != ""].astype(str)
+    return {label: ids.mode()[0] for label, ids in named.groupby("label")[ONTOLOGY]}
+
+
+def with_ids(obs: pd.DataFrame, ids: dict[str, str]) -> None:
+    """Add the ids of labels and predicted labels, where there are any."""
+    for key in LABELS[:2] if ids else ():
+        if key in obs:
+            obs[f"{key}_{ID}"] = [ids.get(name, NO_ID) for name in obs[key]]
 
 
 def with_colors(whole: anndata.AnnData, unlabeled: str) -> None:

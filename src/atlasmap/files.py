@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 RECORD = ".sha256"
+MANIFEST = ".results"  # names of all results of an atlas's last finished run
 
 
 @contextlib.contextmanager

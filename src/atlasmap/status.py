@@ -10,6 +10,7 @@ import pandas as pd
 from atlasmap.cluster.failures import failure_path, read_failure
 from atlasmap.cluster.why import COMMAND, unfinished
 from atlasmap.errors import AtlasmapError
+from atlasmap.files import MANIFEST
 from atlasmap.forecast import rule_of
 
 STATES = ("done", "running", "failed")
@@ -55,7 +56,7 @@ def jobs_of(folder: Path) -> list[Job]:
 
 
 def by_command(jobs: list[Job]) -> pd.DataFrame:
-    """Jobs done, running and failed, a row a command, in the order in which they first began."""
+    """Jobs done, running and failed, a row a command, in the order in which they last spoke."""
     table = pd.DataFrame({"command": [j.command for j in jobs], "state": [j.state for j in jobs]})
     counts = pd.crosstab(table["command"], table["state"]).reindex(columns=STATES, fill_value=0)
     first = {}
@@ -90,7 +91,9 @@ def status_text(folder: Path) -> str:
         if job.state == "running" and job.quiet > 10:
             lines.append(f"quiet for {job.quiet:.0f} min: {job.log}   (killed? look at its end)")
     left = seconds_left(folder, jobs)
-    if left is None:
+    if (folder / MANIFEST).is_file() and all(job.state == "done" for job in jobs):
+        lines.append("finished")
+    elif left is None:
         lines.append(f"time left: not known; atlasmap plan {folder} makes a forecast")
     else:
         lines.append(f"time left by the forecast: {in_words(left)} of jobs, one after the other")

@@ -520,3 +520,13 @@ def test_10x_h5_mtx_and_zarr_are_read(simulated, tmp_path):
 def test_facts_are_json(rows):
     facts = prepare_reference([rows[0]], [rows[0].path], CONFIG).facts
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_ontology_ids_beside_the_labels_are_kept(prepare):
+    def change(adata):
+        adata.obs["cell_type_ontology_term_id"] = "CL:" + adata.obs["cell_type"].str[-3:]
+
+    with_ids, without = prepare(change), prepare()
+    obs = with_ids.adata.obs.astype(str)
+    assert (obs["label_ontology_term_id"] == "CL:" + obs["label"].str[-3:]).all()
+    assert "label_ontology_term_id" not in without.adata.obs

@@ -5,6 +5,9 @@ import gzip
 import io
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
@@ -12,9 +15,11 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 from browser import opened
 from scipy import sparse
 
+from atlasmap.commands.pages import explore
 from atlasmap.errors import AtlasmapError
 from atlasmap.explorer.columns import Category, Number, columns_of
 from atlasmap.explorer.genes import expression, markers
@@ -132,7 +137,7 @@ def test_columns_with_gaps_and_odd_types_are_numbers_or_left_out():
          "depth": [1.0, np.inf], "barcode": ["x", "y"]}
     )  # fmt: skip
     found = {column.key: column for column in columns_of(obs, {})}
-    assert set(found) == {"n", "flag", "depth"}
+    assert set(found) == {"label", "n", "flag", "depth"} and found["label"].names == ["a", "none"]
     assert isinstance(found["n"], Category) and found["flag"].names == ["False", "True"]
     assert isinstance(found["depth"], Number) and found["depth"].packed()[1] == 65_535
 
@@ -156,6 +161,27 @@ def test_expression_is_that_of_the_cell_and_missing_where_it_was_not_measured(tm
     exact = np.log1p(1e4 * dense[:, 0] / dense.sum(1))
     found = pd.Series(first.values, whole.obs_names)[query.obs_names]
     np.testing.assert_allclose(found, exact, rtol=1e-5)
+
+
+def test_genes_go_by_id_or_symbol(tmp_path):
+    whole = atlas(10)
+    counts = prepared(whole, tmp_path)
+    for path in counts:
+        cells = anndata.read_h5ad(path)
+        cells.var["symbol"] = [name.upper() for name in cells.var_names]
+        cells.write_h5ad(path)
+    by_symbol, by_id = (expression(counts, whole.obs, [name])[0] for name in ("GENE3", "gene3"))
+    assert by_symbol.title == by_id.title == "GENE3"
+    np.testing.assert_array_equal(by_symbol.values, by_id.values)
+
+
+def test_proteins_can_be_coloured_by():
+    whole = atlas(10, 200)
+    whole.obsm["denoised_protein"] = np.arange(400.0).reshape(200, 2)
+    whole.uns["protein_names"] = np.array(["CD3", "CD4"])
+    about, _ = held(explorer_page(whole, "a", [], ExplorerSettings()))
+    (first, _) = (column for column in about["columns"] if column["group"] == "Proteins")
+    assert first["title"] == "CD3" and first["high"] == pytest.approx(np.log1p(398))
 
 
 def test_a_gene_that_no_file_has_is_an_error(tmp_path):
@@ -228,9 +254,12 @@ def test_a_lasso_says_what_it_holds_and_gives_the_ids(page_file, tmp_path):
         lasso_nearly_everything(page)
         n = int(page.evaluate("document.body.dataset.selected"))
         assert 1100 < n <= 1200  # but those below the tools
-        table = pd.read_html(io.StringIO(page.inner_html("#composition")))[0]
-        assert table["all"].sum() == n and len(table.columns) == 5
-        assert (table.iloc[:, 2:].sum(axis=1) == table["all"]).all()
+        head, *rows = page.eval_on_selector_all(
+            "#composition tr", "rows => rows.map(row => [...row.cells].map(c => c.textContent))"
+        )
+        counts = np.array([[int(text.replace(",", "")) for text in row[1:]] for row in rows])
+        assert counts[:, 0].sum() == n and head[:2] == ["Predicted label", "all"]
+        assert counts.shape[1] == 4 and (counts[:, 1:].sum(1) == counts[:, 0]).all()
         with page.expect_download() as download:
             page.click("#download")
         download.value.save_as(tmp_path / "ids.csv")
@@ -239,6 +268,8 @@ def test_a_lasso_says_what_it_holds_and_gives_the_ids(page_file, tmp_path):
         assert len(set(ids["cell_id"])) == len(ids) == n
         batch = whole.obs["batch"].astype(str)
         assert (ids["batch"] == batch[ids["cell_id"]].to_numpy()).all()
+        page.click("#shown")
+        page.wait_for_function("document.body.dataset.selected === '1200'")
         page.click("#clear")
         page.wait_for_function("document.body.dataset.selected === '0'")
 
@@ -256,6 +287,14 @@ def test_cells_are_colored_by_what_is_asked(page_file):
             is_number = key in ("calibrated_confidence", gene)
             assert page.locator("#gradient").is_visible() == is_number
         assert len(seen) == 5
+        page.evaluate(  # as fast as arrow keys
+            """() => { for (const key of ["batch", "role", "verdict", "knn_label"]) {
+              const select = document.getElementById("color");
+              select.value = key;
+              select.dispatchEvent(new Event("change"));
+            } }"""
+        )
+        page.wait_for_function("() => document.body.dataset.painted === 'knn_label'")
         page.select_option("#color", "verdict")
         page.wait_for_timeout(300)
         image = pixels(page)
@@ -274,3 +313,30 @@ def test_a_card_says_what_a_cell_is(page_file):
                 break
         text = page.inner_text("#hover")
         assert text.startswith("cell") and "Predicted label" in text and "<&>" in text
+
+
+def test_it_is_served_on_the_loopback_until_ctrl_c(tmp_path):
+    whole = atlas(10, 300)
+    whole.write_h5ad(tmp_path / "atlas.h5ad")
+    command = [
+        sys.executable,
+        "-m",
+        "atlasmap.commands.main",
+        "explore",
+        str(tmp_path),
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        url = server.stdout.readline().split()[0]
+        page = requests.get(url, timeout=30)
+        server.send_signal(signal.SIGINT)
+        server.wait(20)
+    assert url.startswith("http://127.0.0.1:") and server.returncode == 0
+    about, _ = held(page.text)
+    assert about["n"] == 300 and about["title"] == tmp_path.name
+
+
+def test_serving_what_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(AtlasmapError, match="ATLAS_MISSING"):
+        explore(tmp_path / "none")

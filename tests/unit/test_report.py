@@ -1,6 +1,7 @@
 """The report of an atlas: what it says in words, what it points at, and the page in a browser."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import anndata
@@ -9,7 +10,8 @@ import pandas as pd
 import pytest
 from browser import opened
 
-from atlasmap.report.atlas import by_batch, report_page, said_in_short
+from atlasmap.files import sha256, written_aside
+from atlasmap.report.atlas import by_batch, provenance, report_page, said_in_short
 from atlasmap.report.attention import notices
 from atlasmap.report.found import Final, Found
 
@@ -27,6 +29,7 @@ def fitness(**changed) -> dict:
 def moved(**changed) -> dict:
     return FINAL | {
         "mapping": "a", "n_cells": 100, "n_golden_cells": 64, "n_probe_cells": 200,
+        "reference_unchanged": True,
         "displacement_median_in_posterior_sd": 0.5, "n_steps": 400,
     } | changed  # fmt: skip
 
@@ -51,7 +54,9 @@ def results(
     reference = folder / f"seed0/reference/scanvi_{variant}"
     (reference / "card.md").write_text("---\nlicense: x\n---\n# The card\n\n| a | b |\n|---|---|\n")
     (reference / "settings.json").write_text(json.dumps({"versions": {"torch": "2"}}))
-    (folder / "logs/train_scvi.log").write_text("10:00:00 atlasmap train-scvi x --out y\n")
+    (reference / "calibration.json").write_text(json.dumps({"thresholds": {"coverage": 0.8}}))
+    log = "10:00:00 atlasmap train-scvi x --out y\n10:00:01 device: cuda (A GPU), 1 threads\n"
+    (folder / "logs/train_scvi.log").write_text(log)
     (folder / "logs/train_scvi.tsv").write_text("s\tmax_rss\n12.5\t800\n")
     obs = pd.DataFrame(
         {"role": "reference", "split": "validation", "label": ["B"] * 20 + ["T"] * 20,
@@ -59,7 +64,8 @@ def results(
         index=[f"c{k}" for k in range(40)],
     )  # fmt: skip
     anndata.AnnData(obs=obs).write_h5ad(folder / "atlas.h5ad")
-    return Found(folder, Final(0, variant, "per_batch"))
+    config = {"atlas": "my", "seeds": [0, 1]}
+    return Found(folder, Final(0, variant, "per_batch"), config)
 
 
 def told(found: Found) -> dict[str, str]:
@@ -116,9 +122,10 @@ def test_the_run_is_told_in_numbers_that_are_those_of_its_files(tmp_path):
     text = " ".join(said_in_short(found))
     assert "1,234 cells of 2 batches, 50 genes, 2 labels" in text
     assert "200 query cells of 2 batches" in text and "81.2%" in text and "10.0%" not in text
-    assert "50% are confident" in text  # of cells, not of batches
-    assert "after each of 2 mappings" in text
+    assert "200 are confident, 60 ambiguous and 20 novel" in text
+    assert "after each of 2 mappings" in text and "were not run" in text
     table = by_batch(found)
+    assert list(table["confident"]) == [80, 120]
     assert list(table["reference fits"]) == ["yes", "yes"]
     np.testing.assert_allclose(table["moved, posterior s.d."].astype(float), 0.5)
 
@@ -126,26 +133,52 @@ def test_the_run_is_told_in_numbers_that_are_those_of_its_files(tmp_path):
 def test_a_run_without_labels_or_queries_has_a_report_too(tmp_path):
     found = results(tmp_path, {})
     contract = json.loads((tmp_path / "data/contract.json").read_text())
-    contract["queries"], contract["reference"]["labels"] = {}, {}
+    contract["queries"], contract["reference"]["labels"] = {}, "none: labels was set to none"
     (tmp_path / "data/contract.json").write_text(json.dumps(contract))
     (tmp_path / "atlas.h5ad").unlink()
-    page = report_page(Found(tmp_path, found.final), [], None)
-    assert "1,234 cells" in page and "mapped onto" not in page
+    page = report_page(Found(tmp_path, found.final), None)
+    assert "1,234 cells" in page and "no labels" in page and "mapped onto" not in page
+
+
+def test_what_moved_the_reference_or_kept_none_is_not_certified(tmp_path):
+    found = results(tmp_path, {"certificates": [moved(reference_unchanged=False)]})
+    assert "did not move" not in " ".join(said_in_short(found))
+    anew = Found(tmp_path, Final(0, "fixed", "de_novo"))
+    text = " ".join(said_in_short(anew))
+    assert "trained together" in text and "did not move" not in text and "No verdicts" in text
+
+
+def test_audits_are_quoted_where_they_were_run(tmp_path):
+    found = results(tmp_path, {})
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit/strategies.json").write_text(json.dumps({"recommendation": "Take joint."}))
+    assert "Take joint." in said_in_short(found)
+
+
+def test_provenance_has_seeds_checksums_versions_and_gpu_hours(tmp_path):
+    found = results(tmp_path, {})
+    with written_aside(tmp_path / found.of_query("b <i>")) as aside:
+        aside.write_text("cells")
+    rows = provenance(found).set_index("what")["value"]
+    assert rows["seeds"] == "0, 1" and rows["version of torch"] == version("torch")
+    assert rows["SHA-256, query b <i>"] == sha256(tmp_path / found.of_query("b <i>"))
+    assert rows["GPU-hours of all jobs"] == "0.00" and len(rows["SHA-256 of the config"]) == 64
+    stage = found.stages.iloc[0]
+    assert stage["stage"] == "train-scvi" and stage["gpu_hours"] == 12.5 / 3600
 
 
 @pytest.fixture
 def page_file(tmp_path) -> Path:
     rows = [fitness(batch=name, n=n) for name, n in [("a", 9), ("b <i>", 300)]]
-    many = [FINAL | {"embedding": f"e{k}", "total": k / 30} for k in range(30)]
+    many = [FINAL | {"embedding": f"e{k}", "total": k / 3 if k else None} for k in range(30)]
     found = results(
         tmp_path / "my <atlas>", {"fitness": rows, "scib": many, "certificates": [moved()]}
     )
-    config, captions = tmp_path / "my.yaml", tmp_path / "captions"
-    config.write_text("atlas: my\n")
+    captions = tmp_path / "captions"
     captions.mkdir()
     (captions / "embeddings.rst").write_text("UMAP of ``{{ snakemake.wildcards.atlas }}``.\n")
     file = tmp_path / "report.html"
-    file.write_text(report_page(found, [config], captions), encoding="utf-8")
+    file.write_text(report_page(found, captions), encoding="utf-8")
     return file
 
 
@@ -163,10 +196,10 @@ def test_the_page_opens_sorts_and_filters_without_a_network(page_file, width):
         page.fill("details:has(#table-scib) input[type=search]", "e17")
         assert rows.count() == 1
         page.fill("details:has(#table-scib) input[type=search]", "")
-        for first in ("e0", "e29"):  # up, then down
+        for place, name in ((1, "e1\t"), (0, "e29\t")):  # up, none first; then down
             page.click("#table-scib th:has-text('total')")
             page.wait_for_timeout(500)
-            assert first in rows.first.inner_text()
+            assert name in rows.nth(place).inner_text()
 
 
 def test_the_page_prints_with_all_that_is_folded(page_file, tmp_path):

@@ -1,5 +1,6 @@
 """How far a run is, from its logs, records and measurements; how commands speak."""
 
+import io
 import json
 import logging
 import os
@@ -8,10 +9,12 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
-from atlasmap.commands.main import COMMANDS, app
+from atlasmap.commands.main import COMMANDS, app, show_whole_help
 from atlasmap.commands.saying import JsonLines, in_red, listen
 from atlasmap.errors import AtlasmapError
+from atlasmap.files import MANIFEST
 from atlasmap.status import by_command, jobs_of, seconds_left, status_text
 
 
@@ -63,11 +66,12 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_shows_an_example_that_it_understands(name):
-    text = " ".join((app[name].help or app[name].default_command.__doc__).split())
-    function = app[name].default_command
-    text = " ".join(function.__doc__.partition("Parameters\n")[0].split())
-    assert "Example: atlasmap" in text, name
-    words = shlex.split(text.partition("Example: ")[2].partition(" Raises")[0])
+    show_whole_help([name, "--help"])
+    out = io.StringIO()
+    app.help_print([name], console=Console(file=out, width=1000, no_color=True))
+    shown = out.getvalue()
+    (line,) = (line for line in shown.splitlines() if line.startswith("Example: atlasmap"))
+    words = shlex.split(line.removeprefix("Example: "))
     assert words[:2] == ["atlasmap", name]
     app.parse_args(words[1:], exit_on_error=False)
 
@@ -95,8 +99,20 @@ def test_there_is_no_color_but_on_a_terminal(monkeypatch):
     assert in_red("error:") == "error:"
 
 
-def test_quiet_and_json_are_flags_of_every_command(tmp_path):
-    command = [sys.executable, "-m", "atlasmap.commands.main", "--json_log", "--quiet", "status",
-               str(tmp_path)]  # fmt: skip
+@pytest.mark.parametrize("flags", [["--quiet"], ["--json_log", "--quiet"], ["--verbose"]])
+def test_how_to_speak_is_a_flag_of_every_command(tmp_path, flags):
+    command = [sys.executable, "-m", "atlasmap.commands.main", *flags, "status", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "STATUS_NONE" in done.stderr and "\033" not in done.stderr
+    lines = done.stderr.splitlines()
+    if "--json_log" in flags:
+        assert [json.loads(line)["failure"]["code"] for line in lines] == ["STATUS_NONE"]
+    assert ("MB at most" in lines[-1]) == (flags == ["--verbose"])
+
+
+def test_a_run_that_is_over_is_finished(atlas):
+    (atlas / "logs/seed0/assemble_b.failure.json").unlink()
+    (atlas / "logs/seed0/train_scanvi_fixed.attempt1.log").unlink()
+    assert "finished" not in status_text(atlas)
+    (atlas / MANIFEST).write_text("atlas.h5ad\n")
+    assert status_text(atlas).endswith("finished")

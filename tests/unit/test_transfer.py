@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from atlasmap import transfer
 from atlasmap.assembly import assemble
 from atlasmap.commands.benchmark import LabelRun, score_run
 from atlasmap.commands.results import publish
@@ -120,6 +121,29 @@ def test_assembly_keeps_names_apart_and_truth_out_of_labels(fitted):
     assert (obs.loc[obs["role"] == "query", "label"] == "Unknown").all()
     assert "truth" not in atlas.labels and list(atlas.soft_labels) == ["batch", "a", "b"]
     assert not obs.isna().drop(columns=["knn_uncertainty"]).any().any()
+
+
+def test_ontology_ids_go_with_labels_and_neighbours_are_asked_once(fitted, monkeypatch):
+    latent, fit = fitted
+    half, names = np.full((120, 2), 0.5), [f"c{k}" for k in range(120)]
+    reference = latent_file(latent, "r", names, half, ["a", "b"] * 60)
+    reference.obs["label_ontology_term_id"] = ["CL:1", "CL:2"] * 59 + ["CL:9", ""]  # some stray
+    query = latent_file(latent[:10] + 1e-3, "q", names[:10], half[:10])
+    asked, search = [], transfer.NearestNeighbors
+    monkeypatch.setattr(
+        transfer, "NearestNeighbors", lambda **how: asked.append(how) or search(**how)
+    )
+    settings = TransferSettings(n_neighbors=5)
+    atlas = assemble(reference, [query], None, fit, "Unknown", settings, []).adata
+    assert asked == [{"n_neighbors": fit.n_neighbors}]  # of which labels take 5
+    monkeypatch.undo()
+    of = atlas.obs.astype(str)
+    assert set(of.loc[of["label"] == "a", "label_ontology_term_id"]) == {"CL:1"}
+    assert set(of.loc[of["label"] == "Unknown", "label_ontology_term_id"]) == {"unknown"}
+    expected = of["predicted_label"].map({"a": "CL:1", "b": "CL:2"}).fillna("unknown")
+    assert (of["predicted_label_ontology_term_id"] == expected).all()
+    apart = place(fit, np.asarray(query.obsm["X_latent"]))
+    np.testing.assert_array_equal(atlas.obsm["X_umap"][of["role"] == "query"], apart)
 
 
 def test_each_level_is_transferred_from_the_cells_that_have_it(fitted):

@@ -15,7 +15,7 @@ PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if BLOCK.search(p
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_code_blocks_run(page, tmp_path):
-    for name in ("Snakefile", "workflow", "config"):
+    for name in ("Snakefile", "workflow", "config", "envs"):
         (tmp_path / name).symlink_to(ROOT / name)
     env = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])

@@ -1,15 +1,20 @@
 """The whole workflow on a tiny atlas: run, rerun, remake, what is left out."""
 
+import contextlib
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anndata
+import numpy as np
 import pandas as pd
 import pytest
+import requests
 from browser import opened
 from tiny import CONFIG, NAMES, ROOT, SHEET, TOP, hashes, jobs, new_folder, snakemake, write
 
@@ -71,6 +76,54 @@ def test_its_pages_open_without_a_network(done):
         assert "train-scvi" in stages and "operate" in stages
 
 
+def test_cellxgene_serves_the_atlas(done):
+    own = ROOT / ".venv-cellxgene/bin/cellxgene"
+    program = str(own) if own.exists() else shutil.which("cellxgene")
+    if not program:
+        pytest.skip("needs cellxgene (make env-cellxgene)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [program, "launch", str(done / TOP / "atlas.h5ad"), "--host", "127.0.0.1",
+               "--port", str(port), "--disable-annotations"]  # fmt: skip
+    atlas = anndata.read_h5ad(done / TOP / "atlas.h5ad")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+        try:
+            url = f"http://127.0.0.1:{port}/api/v0.2"
+            schema = answer(server, f"{url}/schema")["schema"]
+            colors = answer(server, f"{url}/colors")
+        finally:
+            server.terminate()
+    assert schema["dataframe"]["nObs"] == atlas.n_obs
+    assert {"X_umap", "umap"} & {layout["name"] for layout in schema["layout"]["obs"]}
+    names = atlas.obs["predicted_label"].cat.categories
+    stored = dict(zip(names, atlas.uns["predicted_label_colors"], strict=True))
+    assert colors["predicted_label"] == stored
+
+
+def answer(server: subprocess.Popen, url: str) -> dict:
+    """What a server says once it is there, as JSON."""
+    for _ in range(240):
+        assert server.poll() is None, server.stdout.read().decode()
+        with contextlib.suppress(requests.ConnectionError):
+            said = requests.get(url, timeout=30)
+            assert said.ok, said.text
+            return said.json()
+        time.sleep(0.5)
+    raise AssertionError("no answer in two minutes")
+
+
+def test_readers_in_other_languages_find_nothing_odd_in_the_atlas(done):
+    atlas = anndata.read_h5ad(done / TOP / "atlas.h5ad")
+    for key, column in atlas.obs.items():
+        assert column.dtype.kind in "fiubOU" and not (column.isna().any() and column.dtype == "O")
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            assert column.cat.categories.dtype.kind in "OUT" and (column.cat.codes >= 0).all(), key
+    assert all(values.dtype.kind == "f" for values in atlas.obsm.values())
+    assert all(isinstance(value, np.ndarray) for value in atlas.uns.values())
+    assert atlas.X.shape == (atlas.n_obs, 0)
+
+
 def test_the_atlas_has_one_colour_a_label(done):
     atlas = anndata.read_h5ad(done / TOP / "atlas.h5ad")
     colors = {}
@@ -85,7 +138,7 @@ def test_the_atlas_has_one_colour_a_label(done):
 
 def test_it_ends_with_the_table_and_where_things_are(done):
     text = (done / "output.txt").read_text()
-    assert re.search(r"fixed +per_batch +query", text) and "figures: results/tiny/figures" in text
+    assert re.search(r"fixed +per_batch +query", text) and "figures:  results/tiny/figures" in text
 
 
 def test_the_tables_say_what_they_should(done):

@@ -1,5 +1,6 @@
-# Where the checkout is makes no difference to a page, and so is no parameter.
+# Where the checkout is, and keys that no result depends on, are no reason to make a page again.
 CAPTIONS = str(ROOT / "workflow/report")
+GIVEN = json.dumps(config)
 
 
 rule write_explorer:
@@ -60,10 +61,9 @@ rule write_report:
         runtime=minutes("write_report", 10),
     params:
         folder=subpath(output[0], parent=True),
-        configs=CONFIGFILES.replace("--configfiles=", "--configs="),
-        final=f"--variant={FINAL.variant} --strategy={FINAL.strategy} --seed={FINAL.seed}",
+        final=f"--variant={FINAL_MODEL} --strategy={FINAL.strategy} --seed={FINAL.seed}",
         numerics=NUMERICS["pages"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " write-report {params.folder:q} --out {output:q} {params.final}"
-        " --captions={CAPTIONS:q} {params.configs}"
+        " --captions={CAPTIONS:q} --config={GIVEN:q}"

@@ -37,8 +37,7 @@ def audit_strategies(
 ) -> None:
     """Per batch or joint: how far they differ on these queries, and what each cause is worth.
 
-    Example: atlasmap audit-strategies donor1.h5ad donor2.h5ad --reference_bundle scanvi_fixed
-    --per_batch donor1 --per_batch donor2 --joint all --out audit
+    Example: atlasmap audit-strategies a.h5ad --reference_bundle b --per_batch a --joint all --out c
 
     Parameters
     ----------

@@ -6,7 +6,9 @@ import logging
 import os
 import shlex
 import sys
+import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +23,7 @@ from atlasmap.cluster.failures import (
     write_failure,
 )
 from atlasmap.cluster.stopping import Stopped, ignore_signals, install
-from atlasmap.commands.saying import in_red, listen
+from atlasmap.commands.saying import in_red, listen, speaks_json, used
 from atlasmap.errors import AtlasmapError
 
 log = logging.getLogger("atlasmap")
@@ -92,6 +94,14 @@ for name, (where, summary) in COMMANDS.items():
     app.command(f"atlasmap.commands.{where}", name=name, help=summary)
 
 
+def show_whole_help(words: list[str]) -> None:
+    """A command asked for help says all that its docstring does; in the list of commands, which
+    loads none of them, there is but a line of each."""
+    named = next((word for word in words if not word.startswith("-")), "")
+    if named in COMMANDS and {"--help", "-h"} & set(words):
+        app[named].help = None  # the docstring is taken instead
+
+
 def set_environment() -> None:
     """What native libraries read when they are first loaded.
 
@@ -142,7 +152,9 @@ def write_to(path: Path, attempt: int) -> Path:
 
 def say_where(arguments: list[str], attempt: int) -> None:
     """A job's log starts with the command that made it, and where it ran."""
-    log.info("%s", shlex.join(["atlasmap", *arguments]))
+    # As text whatever else is asked for: `atlasmap why` and `status` look for it.
+    now = time.strftime("%H:%M:%S")
+    print(f"{now} {shlex.join(['atlasmap', *arguments])}", file=sys.stderr, flush=True)
     job = os.environ.get("SLURM_JOB_ID")
     if job:
         node = os.environ.get("SLURMD_NODENAME", "")
@@ -153,7 +165,9 @@ def give_up(error: BaseException, arguments: list[str], path: Path | None, attem
     """Say what failed, record it beside the log; returns the exit code."""
     ignore_signals()
     failure = failure_of(error, arguments, attempt)
-    if isinstance(error, AtlasmapError):
+    if speaks_json():
+        log.error("%s", failure.code, extra={"failure": asdict(failure)})
+    elif isinstance(error, AtlasmapError):
         print(f"{in_red('error:')} {error}", file=sys.stderr)
     elif isinstance(error, Stopped):
         print(f"{in_red('stopped:')} {error}", file=sys.stderr)
@@ -217,12 +231,15 @@ def run(
         return 0
     except (Exception, Stopped) as error:
         return give_up(error, words, log_file, attempt)
+    finally:
+        log.debug("%s", used())
 
 
 def main() -> None:
     """Run a command; exits with a code of `atlasmap.cluster.failures`."""
     set_environment()
     install()
+    show_whole_help(sys.argv[1:])
     code = app.meta()
     if code:  # HDF5 with an unwritten file may crash on the way out and hide the code
         sys.stdout.flush()

@@ -1,6 +1,7 @@
 """Commands that make pages for people."""
 
 import http.server
+import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ def write_report(
     variant: str,
     strategy: str,
     seed: int = 0,
-    configs: list[Path] | None = None,
+    config: str = "{}",
     captions: Path | None = None,
 ) -> None:
     """Write the report of an atlas: one page that opens from disk, from result files alone.
@@ -68,17 +69,22 @@ def write_report(
         results/{atlas}.
     out
         The page (.html).
-    variant, strategy, seed
-        The mapping whose atlas is the answer.
-    configs
-        The run's config files, to be shown.
+    variant
+        Variant of the mapping whose atlas is the answer.
+    strategy
+        Its strategy.
+    seed
+        Its seed.
+    config
+        The run's config (JSON), to be shown.
     captions
         Folder of {figure}.rst.
     """
     from atlasmap.report.atlas import report_page
     from atlasmap.report.found import Final, Found
 
-    page = report_page(Found(folder, Final(seed, variant, strategy)), configs or [], captions)
+    found = Found(folder, Final(seed, variant, strategy), json.loads(config))
+    page = report_page(found, captions)
     with written_aside(out) as aside:
         aside.write_text(page, encoding="utf-8")
 
@@ -95,20 +101,21 @@ def explore(atlas: Path, *, port: int = 8000) -> None:
     port
         Port on 127.0.0.1; 0: any that is free.
     """
-    folder = atlas if atlas.is_dir() else atlas.parent
+    file = atlas / "atlas.h5ad" if atlas.is_dir() else atlas
+    if not file.is_file():
+        raise AtlasmapError(
+            "ATLAS_MISSING",
+            expected="results/{atlas} with an atlas.h5ad, or an atlas.h5ad",
+            found=str(atlas),
+            mend="run snakemake first, or name the folder of another atlas",
+        )
+    made = file.with_name(PAGE)
+    if atlas.is_dir() and made.is_file() and made.stat().st_mtime >= file.stat().st_mtime:
+        serve(made, port)
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        page = folder / PAGE
-        if atlas.is_file() or not page.is_file():
-            file = atlas if atlas.is_file() else folder / "atlas.h5ad"
-            if not file.is_file():
-                raise AtlasmapError(
-                    "ATLAS_MISSING",
-                    expected="results/{atlas} with an atlas.h5ad, or an atlas.h5ad",
-                    found=str(atlas),
-                    mend="run snakemake first, or name the folder of another atlas",
-                )
-            page = Path(scratch) / PAGE
-            write_explorer(file, out=page, title=folder.name)
+        page = Path(scratch) / PAGE
+        write_explorer(file, out=page, title=file.parent.name)
         serve(page, port)
 
 

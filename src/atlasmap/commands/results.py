@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import recorded, sha256, unslug, written_aside
+from atlasmap.files import MANIFEST, recorded, sha256, unslug, written_aside
 from atlasmap.settings import TransferSettings, UmapSettings
 
-MANIFEST = ".results"  # names of all results of the last finished run
+SHOWN = {"report": "report.html", "explorer": "explorer.html", "figures": "figures",
+         "atlas": "atlas.h5ad", "labels": "labels.csv"}  # fmt: skip
 
 
 def fit_umap(
@@ -330,9 +331,9 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
     fitness = folder / "benchmark" / "fitness.csv"
     if fitness.is_file():
         print(strange_batches(pd.read_csv(fitness, dtype={"batch": str})), end="")
-    for what, path in [("figures", "figures"), ("atlas", "atlas.h5ad"), ("labels", "labels.csv")]:
+    for what, path in SHOWN.items():
         if (folder / path).exists():
-            print(f"{what + ':':9}{folder / path}")
+            print(f"{what + ':':10}{folder / path}")
     if partial:
         return
     names = [path.relative_to(folder) for path in recorded(folder) if path.exists()]

@@ -3,7 +3,11 @@
 import json
 import logging
 import os
+import resource
 import sys
+import time
+
+import psutil
 
 NOISY = ("matplotlib", "fontTools", "jax", "numba", "pooch")
 RED, PLAIN = "\033[1;31m", "\033[0m"
@@ -19,6 +23,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        said |= {"failure": record.failure} if hasattr(record, "failure") else {}
         if record.exc_info:
             said["traceback"] = self.formatException(record.exc_info)
         return json.dumps(said, ensure_ascii=False)
@@ -32,8 +37,24 @@ def listen(level: int = logging.INFO, *, as_json: bool = False) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # Libraries' own debugging is not what is asked for.
+    logging.getLogger().setLevel(max(level, logging.INFO))
+    logging.getLogger("atlasmap").setLevel(level)
     for name in NOISY:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def speaks_json() -> bool:
+    """Whether lines of JSON were asked for."""
+    return any(isinstance(h.formatter, JsonLines) for h in logging.getLogger().handlers)
+
+
+def used() -> str:
+    """Time and memory that this process has used so far."""
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = time.time() - psutil.Process().create_time()
+    cpu, peak = spent.ru_utime + spent.ru_stime, spent.ru_maxrss / 1024
+    return f"{seconds:.1f} s, {cpu:.1f} s of processor time, {peak:.0f} MB at most"
 
 
 def in_red(text: str) -> str:

@@ -9,6 +9,7 @@ from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import slug
 from atlasmap.settings import DataConfig
 
+ONTOLOGY = "label_ontology_term_id"  # as CELLxGENE's schema calls such columns
 LONGEST_NAME = 200  # of a batch as a file name; file systems allow 255 with our endings
 
 
@@ -133,6 +134,13 @@ def labels(values: pd.Series, config: DataConfig, name: str) -> pd.Series:
             "else choose another unlabeled_category",
         )
     return text.mask(text.isin([*config.unlabeled_values, ""]), token)
+
+
+def ontology_ids(adata: anndata.AnnData, label_key: str) -> pd.Series | None:
+    """Cell-type ontology ids beside the labels (`{label_key}_ontology_term_id`), where there are
+    any; empty where a cell has none."""
+    key = f"{label_key}_ontology_term_id"
+    return as_text(adata.obs[key]) if key in adata.obs else None
 
 
 def covariates(adata: anndata.AnnData, config: DataConfig, name: str) -> pd.DataFrame:

@@ -13,7 +13,15 @@ from atlasmap.data.counts import check_cells_not_empty, checked_counts
 from atlasmap.data.genes import align, choose_genes, gene_ids, gene_symbols
 from atlasmap.data.lengths import per_length, read_lengths
 from atlasmap.data.memory import has_room, room_for_counts
-from atlasmap.data.obs import batches, column, covariates, filtered, labels
+from atlasmap.data.obs import (
+    ONTOLOGY,
+    batches,
+    column,
+    covariates,
+    filtered,
+    labels,
+    ontology_ids,
+)
 from atlasmap.data.readers import read_any, read_lazily
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry, lacking
 from atlasmap.data.sheet import Dataset
@@ -88,6 +96,9 @@ def checked_obs(raw: anndata.AnnData, dataset: Dataset, config: DataConfig) -> p
         obs[what] = labels(column(raw, key, f"the {what}", dataset.id), config, dataset.id)
     elif dataset.role == "reference":
         obs["label"] = config.unlabeled_category
+    ids = ontology_ids(raw, key) if dataset.role == "reference" and "label" in obs else None
+    if key and ids is not None:
+        obs[ONTOLOGY] = ids
     for level in config.label_levels if dataset.role == "reference" else []:
         values = column(raw, level, "a level of the label", dataset.id)
         obs[level] = labels(values, config, dataset.id)
@@ -174,6 +185,7 @@ def prepare_reference(
     chosen = settled(chosen, config)
     check_cells_not_empty(chosen.X, chosen.obs_names, "the reference", " among the chosen genes")
     columns = (*config.categorical_covariates, *config.label_levels)
+    columns += (ONTOLOGY,) if ONTOLOGY in chosen.obs else ()
     for key in ("batch", "label", "dataset", *columns):
         chosen.obs[key] = pd.Categorical(chosen.obs[key].astype(str))
     facts = {

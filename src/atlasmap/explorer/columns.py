@@ -33,7 +33,9 @@ LEFT_OUT = ("barcode",)  # the id says it
 ON_CARD = ("predicted_label", "label", "truth", "verdict", "calibrated_confidence", "confidence",
            "knn_label", "runner_up", "prediction_set", "batch", "role")  # fmt: skip
 MOST_NAMES = 500  # of a legend; columns with more are shown on the card alone
-MISSING = 65_535  # of numbers
+MISSING, NONE = 65_535, "none"  # of numbers, of categories
+# Of reference cells there is nothing to say.
+OF_QUERY = ("verdict", "knn_label", "knn_uncertainty", "prediction_set", "novelty", "truth")
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,15 @@ class Category:
     colors: list[str]
     codes: np.ndarray
 
+    @property
+    def has_legend(self) -> bool:
+        """Whether cells can be coloured by it."""
+        return len(self.names) <= MOST_NAMES
+
     def about(self) -> dict:
         """Without the cells."""
         return {"kind": "category", "names": self.names, "colors": self.colors,
-                "legend": len(self.names) <= MOST_NAMES}  # fmt: skip
+                "legend": self.has_legend}  # fmt: skip
 
     def packed(self) -> np.ndarray:
         """As few bytes a cell as will do."""
@@ -99,10 +106,14 @@ def columns_of(obs: pd.DataFrame, uns: dict) -> Iterator[Category | Number]:
     for key in order:
         title, values = TITLES.get(key, key.replace("_", " ")), obs[key]
         if values.dtype.kind == "f" or (values.dtype.kind in "iu" and values.nunique() > 12):
-            yield Number.of(key, title, values.to_numpy(np.float64))
+            yield Number.of(key, title, values.to_numpy(np.float64, na_value=np.nan))
             continue
-        codes = pd.Categorical(values.astype(str) if values.dtype.kind in "biu" else values)
+        text = values.astype(object).where(values.notna(), NONE).astype(str)
+        kept = values.cat.categories if isinstance(values.dtype, pd.CategoricalDtype) else None
+        codes = pd.Categorical(text, kept if kept is not None and values.notna().all() else None)
         names = [str(name) for name in codes.categories]
-        if len(names) < MISSING and (codes.codes >= 0).all():
-            colors = colors_for(names, uns.get(f"{key}_colors"))
-            yield Category(key, title, names, colors, codes.codes)
+        found = Category(
+            key, title, names, colors_for(names, uns.get(f"{key}_colors")), codes.codes
+        )
+        if len(names) < MISSING and (found.has_legend or key in ON_CARD):
+            yield found

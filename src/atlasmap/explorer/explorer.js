@@ -6,16 +6,19 @@ const about = JSON.parse($("about").textContent);
 const MISSING = 65535;
 const STEPS = 256; // of a gradient
 const GREY = "#d9d9d9";
+const UNITS = { Genes: "ln(1 + counts per 10,000)", Proteins: "ln(1 + denoised counts)" };
 // Viridis (van der Walt & Smith 2015) at nine places; colours between are mixed.
 const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962",
   "#addc30", "#fde725"];
 
 const columns = new Map(about.columns.map((column) => [column.key, column]));
-const state = { column: null, isolated: new Set(), selected: [], visible: null };
+const state = { column: null, isolated: new Set(), selected: [], visible: null,
+  painting: false, painted: null };
 let plot, x, y, ids, index;
 
 async function unpacked() {
-  const raw = Uint8Array.from(atob($("cells").textContent), (c) => c.charCodeAt(0));
+  const letters = atob($("cells").textContent), raw = new Uint8Array(letters.length);
+  for (let k = 0; k < raw.length; k++) raw[k] = letters.charCodeAt(k);
   const stream = new Blob([raw]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }
@@ -51,14 +54,25 @@ function codesOf(column) {
     : Math.round((value / (MISSING - 1)) * (STEPS - 1)));
 }
 
+// One painting at a time: the library refuses a second while the first is under way.
 async function paint() {
-  const column = state.column;
+  if (state.painting) return;
+  state.painting = true;
+  try {
+    while (state.painted !== state.column) await paintBy(state.column);
+  } finally {
+    state.painting = false;
+  }
+}
+
+async function paintBy(column) {
   const colors = column.kind === "category" ? column.colors : [...GRADIENT, GREY];
   // A list of one is taken for a colour of all.
   plot.set({ colorBy: "valueA", pointColor: colors.length > 1 ? colors : [...colors, GREY] });
   await plot.draw({ x, y, valueA: codesOf(column) },
     { zDataType: "categorical", spatialIndex: index, preventFilterReset: true });
   index = index || plot.get("spatialIndex");
+  state.painted = column;
   document.body.dataset.painted = column.key;
 }
 
@@ -95,8 +109,7 @@ function showLegend() {
     $("high").textContent = number(column.high);
     const without = column.values.reduce((n, value) => n + (value === MISSING), 0);
     const lacking = without ? `Grey: ${without.toLocaleString("en")} cells without it. ` : "";
-    const unit = column.group === "Genes" ? "ln(1 + counts per 10,000)" : "";
-    $("missing").textContent = lacking + unit;
+    $("missing").textContent = lacking + (UNITS[column.group] || "");
     return;
   }
   const n = counts(column);
@@ -175,7 +188,7 @@ function showSelection(cells) {
   $("composition").replaceChildren();
   const n = cells.length.toLocaleString("en");
   $("count").textContent = cells.length ? `${n} cells: labels in rows, batches in columns.`
-    : "None yet. Press “Lasso” and draw around some cells.";
+    : "None yet. Press “Lasso” and draw around some cells, or take all that are shown.";
   document.body.dataset.selected = cells.length;
   if (!cells.length) return;
   const label = columns.get("predicted_label") || columns.get("label"), batch = columns.get("batch");
@@ -203,6 +216,11 @@ function showSelection(cells) {
   $("composition").append(table);
 }
 
+// What a lasso does, for keyboards: everything that is shown.
+function selectShown() {
+  plot.select(state.visible || Array.from({ length: about.n }, (_, k) => k));
+}
+
 function download() {
   const quoted = (text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   const batch = columns.get("batch");
@@ -220,7 +238,9 @@ function showCard(k) {
   const id = document.createElement("b"), list = document.createElement("dl");
   id.textContent = ids[k];
   const shown = about.card.includes(state.column.key) ? about.card : [...about.card, state.column.key];
+  const isQuery = said(columns.get("role"), k) === "query";
   for (const key of shown) {
+    if (columns.get(key).of_query && !isQuery) continue;
     cell(list, "dt", columns.get(key).title);
     cell(list, "dd", said(columns.get(key), k));
   }
@@ -237,11 +257,11 @@ function mode(name) {
 }
 
 function fillSelect() {
-  for (const group of ["Cells", "Genes"]) {
+  for (const group of ["Cells", "Proteins", "Genes"]) {
     const own = about.columns.filter((column) => column.group === group && column.legend);
     if (!own.length) continue;
     const options = document.createElement("optgroup");
-    options.label = group === "Genes" ? "Genes, ln(1 + counts per 10,000)" : group;
+    options.label = UNITS[group] ? `${group}, ${UNITS[group]}` : group;
     for (const { key, title } of own) options.append(new Option(title, key));
     $("color").append(options);
   }
@@ -257,6 +277,7 @@ function listen() {
   $("reset").addEventListener("click", () => plot.reset());
   $("download").addEventListener("click", download);
   $("clear").addEventListener("click", () => plot.deselect());
+  $("shown").addEventListener("click", selectShown);
   plot.subscribe("pointover", showCard);
   plot.subscribe("pointout", () => { $("hover").hidden = true; });
   plot.subscribe("view", () => { $("hover").hidden = true; });

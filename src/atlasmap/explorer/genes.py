@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem
 from scipy import sparse
 
 from atlasmap.errors import AtlasmapError, listed
@@ -31,10 +33,20 @@ def normalised(path: Path) -> Iterator[tuple[pd.DataFrame, sparse.csr_matrix]]:
 
 def names_in(path: Path) -> list[str]:
     """Genes of a prepared file."""
-    adata = anndata.read_h5ad(path, backed="r")
-    names = [str(name) for name in adata.var_names]
-    adata.file.close()
-    return names
+    return [str(name) for name in var_of(path).index]
+
+
+def var_of(path: Path) -> pd.DataFrame:
+    """var of a prepared file."""
+    with h5py.File(path) as file:
+        return read_elem(file["var"])
+
+
+def symbols_in(counts: list[Path]) -> dict[str, str]:
+    """Symbol of each gene id, where a file has symbols beside ids."""
+    tables = (var_of(path) for path in counts)
+    return {str(gene): str(symbol) for var in tables if "symbol" in var
+            for gene, symbol in var["symbol"].items()}  # fmt: skip
 
 
 def places(obs: pd.DataFrame, atlas: pd.Index) -> np.ndarray:
@@ -76,9 +88,11 @@ def markers(counts: list[Path], atlas: pd.DataFrame, labels: np.ndarray) -> list
 
 
 def expression(counts: list[Path], atlas: pd.DataFrame, genes: list[str]) -> list[Number]:
-    """ln(1 + counts per 10,000) of each gene in each cell of the atlas; NaN where it was not
-    measured. Raises EXPLORER_GENES."""
-    index = cells_of(atlas)
+    """ln(1 + counts per 10,000) of each gene (its id or symbol) in each cell of the atlas, under
+    its symbol; NaN where it was not measured. Raises EXPLORER_GENES."""
+    index, symbols = cells_of(atlas), symbols_in(counts)
+    ids = {symbol: gene for gene, symbol in symbols.items()}
+    genes = [ids.get(gene, gene) for gene in genes]
     values = np.full((len(genes), len(atlas)), np.nan, np.float32)
     for path in counts:
         known = {name: k for k, name in enumerate(names_in(path))}
@@ -94,7 +108,7 @@ def expression(counts: list[Path], atlas: pd.DataFrame, genes: list[str]) -> lis
             "EXPLORER_GENES",
             expected="genes that the model was trained on",
             found=f"{listed(lost)}: in no prepared file",
-            mend="choose others under explorer.genes, or train with more genes "
-            "(data.n_top_genes, data.extra_genes)",
+            mend="choose others under explorer.genes, or train with more genes (data.n_top_genes)",
         )
-    return [Number.of(gene, gene, of) for gene, of in zip(genes, values, strict=True)]
+    titles = [symbols.get(gene, gene) for gene in genes]
+    return [Number.of(f"gene {t}", t, of) for t, of in zip(titles, values, strict=True)]

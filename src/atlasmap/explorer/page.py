@@ -15,8 +15,10 @@ from pathlib import Path
 import anndata
 import numpy as np
 
+from atlasmap.data.registry import PROTEIN_NAMES
+from atlasmap.denoise import PROTEIN
 from atlasmap.evaluation.samples import stratified
-from atlasmap.explorer.columns import ON_CARD, Category, Number, columns_of
+from atlasmap.explorer.columns import OF_QUERY, ON_CARD, Category, Number, columns_of
 from atlasmap.explorer.genes import expression, markers
 from atlasmap.settings import ExplorerSettings
 from atlasmap.vendor import source
@@ -45,7 +47,7 @@ class Packed:
 
 def chosen(adata: anndata.AnnData, most: int) -> np.ndarray:
     """Places of the cells that are shown, in random order so that none lie always on top: all, or
-    a sample of each batch and label in proportion."""
+    a sample of each batch and label in proportion (of small ones at least 10 cells)."""
     rng, key = np.random.default_rng(0), "predicted_label"
     at = np.arange(adata.n_obs)
     if adata.n_obs > most:
@@ -75,6 +77,15 @@ def genes_of(
     return expression(counts, adata.obs, genes) if genes else []
 
 
+def proteins_of(adata: anndata.AnnData) -> list[Number]:
+    """ln(1 + denoised counts) of each protein, where the atlas has them (CITE-seq)."""
+    if PROTEIN not in adata.obsm:
+        return []
+    names, values = adata.uns[PROTEIN_NAMES], np.asarray(adata.obsm[PROTEIN])
+    return [Number.of(f"protein {name}", str(name), np.log1p(values[:, k]))
+            for k, name in enumerate(names)]  # fmt: skip
+
+
 def described(
     packed: Packed, columns: list[Category | Number], group: str, order: np.ndarray
 ) -> list[dict]:
@@ -82,7 +93,8 @@ def described(
     out = []
     for column in columns:
         where = packed.add(column.packed()[order])
-        about = {"key": column.key, "title": column.title, "group": group} | column.about()
+        about = {"key": column.key, "title": column.title, "group": group}
+        about |= {"of_query": column.key in OF_QUERY} | column.about()
         out.append(about | {"data": where})
     return out
 
@@ -104,6 +116,7 @@ def explorer_page(
         "x": packed.add(positions[:, 0]), "y": packed.add(positions[:, 1]),
         "ids": packed.add("\n".join(adata.obs_names[order]).encode()),
         "columns": described(packed, cells, "Cells", order)
+        + described(packed, proteins_of(adata), "Proteins", order)
         + described(packed, genes_of(adata, counts, settings), "Genes", order),
         "card": [column.key for column in cells if column.key in ON_CARD],
     }  # fmt: skip

@@ -1,12 +1,18 @@
 """The report of an atlas: one page that opens from disk, made from result files alone."""
 
 import base64
+import hashlib
+import json
+import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from atlasmap.report.attention import notices
 from atlasmap.report.found import Found
@@ -14,6 +20,16 @@ from atlasmap.report.pages import number
 from atlasmap.vendor import source
 
 HERE = files("atlasmap.report")
+PACKAGES = (
+    "atlasmap",
+    "torch",
+    "anndata",
+    "scanpy",
+    "scib-metrics",
+    "numpy",
+    "pandas",
+    "snakemake",
+)
 FIGURES = {
     "embeddings": "The map",
     "confusion_query": "Predicted against known labels, query",
@@ -27,6 +43,8 @@ FIGURES = {
 }
 CAPTIONS = {"confusion_query": "confusion", "confusion_validation": "confusion",
             "protein_ridges": "proteins", "protein_dots": "proteins"}  # fmt: skip
+# Of large tables the rows that sum up; the files have all.
+WHOLE = {"classification": ("batch", "all"), "gene_gap": ("label", "all")}
 TABLES = {
     "classification": ("Labels, where they are known",
                        "Scores of the classifier and of other ways to name the same cells."),
@@ -35,8 +53,8 @@ TABLES = {
     "fitness": ("Does the reference fit?", "Told of each batch without any label of it."),
     "opinions": ("Second opinions", "The same cells named by other classifiers."),
     "gene_gap": ("Genes that a query lacks", "Accuracy on reference cells with and without them."),
-    "certificates": ("Certificates of surgery", "How far each mapping moved its cells; that none "
-                     "moved the reference is what lets it be here."),
+    "certificates": ("Certificates of surgery", "How far each mapping moved its cells, and that "
+                     "none moved the reference."),
     "scib": ("scib-metrics", "Bio conservation and batch correction of each embedding."),
 }  # fmt: skip
 
@@ -52,55 +70,96 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what it says."""
+    """A table with what it says: names of columns, whether each is of numbers, and rows of (text,
+    what it sorts by)."""
 
     key: str
     title: str
     text: str
-    html: str
+    columns: list[tuple[str, bool]]
+    rows: list[list[tuple[str, str]]]
+
+
+def shown(frame: pd.DataFrame, key: str, title: str, text: str = "") -> Table:
+    """A table that sorts and filters: numbers by their value, none as the least."""
+    names = [(str(name).replace("_", " "), frame[name].dtype.kind in "fiu") for name in frame]
+
+    def cell(value, is_number: bool) -> tuple[str, str]:
+        if not is_number:
+            return ("–" if pd.isna(value) else str(value)), ""
+        whole = pd.notna(value) and abs(value) >= 100
+        said = f"{value:,.0f}" if whole or isinstance(value, int) else number(value)
+        return said, "" if pd.isna(value) else repr(float(value))
+
+    rows = [
+        [cell(value, is_number) for value, (_, is_number) in zip(row, names, strict=True)]
+        for row in frame.astype(object).itertuples(index=False)
+    ]
+    return Table(key, title, text, names, rows)
+
+
+def said_of_labels(found: Found) -> Iterator[str]:
+    """How many are named right, and how sure that is."""
+    scores = found.of_final("classification")
+    if len(scores):
+        kind = (scores["batch"] == "all") & (scores["split"] == "query")
+        kind &= (scores["level"] == "label") & (scores["method"] == "classifier")
+        for row in scores[kind & (scores["probabilities"] == "raw")].to_dict("records"):
+            yield (
+                f"Of {row['n']:,.0f} query cells whose label is known {row['accuracy']:.1%} are "
+                f"named right (macro-F1 {number(row['macro_f1'])})."
+            )
+    verdicts = found.of_final("fitness")
+    if len(verdicts):
+        counts = [round((verdicts[kind] * verdicts["n"]).sum())
+                  for kind in ("confident", "ambiguous", "novel")]  # fmt: skip
+        yield "Of all query cells {:,} are confident, {:,} ambiguous and {:,} novel.".format(
+            *counts
+        )
+    elif found.contract["queries"]:
+        yield (
+            "No verdicts were given: the reference learned nothing of how far to trust its labels "
+            "(it has none, it is trained anew with each query, or calibration is off)."
+        )
+
+
+def said_of_proofs(found: Found) -> Iterator[str]:
+    """What certificates and audits say."""
+    moved = found.certificates
+    if len(moved) and moved["reference_unchanged"].astype(str).eq("True").all():
+        yield (
+            f"The reference did not move: after each of {len(moved)} mappings its weights, and "
+            f"latent and labels of {int(moved['n_golden_cells'].min())} golden cells and "
+            f"{int(moved['n_probe_cells'].min())} of its own, are those of before, bit for bit."
+        )
+    elif found.final.strategy == "de_novo":
+        yield "Reference and query were trained together: there is no certificate to give."
+    audits = {"strategies": "recommendation", "reference": "answer"}
+    said = [found.read(f"audit/{name}.json").get(key, "") for name, key in audits.items()]
+    yield from filter(None, said)
+    if not any(said):
+        yield "Audits (per batch or joint? does the reference change?) were not run."
 
 
 def said_in_short(found: Found) -> list[str]:
     """The run in plain sentences."""
     contract, final = found.contract, found.final
     reference, queries = contract["reference"], contract["queries"]
-    n_query = sum(fact["n_cells"] for fact in queries.values())
-    labels = reference.get("labels") or {}
-    named = f", {len(labels)} labels" if labels else ""
+    labels, taken = reference.get("labels"), reference.get("taken_over")
+    named = f", {len(labels)} labels" if isinstance(labels, dict) else ", no labels"
+    batches = len(reference.get("batches", {}))
     out = [
-        f"The reference has {reference['n_cells']:,} cells of {len(reference.get('batches', {}))} "
-        f"batches, {reference['n_genes']:,} genes{named}."
+        f"The reference has {reference['n_cells']:,} cells of {batches} batches, "
+        f"{reference['n_genes']:,} genes{named}"
+        + (", and was trained elsewhere." if taken else ".")
     ]
     if queries:
-        out.append(
-            f"{n_query:,} query cells of {len(queries)} batches were mapped onto it: "
-            f"variant {final.variant}, strategy {final.strategy.replace('_', ' ')}, "
-            f"seed {final.seed}."
-        )
-    scores = found.of_final("classification")
-    if len(scores):
-        scores = scores[(scores["batch"] == "all") & (scores["split"] == "query")
-                        & (scores["level"] == "label")]  # fmt: skip
-        raw = scores[(scores["method"] == "classifier") & (scores["probabilities"] == "raw")]
-        for row in raw.to_dict("records"):
-            out.append(
-                f"Of {row['n']:,.0f} query cells whose label is known {row['accuracy']:.1%} are "
-                f"named right (macro-F1 {number(row['macro_f1'])})."
-            )
-    verdicts = found.of_final("fitness")
-    if len(verdicts):
-        shares = [(verdicts[kind] * verdicts["n"]).sum() / verdicts["n"].sum()
-                  for kind in ("confident", "ambiguous", "novel")]  # fmt: skip
-        out.append("Of all query cells {:.0%} are confident, {:.0%} ambiguous and {:.0%} novel."
-                   .format(*shares))  # fmt: skip
-    moved = found.table("certificates")
-    if len(moved):
-        out.append(
-            f"The reference did not move: after each of {len(moved)} mappings its weights, and "
-            f"latent and labels of {int(moved['n_golden_cells'].min())} golden cells and "
-            f"{int(moved['n_probe_cells'].min())} of its own, are those of before, bit for bit."
-        )
-    return out
+        n = sum(fact["n_cells"] for fact in queries.values())
+        how = "were trained together with it" if final.strategy == "de_novo" else (
+            f"were mapped onto it ({final.strategy.replace('_', ' ')})")  # fmt: skip
+        final_of = f"{final.variant}, seed {final.seed}"
+        out.append(f"{n:,} query cells of {len(queries)} batches {how}: {final_of}.")
+    return [*out, *said_of_labels(found), *said_of_proofs(found)]
 
 
 def by_batch(found: Found) -> pd.DataFrame:
@@ -108,32 +167,22 @@ def by_batch(found: Found) -> pd.DataFrame:
     queries = found.contract["queries"]
     table = pd.DataFrame(
         {"batch": list(queries), "cells": [fact["n_cells"] for fact in queries.values()],
-         "genes found": [f"{fact.get('gene_overlap', 1):.1%}" for fact in queries.values()]}
+         "genes found": [fact.get("gene_overlap", 1.0) for fact in queries.values()]}
     )  # fmt: skip
     fitness = found.of_final("fitness")
     if len(fitness):
-        names = ["confident", "ambiguous", "novel"]
-        shown = fitness.set_index("batch")[[*names, "reference", "strangeness"]]
-        shown[names] = shown[names].map("{:.0%}".format)
-        table = table.join(shown.rename(columns={"reference": "reference fits"}), on="batch")
-        table["reference fits"] = table["reference fits"].replace(
-            {"fits": "yes", "does not fit": "no"}
-        )
+        kinds = ["confident", "ambiguous", "novel"]
+        of_batch = fitness.set_index("batch")
+        cells = of_batch[kinds].mul(of_batch["n"], axis=0).round().astype(int)
+        fits = of_batch["reference"].replace({"fits": "yes", "does not fit": "no"})
+        cells = cells.assign(**{"reference fits": fits, "strangeness": of_batch["strangeness"]})
+        table = table.join(cells, on="batch")
     moved = found.certificates
     if len(moved):
         by_mapping = moved.set_index("mapping")["displacement_median_in_posterior_sd"]
         if set(by_mapping.index) >= set(table["batch"]):
             table["moved, posterior s.d."] = table["batch"].map(by_mapping)
     return table
-
-
-def shown(frame: pd.DataFrame, identity: str) -> str:
-    """A table that sorts and filters."""
-    frame = frame.rename(columns=lambda name: str(name).replace("_", " "))
-    return frame.to_html(
-        index=False, na_rep="–", float_format=number, border=0, table_id=identity,
-        classes="sorts", escape=True,
-    )  # fmt: skip
 
 
 def as_fragment(text: str) -> str:
@@ -168,8 +217,12 @@ def tables_of(found: Found) -> list[Table]:
     out = []
     for name, (title, text) in TABLES.items():
         table = found.table(name)
+        if name in WHOLE and WHOLE[name][0] in table:
+            column, value = WHOLE[name]
+            table = table[table[column] == value]
         if len(table):
-            out.append(Table(name, title, text, shown(table, f"table-{name}")))
+            text = f"{text} All rows: benchmark/{name}.csv."
+            out.append(shown(table, f"table-{name}", title, text))
     return out
 
 
@@ -187,49 +240,57 @@ def card_of(found: Found) -> str:
 
 def provenance(found: Found) -> pd.DataFrame:
     """What it was made of and with."""
-    about, stages = found.about_model, found.stages()
-    used_gpu = str(about.get("device", "cpu")).startswith("cuda")
-    trains = stages["stage"].str.contains("train|operate|map-held-out")
-    hours = stages.loc[trains, "seconds"].sum() / 3600
+    about, sums, stages = found.about_model, found.checksums, found.stages
+    taken = found.contract["reference"].get("taken_over")
+    files = {"reference": "data/reference.h5ad", "weights": f"{found.model}/weights.safetensors",
+             "atlas.h5ad": "atlas.h5ad"}  # fmt: skip
+    files |= {f"query {batch}": found.of_query(batch) for batch in found.contract["queries"]}
+    text = json.dumps(found.config, sort_keys=True)
     rows = {
-        **{f"version of {name}": said for name, said in about.get("versions", {}).items()},
-        "seed": found.final.seed,
-        "fingerprint of the reference's cells": about.get("data", {}).get("sha256", "–"),
-        "weights of the reference": found.checksums.get(weights_name(found), "–"),
-        "atlas.h5ad": found.checksums.get("atlas.h5ad", "–"),
+        **({"reference taken over from": json.dumps(taken)} if taken else {}),
+        "seeds": ", ".join(map(str, found.config.get("seeds", [found.final.seed]))),
+        "SHA-256 of the config": hashlib.sha256(text.encode()).hexdigest(),
+        "fingerprint of the cells the model was trained on": about.get("data", {}).get("sha256"),
+        **{f"SHA-256, {what}": sums[name] for what, name in files.items() if name in sums},
+        **{f"version of {name}": version(name) for name in PACKAGES},
         "seconds of all jobs": f"{stages['seconds'].sum():,.0f}",
-        "GPU-hours": f"{hours:.2f}" if used_gpu else "none (trained on a CPU)",
+        "GPU-hours of all jobs": f"{stages['gpu_hours'].sum():.2f}",
     }
-    return pd.DataFrame(rows.items(), columns=["what", "value"]).astype(str)
+    said = [(what, value) for what, value in rows.items() if value]
+    return pd.DataFrame(said, columns=["what", "value"])
 
 
-def weights_name(found: Found) -> str:
-    """weights.safetensors beside the card."""
-    if not found.card:
-        return ""
-    return str(found.card.with_name("weights.safetensors").relative_to(found.folder))
+def from_here(path: Path | str) -> str:
+    """A path as it is written in this folder; of one elsewhere the name alone, as reports are
+    shared."""
+    near = os.path.relpath(path)
+    return Path(path).name if near.startswith("..") else near
 
 
 def commands(found: Found) -> list[str]:
     """To make it again, and to check that nothing was altered."""
-    config = found.contract.get("configfiles", [])
-    words = ["snakemake", "--cores", "all", *(["--configfile", *config] if config else [])]
-    return [shlex.join(words), shlex.join(["atlasmap", "check-results", str(found.folder)])]
+    configs = [from_here(path) for path in found.contract.get("configfiles", [])]
+    words = ["snakemake", "--cores", "all", *(["--configfile", *configs] if configs else [])]
+    return [shlex.join(words), shlex.join(["atlasmap", "check-results", from_here(found.folder)])]
 
 
-def report_page(found: Found, configs: list[Path], captions: Path | None) -> str:
+def report_page(found: Found, captions: Path | None) -> str:
     """The report as HTML; `captions`: a folder of {figure}.rst."""
     from jinja2 import Environment
 
     template, css = (
         HERE.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css")
     )
-    return Environment(autoescape=True, trim_blocks=True).from_string(template).render(
+    batches = by_batch(found)
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        template
+    ).render(
         title=found.folder.name, summary=said_in_short(found), notices=notices(found),
-        batches=shown(by_batch(found), "table-batches") if found.contract["queries"] else "",
+        batches=shown(batches, "table-batches", "Query batches") if len(batches) else None,
         figures=figures_of(found, captions), tables=tables_of(found), card=card_of(found),
-        provenance=shown(provenance(found), "table-provenance"),
-        stages=shown(found.stages(), "table-stages"), commands=commands(found),
-        configs={path.name: path.read_text(encoding="utf-8") for path in configs},
+        provenance=shown(provenance(found), "table-provenance", "What it was made of and with"),
+        stages=shown(found.stages, "table-stages", "Seconds, GPU-hours and memory by stage"),
+        commands=commands(found),
+        config=yaml.safe_dump(found.config, sort_keys=False, allow_unicode=True),
         css=source("tables.css") + css, vendor=source("tables.js"),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from atlasmap.report.pages import number
 FEW_GENES = 0.9  # of the reference's
 MANY_NOVEL, MANY_AMBIGUOUS = 0.25, 0.4  # of a batch's cells
 HARDLY = 0.1  # posterior standard deviations
-COVERED = 0.85  # of cells whose prediction set was to hold their label in 0.9
+COVERED = 0.05  # less than was asked of prediction sets
 GAP = 0.15  # between confidence and accuracy
 LEAST = 20  # cells, for a word on a label
 COST = 0.02  # of accuracy
@@ -93,11 +93,13 @@ def of_labels(found: Found) -> Iterator[Notice]:
 
 def of_sets(found: Found) -> Iterator[Notice]:
     """Batches whose prediction sets hold the known label less often than promised."""
-    trust = found.of_final("trust")
-    for row in trust[trust["batch"] != "all"].to_dict("records") if "coverage" in trust else ():
-        if row["n"] >= LEAST and row["coverage"] < COVERED:
-            yield Notice(f"batch {row['batch']}", f"prediction sets hold the known label in "
-                         f"{row['coverage']:.0%} of its cells, where 90% was asked")  # fmt: skip
+    trust, asked = found.of_final("trust"), found.coverage
+    if asked is None or "coverage" not in trust:
+        return
+    for row in trust[trust["batch"] != "all"].to_dict("records"):
+        if row["n"] >= LEAST and row["coverage"] < asked - COVERED:
+            said = f"prediction sets hold the known label in {row['coverage']:.0%} of its cells"
+            yield Notice(f"batch {row['batch']}", f"{said}, where {asked:.0%} was asked")
 
 
 def of_model(found: Found) -> Iterator[Notice]:

@@ -1,16 +1,19 @@
 """What a finished run left, for its report: tables of results/{atlas}, each as it was written."""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import anndata
 import pandas as pd
 
-from atlasmap.files import recorded
+from atlasmap.files import recorded, slug
 
 TEXT = dict.fromkeys(("batch", "mapping", "label", "query", "predicted", "truth"), str)
+COMMAND = re.compile(r"^\d\d:\d\d:\d\d atlasmap (\S+)", re.MULTILINE)
+DEVICE = re.compile(r"^\d\d:\d\d:\d\d device: (\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,12 @@ class Final:
 
 @dataclass(frozen=True)
 class Found:
-    """Results below `folder`; what a run did not make is an empty table, or None."""
+    """Results below `folder` of a run with these settings (`config`, as it was given); what a run
+    did not make is an empty table, or None."""
 
     folder: Path
     final: Final
+    config: dict = field(default_factory=dict)
 
     def table(self, name: str) -> pd.DataFrame:
         """benchmark/{name}.csv, all of it."""
@@ -53,10 +58,15 @@ class Found:
         """Its rows of the final mapping."""
         return self.final.only(self.table(name))
 
+    def read(self, name: str) -> dict:
+        """A JSON file below the folder; empty where there is none."""
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
     @cached_property
     def contract(self) -> dict:
         """What was checked and decided of the data."""
-        return json.loads((self.folder / "data/contract.json").read_text(encoding="utf-8"))
+        return self.read("data/contract.json")
 
     @cached_property
     def obs(self) -> pd.DataFrame:
@@ -65,18 +75,28 @@ class Found:
         return anndata.read_h5ad(path, backed="r").obs if path.is_file() else pd.DataFrame()
 
     @cached_property
+    def model(self) -> str:
+        """Folder (below this one) of the reference's bundle, which has its card."""
+        top = f"seed{self.final.seed}/reference"
+        names = (f"scanvi_{self.final.variant}", self.final.variant)
+        found = (f"{top}/{name}" for name in names if (self.folder / top / name).is_dir())
+        return next(found, top)
+
+    @cached_property
     def card(self) -> Path | None:
-        """The model card of the reference mapped onto."""
-        reference = self.folder / f"seed{self.final.seed}" / "reference"
-        named = [reference / name / "card.md"
-                 for name in (f"scanvi_{self.final.variant}", self.final.variant)]  # fmt: skip
-        return next((path for path in named if path.is_file()), None)
+        """Its model card."""
+        path = self.folder / self.model / "card.md"
+        return path if path.is_file() else None
 
     @cached_property
     def about_model(self) -> dict:
-        """settings.json of the same."""
-        path = self.card.with_name("settings.json") if self.card else None
-        return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+        """Its settings.json."""
+        return self.read(f"{self.model}/settings.json")
+
+    @cached_property
+    def coverage(self) -> float | None:
+        """Share of cells whose prediction set was to hold their label."""
+        return self.read(f"{self.model}/calibration.json").get("thresholds", {}).get("coverage")
 
     @cached_property
     def certificates(self) -> pd.DataFrame:
@@ -89,24 +109,29 @@ class Found:
         return {str(path.relative_to(self.folder)): digest
                 for path, digest in recorded(self.folder).items()}  # fmt: skip
 
+    def of_query(self, batch: str) -> str:
+        """Name of a query batch's prepared file."""
+        return f"data/queries/{slug(batch)}.h5ad"
+
+    @cached_property
     def stages(self) -> pd.DataFrame:
-        """Jobs, seconds and memory (MB) a rule, from what Snakemake measured, longest first."""
+        """Jobs, seconds, GPU-hours and memory (MB) a command, from what Snakemake measured (of each
+        job the attempt that ended well), longest first."""
         rows = []
         for path in sorted((self.folder / "logs").rglob("*.tsv")):
+            log = path.with_suffix(".log")
+            text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+            command, device = COMMAND.search(text), DEVICE.search(text)
             said = pd.read_csv(path, sep="\t")[["s", "max_rss"]].apply(
                 pd.to_numeric, errors="coerce"
             )
-            rows.append((command_of(path), said["s"].sum(), said["max_rss"].max()))
-        table = pd.DataFrame(rows, columns=["stage", "seconds", "memory"])
+            seconds = said["s"].sum()
+            on_gpu = device is not None and device.group(1) == "cuda"
+            stage = command.group(1) if command else path.stem
+            rows.append((stage, seconds, on_gpu * seconds / 3600, said["max_rss"].max()))
+        table = pd.DataFrame(rows, columns=["stage", "seconds", "gpu_hours", "memory_mb"])
         each = table.groupby("stage").agg(
-            jobs=("seconds", "size"), seconds=("seconds", "sum"), memory_mb=("memory", "max")
-        )
+            jobs=("seconds", "size"), seconds=("seconds", "sum"),
+            gpu_hours=("gpu_hours", "sum"), memory_mb=("memory_mb", "max"),
+        )  # fmt: skip
         return each.sort_values("seconds", ascending=False).reset_index()
-
-
-def command_of(path: Path) -> str:
-    """What made a measurement: the command that the log beside it begins with."""
-    log = path.with_suffix(".log")
-    said = log.read_text(encoding="utf-8", errors="replace")[:200] if log.is_file() else ""
-    words = said.partition("atlasmap ")[2].split()
-    return words[0] if words else path.stem

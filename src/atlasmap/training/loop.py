@@ -165,6 +165,7 @@ class Training:
         check_weights(self.objective.parameters(), self.epoch)
         values = self.averages.values() | self.objective.epoch_metrics()
         self.history.add(self.epoch, "train", values | {"kl_weight": self.kl_weight})
+        log.debug("epoch %d: %s", self.epoch + 1, {k: round(v, 4) for k, v in values.items()})
         self.validate_if_due()
         self.n_steps += len(steps)
         self.epoch += 1
