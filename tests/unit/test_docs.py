@@ -46,10 +46,8 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        spans = [
-            " ".join(span.split()) for span in re.findall(r"`(atlasmap [a-z-]+\s[^`]+)`", text)
-        ]
-        for block in [*FENCED.findall(text), *spans]:
+        spans = re.findall(r"`(atlasmap [a-z-]+\s[^`]+)`", text)
+        for block in [*FENCED.findall(text), *(" ".join(span.split()) for span in spans)]:
             for line in re.sub(r"\\\n\s*", " ", block).splitlines():
                 words = line.split("  #")[0].strip().removeprefix(".venv/bin/")
                 words = words.removeprefix(".venv-parity/bin/")

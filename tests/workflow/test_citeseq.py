@@ -8,6 +8,8 @@ from tiny import snakemake
 from atlasmap.data.registry import PROTEIN_NAMES
 from atlasmap.data.simulate import simulate
 from atlasmap.denoise import OF_PROTEINS
+from atlasmap.report.atlas import said_in_short
+from atlasmap.report.found import Final, Found
 from atlasmap.settings import SimulateSettings
 
 CONFIG = """
@@ -25,7 +27,8 @@ WANTED = [
     "atlas.h5ad", "labels.csv", "benchmark/classification.csv", "benchmark/opinions.csv",
     "benchmark/gene_gap.csv", "benchmark/certificates.csv", "benchmark/history.csv",
     "figures/protein_dots.svg", "figures/loss_curves.svg", "figures/embeddings.svg",
-    "seed0/reference/totalvi/card.md", "audit/strategies.json",
+    "seed0/reference/totalvi/card.md", "audit/strategies.json", "explorer.html",
+    "data/contract.json",
 ]  # fmt: skip
 
 
@@ -71,6 +74,10 @@ def test_citeseq_is_mapped_and_denoised(tmp_path):
 
     certificates = pd.read_csv(top / "benchmark/certificates.csv")
     assert certificates["reference_unchanged"].all() and len(certificates) == 3
+    told = " ".join(said_in_short(Found(top, Final(0, "totalvi", "per_batch"))))
+    assert "did not move" in told and "are confident" in told and "are named right" in told
+    assert '"group": "Proteins"' in (top / "explorer.html").read_text(encoding="utf-8")
+
     gap = pd.read_csv(top / "benchmark/gene_gap.csv")
     assert set(gap.loc[gap["batch"] == "query1", "n_proteins_missing"]) == {15}
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import anndata
 import pandas as pd
@@ -71,6 +72,13 @@ def test_without_labels_it_maps_and_says_what_is_left_out(tmp_path):
     assert float(scib.loc["scvi_per_batch", "ilisi_knn"]) >= 0
     contract = json.loads((folder / TOP / "data/contract.json").read_text())
     assert "left out" in contract["reference"]["labels"]
+    report = (folder / TOP / "report.html").read_text(encoding="utf-8")
+    assert "no labels" in report and "did not move" in report and "scvi, seed 0" in report
+    assert "Model card" in report and '"key": "label"' in explorer_of(folder)
+
+
+def explorer_of(folder: Path) -> str:
+    return (folder / TOP / "explorer.html").read_text(encoding="utf-8")
 
 
 def test_a_reference_alone_is_trained_and_scored(tmp_path):
