@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+CODE = re.compile(r"[A-Z][A-Z0-9_]{4,}")
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/atlasmap"
 
@@ -57,12 +58,11 @@ def errors_in(path: Path) -> list[tuple[str, str, str]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
             continue
-        code = next((a.value for a in node.args if isinstance(a, ast.Constant)
-                     and isinstance(a.value, str) and re.fullmatch(r"[A-Z][A-Z0-9_]{4,}", a.value)),
-                    None)  # fmt: skip
+        codes = [text.value for arg in node.args for text in ast.walk(arg)
+                 if isinstance(text, ast.Constant) and CODE.fullmatch(str(text.value))]  # fmt: skip
         said = {key.arg: template(key.value) for key in node.keywords}
-        if code and {"expected", "mend"} <= set(said):
-            found.append((code, said["expected"], said["mend"]))
+        if {"expected", "mend"} <= set(said):
+            found += [(code, said["expected"], said["mend"]) for code in codes]
     return found
 
 

@@ -1,8 +1,3 @@
-# Where the checkout is, and keys that no result depends on, are no reason to make a page again.
-CAPTIONS = str(ROOT / "workflow/report")
-GIVEN = json.dumps(config)
-
-
 rule write_explorer:
     input:
         atlas="results/{atlas}/atlas.h5ad",
@@ -59,6 +54,10 @@ rule write_report:
         attempt=this_attempt,
         mem_mb=memory("write_report", 1500, 2),
         runtime=minutes("write_report", 10),
+        # Where the checkout is, and keys that no result depends on, are no reason to make a page
+        # again, as parameters would be.
+        captions=str(ROOT / "workflow/report"),
+        given=json.dumps(config),
     params:
         folder=subpath(output[0], parent=True),
         final=f"--variant={FINAL_MODEL} --strategy={FINAL.strategy} --seed={FINAL.seed}",
@@ -66,4 +65,4 @@ rule write_report:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " write-report {params.folder:q} --out {output:q} {params.final}"
-        " --captions={CAPTIONS:q} --config={GIVEN:q}"
+        " --captions={resources.captions:q} --config={resources.given:q}"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.commands.mapping import Operation
-from atlasmap.files import written_aside
+from atlasmap.files import unslug, written_aside
 from atlasmap.report.audits import reference_page, strategies_page
 from atlasmap.report.pages import as_html
 from atlasmap.settings import Device
@@ -97,8 +97,7 @@ def audit_reference(
 ) -> None:
     """Does the reference's accuracy change with the query? Under surgery, and trained together.
 
-    Example: atlasmap audit-reference donor1 --reference_bundle scanvi_fixed --cells reference.h5ad
-    --de_novo de_novo --out audit
+    Example: atlasmap audit-reference a --reference_bundle b --cells c.h5ad --de_novo d --out audit
 
     Parameters
     ----------
@@ -119,7 +118,6 @@ def audit_reference(
     from atlasmap.bundle import load, load_delta, read_about
     from atlasmap.commands.data import write_json
     from atlasmap.device import pick_device
-    from atlasmap.files import unslug
     from atlasmap.taken import read_latent
 
     # Without training a CPU will do, and stored labels may have been computed on a GPU.

@@ -22,9 +22,8 @@ def second_opinions(
 ) -> None:
     """Name query cells by kNN, random forest and logistic regression on the latent, and by vote.
 
-    Example: atlasmap second-opinions donor1/latent.h5ad --reference_latent
-    scanvi_fixed/reference_latent.h5ad --queries donor1.h5ad --out opinions.parquet --seconds
-    seconds.csv
+    Example: atlasmap second-opinions latent.h5ad --reference_latent b.h5ad --queries q.h5ad --out
+    o.parquet --seconds s.csv
 
     Parameters
     ----------

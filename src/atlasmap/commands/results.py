@@ -117,8 +117,7 @@ def assemble(
 ) -> None:
     """Put reference and mapped query batches together and name the query's cells.
 
-    Example: atlasmap assemble donor1/latent.h5ad --reference_latent
-    scanvi_fixed/reference_latent.h5ad --umap umap.npz --queries donor1.h5ad --out atlas
+    Example: atlasmap assemble a.h5ad --reference_latent b.h5ad --umap c.npz --queries d.h5ad --out e
 
     Parameters
     ----------
