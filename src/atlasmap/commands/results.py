@@ -117,7 +117,7 @@ def assemble(
 ) -> None:
     """Put reference and mapped query batches together and name the query's cells.
 
-    Example: atlasmap assemble a.h5ad --reference_latent b.h5ad --umap c.npz --queries d.h5ad --out e
+    Example: atlasmap assemble a.h5ad --reference_latent b.h5ad --umap c.npz --queries d --out e
 
     Parameters
     ----------
@@ -138,8 +138,7 @@ def assemble(
     levels
         Further label columns of the reference.
     bundle
-        The reference's bundle with calibration.json: adds calibrated probabilities, prediction
-        sets, verdicts.
+        The reference's bundle with calibration.json: adds calibrated probabilities and verdicts.
     tree
         Sheet of labels and their parents (columns child, parent), or of labels and their levels.
     """
