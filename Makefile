@@ -68,6 +68,7 @@ bench-streaming: env
 
 # The documentation, docs/_build/html: warnings are errors, links within it are checked.
 docs: env .venv/docs.stamp
+	@$(BIN)/python docs/generated.py
 	@$(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
 

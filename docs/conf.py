@@ -1,14 +1,6 @@
-"""How the documentation is built (`make docs`); pages that could drift are made from the code."""
+"""How the documentation is built: `make docs`, which first runs generated.py."""
 
-import sys
-from pathlib import Path
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from generated import write_pages  # noqa: E402
-
-import atlasmap  # noqa: E402
+import atlasmap
 
 project, author, copyright = "atlasmap", "the atlasmap developers", "the atlasmap developers"
 version = release = atlasmap.__version__
@@ -22,8 +14,3 @@ html_theme_options = {"show_toc_level": 2, "use_download_button": False, "home_p
 html_static_path = ["images"]
 nitpicky = True
 copybutton_exclude = ".linenos, .gp, .go"
-
-
-def setup(app) -> None:
-    """Write generated pages before any is read."""
-    write_pages(HERE / "reference")

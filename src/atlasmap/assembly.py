@@ -162,6 +162,18 @@ def unique_index(whole: anndata.AnnData) -> None:
     whole.obs_names = np.where(shared, renamed, whole.obs_names)
 
 
+def shared_neighbors(
+    fitted: FittedMap, reference: anndata.AnnData, query: anndata.AnnData,
+    settings: TransferSettings,
+) -> Nearest | None:  # fmt: skip
+    """Reference cells that the map and labels both ask; None where the map is of a sample."""
+    latent = reference.obsm["X_latent"]
+    if not np.array_equal(fitted.latent, latent):
+        return None
+    n_neighbors = max(settings.n_neighbors, fitted.n_neighbors)
+    return Nearest.of(latent, query.obsm["X_latent"], n_neighbors)
+
+
 def positions(fitted: FittedMap, latent: anndata.AnnData, nearest: Nearest | None) -> np.ndarray:
     """Where cells are in the map, each batch placed by itself (joint mappings hold several)."""
     out = np.empty((latent.n_obs, 2), np.float32)
@@ -204,7 +216,6 @@ def assemble(
     reference = in_latent_space(reference, ["label", "split", *levels, *shared])
     reference.obs["role"] = "reference"
     reference.obsm["X_umap"] = place(fitted, reference.obsm["X_latent"])
-    of_all = np.array_equal(fitted.latent, reference.obsm["X_latent"])  # not of a sample
     classified = named is not None
     if truth is not None:
         reference.obs["truth"] = reference.obs["label"].astype(str)
@@ -217,9 +228,8 @@ def assemble(
         with_levels(query, "truth", coarse)
     for query in queries:
         query.obs["role"], query.obs["label"], query.obs["split"] = "query", unlabeled, "query"
-        n_neighbors = max(settings.n_neighbors, fitted.n_neighbors)
-        nearest = Nearest.of(reference.obsm["X_latent"], query.obsm["X_latent"], n_neighbors)
-        query.obsm["X_umap"] = positions(fitted, query, nearest if of_all else None)
+        nearest = shared_neighbors(fitted, reference, query, settings)
+        query.obsm["X_umap"] = positions(fitted, query, nearest)
         if classified:
             how = unlabeled, settings, trust, coarse, nearest
             made = query_labels(reference, query, levels, *how)

@@ -8,8 +8,9 @@ from fixed_noise import Fixed
 from scipy import special
 from torch.nn import functional as F
 
-from atlasmap.models import counts_kernels, kernels
+from atlasmap.models import counts_kernels, kernels, likelihoods, products
 from atlasmap.models.counts_loss import Logits, counts_loss
+from atlasmap.models.likelihoods import CountDistribution
 from atlasmap.models.negative_binomial import LARGEST, Entries, nb_of_cells
 from atlasmap.models.normal import Normal
 from atlasmap.models.parts import side_by_side
@@ -144,6 +145,18 @@ def test_the_loss_of_counts_is_torchs_in_float64_and_so_are_gradients(counts, n_
         torch.testing.assert_close(ours.double(), autograds, rtol=1e-4, atol=1e-5 * scale)
     with torch.no_grad():
         assert torch.equal(of_counts(of, code, x)[1], each)
+
+
+def test_where_torch_carries_no_products_the_loss_is_torchs(monkeypatch):
+    of, x, code = decoded(9, 20), torch.ones(9, 20), torch.zeros(9, dtype=torch.long)
+    hidden, weight, bias, library, theta = of.values()
+    px = CountDistribution(Logits(hidden, weight, bias, code), library, theta)
+    compiled, _ = px.mean_loss(Entries.of(x))
+    monkeypatch.setattr(products, "CARRIED", False)
+    monkeypatch.setattr(likelihoods, "counts_loss", None)  # would fail
+    plain, each = px.mean_loss(Entries.of(x))
+    torch.testing.assert_close(compiled, plain)
+    assert each.shape == (9,)
 
 
 def test_what_does_not_train_changes_nothing_for_what_does():

@@ -23,7 +23,7 @@ from atlasmap.cluster.failures import (
     write_failure,
 )
 from atlasmap.cluster.stopping import Stopped, ignore_signals, install
-from atlasmap.commands.saying import in_red, listen, speaks_json, used
+from atlasmap.commands.saying import in_red, listen, used
 from atlasmap.errors import AtlasmapError
 
 log = logging.getLogger("atlasmap")
@@ -161,11 +161,13 @@ def say_where(arguments: list[str], attempt: int) -> None:
         log.info("slurm job %s on %s, attempt %d", job, node, attempt)
 
 
-def give_up(error: BaseException, arguments: list[str], path: Path | None, attempt: int) -> int:
+def give_up(
+    error: BaseException, arguments: list[str], path: Path | None, attempt: int, *, as_json: bool
+) -> int:
     """Say what failed, record it beside the log; returns the exit code."""
     ignore_signals()
     failure = failure_of(error, arguments, attempt)
-    if speaks_json():
+    if as_json:
         log.error("%s", failure.code, extra={"failure": asdict(failure)})
     elif isinstance(error, AtlasmapError):
         print(f"{in_red('error:')} {error}", file=sys.stderr)
@@ -230,7 +232,7 @@ def run(
         app(words, exit_on_error=False)
         return 0
     except (Exception, Stopped) as error:
-        return give_up(error, words, log_file, attempt)
+        return give_up(error, words, log_file, attempt, as_json=json_log)
     finally:
         log.debug("%s", used())
 

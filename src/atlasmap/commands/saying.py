@@ -16,6 +16,8 @@ RED, PLAIN = "\033[1;31m", "\033[0m"
 class JsonLines(logging.Formatter):
     """A record as a line of JSON: time (UTC), level, logger, message."""
 
+    converter = time.gmtime
+
     def format(self, record: logging.LogRecord) -> str:
         said = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
@@ -42,11 +44,6 @@ def listen(level: int = logging.INFO, *, as_json: bool = False) -> None:
     logging.getLogger("atlasmap").setLevel(level)
     for name in NOISY:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
-
-
-def speaks_json() -> bool:
-    """Whether lines of JSON were asked for."""
-    return any(isinstance(h.formatter, JsonLines) for h in logging.getLogger().handlers)
 
 
 def used() -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from atlasmap.models.counts_loss import has_products
 from atlasmap.models.layers import GaussianHead
 from atlasmap.models.random import Noise
 from atlasmap.models.rectified import dropout
@@ -43,11 +44,8 @@ class Rows:
 
 def compiles(z1: Tensor, *heads: GaussianHead) -> bool:
     """Whether there is a compiled pass for such values and networks."""
-    if z1.device.type != "cpu" or z1.dtype != torch.float32:
-        return False
-    from atlasmap.models.products import CARRIED
-
-    return CARRIED and all(h.stack.layer_norm and not len(h.stack.norms) for h in heads)
+    normed = all(h.stack.layer_norm and not len(h.stack.norms) for h in heads)
+    return normed and has_products(z1)
 
 
 def parts_of(head: GaussianHead, n_labels: int) -> list[Tensor]:

@@ -33,11 +33,21 @@ class Logits:
             return F.linear(self.hidden, self.weight) + F.embedding(self.code, self.bias)
 
 
+def has_products(x: Tensor) -> bool:
+    """Whether there are compiled passes with matrix products for `x`: on a CPU in float32, where
+    torch carries its BLAS."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    from atlasmap.models.products import CARRIED
+
+    return CARRIED
+
+
 def compiles(logits: Logits | Tensor, theta: Tensor | None) -> bool:
     """Whether there is a compiled pass: on a CPU in float32, of θ that all cells share."""
     if not isinstance(logits, Logits) or theta is None or len(theta) > 1:
         return False
-    return logits.hidden.device.type == "cpu" and logits.hidden.dtype == torch.float32
+    return has_products(logits.hidden)
 
 
 class CountsLoss(torch.autograd.Function):
