@@ -27,15 +27,15 @@ parity: env .venv-parity/stamp
 	done
 	@.venv-parity/bin/python tests/parity/write_report.py $(PARITY_ATLASES:%=results/%)
 
-# atlasmap and scvi-tools in turn on the same simulated cells (two hours): docs/benchmarks.md.
+# atlasmap and scvi-tools in turn on the same simulated cells (four hours): docs/benchmarks.md.
 TASKS = scvi scanvi surgery_per_batch surgery_joint latent predict
 bench: env .venv-parity/stamp
 	@$(BIN)/python tests/bench/bench.py run --tasks $(TASKS)
-	@$(BIN)/python tests/bench/bench.py run --types 10 --rounds 2 --tasks scanvi surgery_per_batch
+	@$(BIN)/python tests/bench/bench.py run --types 10 --tasks scanvi surgery_per_batch
 	@$(BIN)/python tests/bench/bench.py run --cells 30000 --before 1 --rounds 1 --scvi 10 \
 	  --scanvi 10 --surgery 25 --tasks whole
 	@for depth in 70 1800; do \
-	  $(BIN)/python tests/bench/bench.py run --depth $$depth --rounds 1 --tasks $(TASKS) || exit 1; \
+	  $(BIN)/python tests/bench/bench.py run --depth $$depth --tasks $(TASKS) || exit 1; \
 	done
 	@$(BIN)/python tests/bench/bench.py run --cells 100000 --before 1 --rounds 1 --scvi 3 \
 	  --tasks scvi latent
