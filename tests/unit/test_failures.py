@@ -252,7 +252,7 @@ def test_a_second_signal_does_not_spoil_the_record(monkeypatch, tmp_path):
     try:
         stopping.install()
         monkeypatch.setattr(main, "write_failure", again)
-        code = main.give_up(Stopped("SIGTERM came"), ["a"], tmp_path / "a.log", 1)
+        code = main.give_up(Stopped("SIGTERM came"), ["a"], tmp_path / "a.log", 1, as_json=False)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
