@@ -48,7 +48,8 @@ def template(node: ast.expr) -> str:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return template(node.left) + template(node.right)
     if isinstance(node, ast.IfExp):
-        return f"{template(node.body)}, or {template(node.orelse)}"
+        said = (template(part) for part in (node.body, node.orelse))
+        return "; or ".join(part for part in said if part)
     return "…"
 
 

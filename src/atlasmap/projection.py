@@ -4,6 +4,7 @@ The fitted map is kept as data (.npz), never as a pickle. Neighbours are exact (
 query batches are placed one by one, so a cell's place depends on its own batch and the reference.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,4 +83,7 @@ def place(fitted: FittedMap, latent: np.ndarray, nearest: Nearest | None = None)
     nearest = nearest.first(fitted.n_neighbors)
     ends = fitted.n_neighbors * np.arange(len(latent) + 1)
     parts = nearest.distances.ravel(), nearest.at.ravel(), ends
-    return np.asarray(model.transform(sparse.csr_matrix(parts, (len(latent), len(fitted.latent)))))
+    distances = sparse.csr_matrix(parts, (len(latent), len(fitted.latent)))
+    with warnings.catch_warnings():  # that distances are taken for what they are
+        warnings.filterwarnings("ignore", "Transforming new data with precomputed", UserWarning)
+        return np.asarray(model.transform(distances))

@@ -55,6 +55,20 @@ def jobs_of(folder: Path) -> list[Job]:
     return found
 
 
+def latest_atlas(results: Path = Path("results")) -> Path:
+    """The atlas whose jobs spoke last; raises STATUS_NONE."""
+    logs = [path for path in results.glob("*/logs") if path.is_dir()]
+    if not logs:
+        raise AtlasmapError(
+            "STATUS_NONE",
+            expected=f"logs of jobs below {results}/{{atlas}}/logs",
+            found=f"none, seen from {Path.cwd()}",
+            mend="go where Snakemake runs, or give results/{atlas} of a run that has begun",
+        )
+    return max(logs, key=lambda path: max(p.stat().st_mtime for p in [path, *path.rglob("*.log")])
+               ).parent  # fmt: skip
+
+
 def by_command(jobs: list[Job]) -> pd.DataFrame:
     """Jobs done, running and failed, a row a command, in the order in which they last spoke."""
     table = pd.DataFrame({"command": [j.command for j in jobs], "state": [j.state for j in jobs]})

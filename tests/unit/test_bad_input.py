@@ -129,9 +129,25 @@ def test_normalised_values_say_where_counts_are(prepare):
     assert prepare(change, counts="counts").adata.n_obs > 0
 
 
+@pytest.mark.parametrize(
+    ("normalise", "said"),
+    [(lambda x: x, "normalised"), (np.log1p, "log1p"), (lambda x: np.log2(x + 1), "log2")],
+)
+def test_normalised_values_are_not_corrected_counts(prepare, normalise, said):
+    def change(adata):
+        depth = np.asarray(adata.X.sum(1))
+        scaled = adata.X.multiply(1e4 / depth).tocsr()
+        scaled.data = normalise(scaled.data).astype(np.float32)
+        adata.X = scaled
+
+    error = caught("COUNTS_NORMALISED", prepare, change, config(counts="corrected_float"))
+    assert said in error.found
+
+
 def test_corrected_float_is_opt_in(prepare):
     def change(adata):
-        adata.X = adata.X * np.float32(0.9)
+        left = np.random.default_rng(0).uniform(0.8, 1, adata.X.nnz)  # each its own
+        adata.X.data = (adata.X.data * left).astype(np.float32)
 
     caught("COUNTS_NOT_INTEGER", prepare, change)
     assert prepare(change, config(counts="corrected_float")).adata.n_obs > 0
@@ -439,6 +455,7 @@ HEADER = "id\tpath\trole\tlabel_key\n"
         (HEADER + "a\tx\treference\tl\nb\ty\tquery\tl\n", "SHEET_LABEL_ON_QUERY", "b"),
         (HEADER + "a\tbuiltin:pbmc\treference\tl\n", "SHEET_BUILTIN", "builtin:pbmc"),
         (HEADER + "a\tx\treference\n", "SHEET_COLUMNS", "row 1"),
+        ("id,path,role\na,x,reference\n", "SHEET_COLUMNS", "'id,path,role'"),
     ],
 )
 def test_wrong_sheets(tmp_path, text, code, said):

@@ -1,5 +1,6 @@
 """Doctor and why, on what Slurm's commands are known to say; job times; resources refused."""
 
+import fcntl
 import os
 import re
 import time
@@ -225,7 +226,21 @@ def test_a_record_says_more_than_slurm(job, answers):
     write_failure(failure_of(error, ["train-scvi", "x"], 1), job)
     text = " ".join(said().split())
     assert "(nan;" in text and "TRAINING_NAN: epoch 3" in text and "lower the rate" in text
-    assert "By hand: atlasmap train-scvi x" in text
+    assert "By hand: atlasmap train-scvi x" in text and "expected: e." in text
+
+
+def test_a_job_that_still_writes_has_not_failed(job, answers):
+    answers["sacct"] = answers["show job"] = None
+    assert " failed (killed;" in said()
+    with open(job, "rb+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "is waiting or running" in said() and "is waiting or running" in said("train_scvi")
+        other = job.with_name("train_scanvi_fixed.log")
+        write_failure(failure_of(KeyError("x"), ["a"], 1), other)
+        other.write_text("x")
+        os.utime(other, (1, 1))
+        assert said().startswith("seed0/train_scanvi_fixed failed"), "however old"
+    assert why.find_log(None, Path("results")) == job
 
 
 def test_forgotten_jobs_and_jobs_without_slurm(job, answers):

@@ -11,7 +11,14 @@ import pytest
 from browser import opened
 
 from atlasmap.files import sha256, written_aside
-from atlasmap.report.atlas import by_batch, provenance, report_page, said_in_short
+from atlasmap.report.atlas import (
+    by_batch,
+    figures_of,
+    provenance,
+    report_page,
+    said_in_short,
+    tables_of,
+)
 from atlasmap.report.attention import notices
 from atlasmap.report.found import Final, Found
 
@@ -83,6 +90,7 @@ def test_what_is_well_is_not_pointed_at(tmp_path):
     [
         ({"fitness": [fitness(reference="does not fit", strangeness=1.4)]}, "batch a", "does not"),
         ({"fitness": [fitness(novel=0.3)]}, "batch a", "30% of its cells are called novel"),
+        ({"fitness": [fitness(novel=0.12, n=300)]}, "batch a", "where 5% would be by chance"),
         ({"fitness": [fitness(ambiguous=0.5)]}, "batch a", "50% of its cells could have several"),
         ({"certificates": [moved(displacement_median_in_posterior_sd=0.01)]}, "mapping a", "400"),
         ({"trust": [FINAL | {"batch": "a", "n": 50, "coverage": 0.7}]}, "batch a", "70%"),
@@ -95,6 +103,34 @@ def test_what_is_well_is_not_pointed_at(tmp_path):
 )  # fmt: skip
 def test_what_needs_a_humans_eye_is_named_with_its_reason(tmp_path, tables, where, why):
     assert why in told(results(tmp_path, tables))[where]
+
+
+def test_novel_cells_are_pointed_at_with_the_labels_they_are_under(tmp_path):
+    found = results(tmp_path, {"fitness": [fitness(novel=0.3), fitness(novel=0.07, batch="b <i>")]})
+    kinds = ["confident"] * 50 + ["novel"] * 30 + ["ambiguous"] * 20
+    labels = ["B"] * 70 + ["T"] * 30
+    obs = pd.DataFrame(
+        {"role": "query", "batch": "a", "verdict": kinds, "predicted_label": labels},
+        index=[f"c{k}" for k in range(100)],
+    )  # fmt: skip
+    anndata.AnnData(obs=obs).write_h5ad(tmp_path / "atlas.h5ad")
+    said = told(Found(tmp_path, found.final, {"calibration": {"false_novel": 0.1}}))
+    assert (
+        "(20 of 70 called B, 10 of 30 called T)" in said["batch a"]
+        and "10% would" in said["batch a"]
+    )
+    assert "batch b <i>" not in said
+    (verdicts, *_) = tables_of(Found(tmp_path, found.final))
+    assert [text for text, _ in verdicts.rows[0]] == ["B", "70", "50", "0", "20"]
+
+
+def test_without_truth_no_empty_figure_is_shown(tmp_path):
+    found = results(tmp_path, {})
+    (tmp_path / "figures/confusion_query.svg").write_text(SVG.format("#000000"))
+    assert [figure.title for figure in figures_of(found, None)] == ["The map"]
+    row = FINAL | {"split": "query", "batch": "all"}
+    known = figures_of(results(tmp_path, {"classification": [row]}), None)
+    assert "Predicted against known labels, query" in [figure.title for figure in known]
 
 
 def test_other_mappings_than_the_final_one_are_not_pointed_at(tmp_path):

@@ -15,7 +15,7 @@ from atlasmap.commands.main import COMMANDS, app, show_whole_help
 from atlasmap.commands.saying import JsonLines, in_red, listen
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import MANIFEST
-from atlasmap.status import by_command, jobs_of, seconds_left, status_text
+from atlasmap.status import by_command, jobs_of, latest_atlas, seconds_left, status_text
 
 
 @pytest.fixture
@@ -57,6 +57,17 @@ def test_a_job_that_has_long_said_nothing_is_named(atlas):
     log = atlas / "logs/seed0/train_scanvi_fixed.log"
     os.utime(log, (1, 1))
     assert "quiet for" in status_text(atlas)
+
+
+def test_the_atlas_that_ran_last_is_meant(tmp_path, monkeypatch):
+    for name in ("old", "new"):
+        (tmp_path / name / "logs/seed0").mkdir(parents=True)
+        (tmp_path / name / "logs/seed0/a.log").write_text("x")
+    for path in (tmp_path / "old").rglob("*"):
+        os.utime(path, (1, 1))
+    assert latest_atlas(tmp_path) == tmp_path / "new"
+    with pytest.raises(AtlasmapError, match="STATUS_NONE"):
+        latest_atlas(tmp_path / "old")
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):

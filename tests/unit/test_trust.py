@@ -13,7 +13,7 @@ from scipy.optimize import check_grad
 from scipy.special import softmax
 
 from atlasmap.assembly import Trust, query_labels
-from atlasmap.commands.results import strange_batches
+from atlasmap.commands.results import checked_data, strange_batches, verdict_table
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import draw
@@ -591,6 +591,26 @@ def test_a_run_ends_with_the_batches_that_do_not_fit():
         "reference does not fit: batch b3, strangeness 1.60 (fixed, per_batch)",
     ]
     assert strange_batches(pd.DataFrame(columns=["seed", "variant"])) == ""  # none was calibrated
+
+
+def test_a_run_ends_with_its_verdicts_in_cells():
+    keys = {"seed": 0, "variant": "fixed", "strategy": "joint"}
+    of_batch = {"confident": 0.5, "ambiguous": 0.3, "novel": 0.2}
+    rows = [keys | of_batch | {"batch": name, "n": n} for name, n in (("a", 100), ("b", 30))]
+    *_, last = verdict_table(pd.DataFrame(rows)).strip().splitlines()
+    assert last.split() == ["fixed", "joint", "130", "65", "39", "26"]
+    *_, last = verdict_table(pd.DataFrame([*rows, rows[0] | {"seed": 1}])).strip().splitlines()
+    assert last.split() == ["1", "fixed", "joint", "100", "50", "30", "20"]
+    assert verdict_table(pd.DataFrame(columns=["seed", "variant"])) == ""
+
+
+def test_a_check_ends_with_what_was_found():
+    reference = {"n_cells": 2500, "n_genes": 400, "batches": {"a": 1, "b": 2}, "labels": {"B": 1}}
+    queries = {"q": {"n_cells": 420, "gene_overlap": 0.897}, "p": {"n_cells": 1000}}
+    said = checked_data({"reference": reference, "queries": queries})
+    assert "2,500 cells, 2 batches, 1 labels, 400 genes" in said
+    assert "1,420 query cells in 2 batches" in said and "89.7%" in said
+    assert "no query batches" in checked_data({"reference": reference, "queries": {}})
 
 
 def test_sets_are_named_the_likeliest_first():

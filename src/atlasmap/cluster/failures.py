@@ -87,6 +87,7 @@ class Failure:
     slurm_job: str | None
     host: str
     time: str
+    expected: str = ""
 
 
 def kind_of(error: BaseException) -> str:
@@ -129,6 +130,7 @@ def failure_of(error: BaseException, arguments: list[str], attempt: int) -> Fail
     return Failure(
         kind=kind,
         code=error.code if atlasmaps else type(error).__name__,
+        expected=error.expected if atlasmaps else "",
         found=error.found if atlasmaps else f"{error}{where}",
         mend=error.mend if atlasmaps else MEND.get(kind, "correct the command: --help"),
         transient=kind in TRANSIENT,

@@ -1,5 +1,6 @@
 """Why a job failed: its log, its record, Slurm's log and what Slurm knows, in one paragraph."""
 
+import fcntl
 import glob
 import re
 import textwrap
@@ -61,14 +62,28 @@ def unfinished(log: Path) -> bool:
     return any(path.samefile(log) for path in attempts(log))
 
 
+def written_to(log: Path) -> bool:
+    """Whether a process still writes to a log: it holds a lock until its end, however that comes.
+    Where there are no locks (some network disks) nothing is known of it."""
+    with open(log, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
 def attempts(log: Path) -> list[Path]:
     """Logs of a job's attempts that did not succeed."""
     return sorted(log.parent.glob(f"{glob.escape(log.stem)}.attempt*{log.suffix}"))
 
 
 def find_log(asked: str | None, results: Path) -> Path:
-    """The log that is meant by a path, a rule's name, or nothing: of the unfinished jobs the one
-    that wrote last, else (of a rule) the last at all; raises WHY_NO_LOG."""
+    """The log that is meant by a path, a rule's name, or nothing: of the jobs that failed the one
+    that wrote last, else of those that run, else (of a rule) the last at all; raises
+    WHY_NO_LOG."""
     if asked and Path(asked).is_file():
         return Path(asked)
     named = [
@@ -77,7 +92,8 @@ def find_log(asked: str | None, results: Path) -> Path:
         if ".attempt" not in log.name
         and any(part.startswith(asked or "") for part in log.parts[log.parts.index("logs") + 1 :])
     ]
-    found = [log for log in named if unfinished(log)] or (named if asked else [])
+    begun = [log for log in named if unfinished(log)]
+    found = [log for log in begun if not written_to(log)] or begun or (named if asked else [])
     if not found:
         raise AtlasmapError(
             "WHY_NO_LOG",
@@ -115,6 +131,8 @@ def kind(found: Traces) -> str:
     said = found.failure.kind if found.failure else None
     if said not in (None, "preempted"):  # a signal says nothing of who sent it
         return said
+    if not said and written_to(found.log):
+        return "running"
     state = f"{found.facts.get('State', '')} {found.facts.get('JobState', '')}"
     for sign, name in SIGNS.items():
         if re.search(sign, state, re.IGNORECASE):
@@ -165,9 +183,12 @@ def paragraph(found: Traces) -> str:
     if not unfinished(found.log):
         return f"{name_of(found.log)} did not fail: its last attempt ended well.\n{hand}"
     if what == "running" and not failure:
-        return f"{name_of(found.log)} is waiting or running. {slurms_word(found)}\n{hand}"
+        said = f"{name_of(found.log)} is waiting or running. {slurms_word(found)}".rstrip()
+        return f"{said}\n{hand}"
     if failure and what == failure.kind:
         why, change = f"{failure.code}: {failure.found}", failure.mend
+        if failure.expected:
+            why = f"{why.rstrip('.')}; expected: {failure.expected}"
     else:
         why, change = SAID.get(what, SAID["killed"]), CHANGE.get(what, CHANGE["killed"])
     sentences = [
@@ -177,7 +198,7 @@ def paragraph(found: Traces) -> str:
         f"What to do: {change.rstrip('.')}.",
     ]
     if failure and not failure.transient:
-        sentences.append("Until then retries leave at once.")
+        sentences.append("Without a change another attempt is not made.")
     text = textwrap.fill(" ".join(sentence for sentence in sentences if sentence), 98)
     return f"{text}\n{hand}"
 

@@ -90,7 +90,7 @@ def why(job: str | None = None, *, results: Path = Path("results")) -> None:
     print(explain(job, results))
 
 
-def status(folder: Path) -> None:
+def status(folder: Path | None = None) -> None:
     """Say how far a run is: jobs done, running and failed by command, and the time left.
 
     Example: atlasmap status results/pbmc68k
@@ -98,11 +98,12 @@ def status(folder: Path) -> None:
     Parameters
     ----------
     folder
-        results/{atlas}.
+        results/{atlas}; otherwise the one below results that ran last.
     """
-    from atlasmap.status import status_text
+    from atlasmap.status import latest_atlas, status_text
 
-    print(status_text(folder))
+    folder = folder or latest_atlas()
+    print(f"{folder}\n\n{status_text(folder)}")
 
 
 def plan(

@@ -1,6 +1,7 @@
 """Entry point: the list of commands, logging, and failures with names."""
 
 import contextlib
+import fcntl
 import glob
 import logging
 import os
@@ -12,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 import atlasmap
 from atlasmap.cluster import slurm
@@ -82,16 +83,24 @@ COMMANDS = {
     "plot-risk-coverage": ("figures:plot_risk_coverage", "Accuracy of the surest cells."),
 }
 
+BY_HAND = ("map", "explore", "status", "why", "doctor", "plan", "check-results", "card", "simulate",
+           "import-scvi", "export-scvi", "compare-scvi")  # fmt: skip
+FOR_YOU = Group("Commands for you", sort_key=1)
+OF_THE_WORKFLOW = Group("Commands that the workflow calls", sort_key=2)
+OTHER = Group("Other", sort_key=3)
+
 app = App(
     name="atlasmap",
     help=atlasmap.__doc__,
     version=atlasmap.__version__,
+    group_commands=OTHER,
     # Config keys are flags as they are written: --scvi.n_latent, not --scvi.n-latent.
     default_parameter=Parameter(name_transform=lambda name: name.lower()),
 )
 app.register_install_completion_command(help="Complete commands and flags in this shell.")
 for name, (where, summary) in COMMANDS.items():
-    app.command(f"atlasmap.commands.{where}", name=name, help=summary)
+    group = FOR_YOU if name in BY_HAND else OF_THE_WORKFLOW
+    app.command(f"atlasmap.commands.{where}", name=name, help=summary, group=group)
 
 
 def show_whole_help(words: list[str]) -> None:
@@ -145,6 +154,8 @@ def write_to(path: Path, attempt: int) -> Path:
     with open(path, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+        with contextlib.suppress(OSError):  # a disk without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # kept by 1 and 2, for `why` to see
     with contextlib.suppress(OSError):  # a disk without hard links
         os.link(path, kept)
     return kept

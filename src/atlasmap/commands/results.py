@@ -323,12 +323,16 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
     partial
         The run made some results only: keep the list of all there should be.
     """
+    contract = folder / "data" / "contract.json"
+    if contract.is_file():
+        print(checked_data(json.loads(contract.read_text(encoding="utf-8"))), end="")
     scores = folder / "benchmark" / "classification.csv"
     if scores.is_file():
         print(accuracy_table(pd.read_csv(scores, keep_default_na=False)))
     fitness = folder / "benchmark" / "fitness.csv"
     if fitness.is_file():
-        print(strange_batches(pd.read_csv(fitness, dtype={"batch": str})), end="")
+        table = pd.read_csv(fitness, dtype={"batch": str})
+        print(verdict_table(table), strange_batches(table), sep="", end="")
     for what, path in SHOWN.items():
         if (folder / path).exists():
             print(f"{what + ':':10}{folder / path}")
@@ -336,6 +340,39 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
         return
     names = [path.relative_to(folder) for path in recorded(folder) if path.exists()]
     (folder / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def checked_data(contract: dict) -> str:
+    """What was found in the data, in two lines."""
+    reference, queries = contract["reference"], contract["queries"]
+    labels = reference.get("labels") or {}
+    said = (
+        f"\nData are as they must be: reference of {reference['n_cells']:,} cells, "
+        f"{len(reference.get('batches', {}))} batches, {len(labels) or 'no'} labels, "
+        f"{reference['n_genes']:,} genes;\n"
+    )
+    n, overlap = (
+        [fact.get(key, 1.0) for fact in queries.values()] for key in ("n_cells", "gene_overlap")
+    )
+    if not queries:
+        return f"{said}no query batches\n"
+    return (
+        f"{said}{sum(n):,} query cells in {len(queries)} batches, which have at least "
+        f"{min(overlap):.1%} of these genes\n"
+    )
+
+
+def verdict_table(fitness: pd.DataFrame) -> str:
+    """Confident, ambiguous and novel query cells of each mapping as text."""
+    if fitness.empty:
+        return ""
+    keys = ["seed", "variant", "strategy"]
+    cells = fitness[keys].assign(n=fitness["n"])
+    for verdict in ("confident", "ambiguous", "novel"):
+        cells[verdict] = (fitness[verdict] * fitness["n"]).round().astype(int)
+    shown = cells.groupby(keys, sort=False).sum().reset_index()
+    shown = shown.drop(columns="seed") if shown["seed"].nunique() == 1 else shown
+    return f"Verdicts on query cells:\n\n{shown.to_string(index=False)}\n\n"
 
 
 def strange_batches(fitness: pd.DataFrame) -> str:
@@ -377,7 +414,7 @@ def accuracy_table(scores: pd.DataFrame) -> str:
     )
 
 
-def check_results(folder: Path) -> None:
+def check_results(folder: Path | None = None) -> None:
     """List results that are missing or altered, with the command that remakes each.
 
     Exits with 1 if there are any.
@@ -387,9 +424,11 @@ def check_results(folder: Path) -> None:
     Parameters
     ----------
     folder
-        results/{atlas}.
+        results/{atlas}; otherwise the one below results that ran last.
     """
-    folder = folder.absolute()
+    from atlasmap.status import latest_atlas
+
+    folder = (folder or latest_atlas()).absolute()
     records, manifest = recorded(folder), folder / MANIFEST
     names = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
     entries = dict.fromkeys((folder / name for name in names), "") | records

@@ -1,6 +1,7 @@
 """The counts contract: what a matrix must be before anything trains on it."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import anndata
 import numpy as np
@@ -8,6 +9,16 @@ from scipy import sparse
 
 from atlasmap.data.blocks import as_csr, depths, each_block, in_blocks
 from atlasmap.errors import AtlasmapError, listed
+
+CORRECTED = "corrected_float"  # what `counts` in the config may say of ambient-corrected counts
+SAMPLE, LEAST = 200, 10  # cells looked at, and counts above zero that such a cell must have
+# What normalisation does to counts scaled to one depth, undone.
+LARGEST_LOG = 20.0
+UNDONE = {
+    "normalised": lambda values: values,
+    "normalised and logged (log1p)": np.expm1,
+    "normalised and logged (log2)": lambda values: np.exp2(values) - 1,
+}
 
 
 def matrix_at(adata: anndata.AnnData, where: str):
@@ -20,7 +31,8 @@ def matrix_at(adata: anndata.AnnData, where: str):
         "LAYER_MISSING",
         expected=f"counts in {where!r}",
         found=f"X{' (empty)' if adata.X is None else ''}; layers: {listed(adata.layers)}",
-        mend="name the right one: `counts` in the sheet, or --layer",
+        mend="name the right one: `counts` in the sheet, or --layer"
+        + ("; `counts: corrected_float` goes into the config" if where == CORRECTED else ""),
     )
 
 
@@ -96,6 +108,38 @@ def findings(matrix) -> Findings:
     return Findings.join(parts)
 
 
+def ratios_are_whole(values: np.ndarray) -> bool:
+    """Whether values are whole multiples of the least of them, as counts divided by a depth are."""
+    ratios = values / values.min()
+    ratios = ratios[ratios < SAMPLE]  # of larger ones float32 does not keep the fraction
+    return bool(np.abs(ratios - np.rint(ratios)).max() < 0.01)
+
+
+def normalisation(counts: sparse.csr_matrix) -> str | None:
+    """What was done to counts that are not whole, where most cells betray it; None of counts
+    corrected for ambient RNA, whose values have no common measure."""
+    cells = (counts.data[a:b] for a, b in pairwise(counts.indptr[: SAMPLE + 1]))
+    cells = [cell for cell in cells if len(cell) >= LEAST and not_integer(cell)]
+    for name, undo in UNDONE.items():
+        if name != "normalised" and counts.data.max(initial=0) > LARGEST_LOG:
+            continue
+        if cells and np.mean([ratios_are_whole(undo(np.float64(cell))) for cell in cells]) > 0.5:
+            return name
+    return None
+
+
+def check_not_normalised(adata: anndata.AnnData, where: str, name: str, counts) -> None:
+    """Raise COUNTS_NORMALISED if counts said to be corrected are normalised ones."""
+    done = normalisation(next(iter(in_blocks(counts))))
+    if done:
+        raise AtlasmapError(
+            "COUNTS_NORMALISED",
+            expected="counts corrected for ambient RNA, as `counts: corrected_float` says",
+            found=f"values of {name} ({where}) that are counts {done}",
+            mend=counts_elsewhere(adata, where),
+        )
+
+
 def checked_counts(adata: anndata.AnnData, where: str, name: str, *, corrected_float: bool):
     """Counts of `adata` as CSR float32 (cells × genes), lazy where they are; raises COUNTS_*
     errors.
@@ -127,8 +171,10 @@ def checked_counts(adata: anndata.AnnData, where: str, name: str, *, corrected_f
             found=f"non-integer values in {name} ({where}), largest {found.largest:.4g}: "
             "normalised or logged data?",
             mend=counts_elsewhere(adata, where)
-            + "; if these are ambient-corrected counts, set `counts: corrected_float`",
+            + "; of ambient-corrected counts set `counts: corrected_float` in the config",
         )
+    if found.fractional:
+        check_not_normalised(adata, where, name, counts)
     check_none_empty(found.empty, adata.obs_names, name, "")
     return counts
 

@@ -33,7 +33,8 @@ def column(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
             "OBS_KEY_MISSING",
             expected=f"{what} of {name} in obs column {key!r}",
             found=f"columns: {listed(adata.obs.columns, 40)}",
-            mend="correct the sheet (or the covariates and label_levels in the config)",
+            mend="name the right column: batch_key, label_key or truth_key in the sheet, "
+            "covariates or label_levels in the config, a flag of `atlasmap map`",
         )
     return adata.obs[key]
 

@@ -78,6 +78,13 @@ def read_sheet(path: Path, *, trained: bool = False) -> list[Dataset]:
         )
     with open(path, newline="", encoding="utf-8-sig") as file:
         lines = [line for line in file if line.strip() and not line.startswith("#")]
+    if lines and "\t" not in lines[0]:
+        raise AtlasmapError(
+            "SHEET_COLUMNS",
+            expected="columns separated by tabs",
+            found=f"none in the first line of {path}: {lines[0].strip()[:100]!r}",
+            mend="save it as tab-separated text",
+        )
     rows = list(csv.DictReader(lines, delimiter="\t"))
     datasets = []
     for n, row in enumerate(rows, start=1):

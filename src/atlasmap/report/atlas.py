@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from atlasmap.report.attention import notices
-from atlasmap.report.found import Found
+from atlasmap.report.found import VERDICTS, Found
 from atlasmap.report.pages import number
 from atlasmap.vendor import source
 
@@ -57,6 +57,13 @@ TABLES = {
                      "none moved the reference."),
     "scib": ("scib-metrics", "Bio conservation and batch correction of each embedding."),
 }  # fmt: skip
+
+
+VERDICTS_OF = (
+    "Query cells by predicted label and verdict",
+    "Where novel cells are many under one "
+    "label, they may be a type of its kind that the reference lacks. Each cell: labels.csv.",
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def said_of_labels(found: Found) -> Iterator[str]:
     verdicts = found.of_final("fitness")
     if len(verdicts):
         counts = [round((verdicts[kind] * verdicts["n"]).sum())
-                  for kind in ("confident", "ambiguous", "novel")]  # fmt: skip
+                  for kind in VERDICTS]  # fmt: skip
         yield "Of all query cells {:,} are confident, {:,} ambiguous and {:,} novel.".format(
             *counts
         )
@@ -171,7 +178,7 @@ def by_batch(found: Found) -> pd.DataFrame:
     )  # fmt: skip
     fitness = found.of_final("fitness")
     if len(fitness):
-        kinds = ["confident", "ambiguous", "novel"]
+        kinds = list(VERDICTS)
         of_batch = fitness.set_index("batch")
         cells = of_batch[kinds].mul(of_batch["n"], axis=0).round().astype(int)
         fits = of_batch["reference"].replace({"fits": "yes", "does not fit": "no"})
@@ -200,7 +207,7 @@ def figures_of(found: Found, captions: Path | None) -> list[Figure]:
     out = []
     for name, title in FIGURES.items():
         path = found.folder / "figures" / f"{name}.svg"
-        if not path.is_file():
+        if not path.is_file() or (name == "confusion_query" and not found.knows_truth):
             continue
         caption = captions / f"{CAPTIONS.get(name, name)}.rst" if captions else None
         text = caption.read_text(encoding="utf-8") if caption and caption.is_file() else ""
@@ -213,8 +220,9 @@ def figures_of(found: Found, captions: Path | None) -> list[Figure]:
 
 
 def tables_of(found: Found) -> list[Table]:
-    """Benchmark tables that there are."""
-    out = []
+    """Verdicts by label, and benchmark tables that there are."""
+    verdicts = found.verdicts()
+    out = [shown(verdicts, "table-verdicts", *VERDICTS_OF)] if len(verdicts) else []
     for name, (title, text) in TABLES.items():
         table = found.table(name)
         if name in WHOLE and WHOLE[name][0] in table:

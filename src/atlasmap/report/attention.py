@@ -9,7 +9,8 @@ from atlasmap.report.found import Found
 from atlasmap.report.pages import number
 
 FEW_GENES = 0.9  # of the reference's
-MANY_NOVEL, MANY_AMBIGUOUS = 0.25, 0.4  # of a batch's cells
+MANY_AMBIGUOUS = 0.4  # of a batch's cells
+MANY_NOVEL = 2  # times as many as by chance
 HARDLY = 0.1  # posterior standard deviations
 COVERED = 0.05  # less than was asked of prediction sets
 GAP = 0.15  # between confidence and accuracy
@@ -28,6 +29,7 @@ class Notice:
 
 def of_fit(found: Found) -> Iterator[Notice]:
     """Batches that the reference does not fit, or many of whose cells are in doubt."""
+    chance = found.false_novel
     for row in found.of_final("fitness").to_dict("records"):
         where = f"batch {row['batch']}"
         if row["reference"] in ("doubtful", "does not fit"):
@@ -35,12 +37,24 @@ def of_fit(found: Found) -> Iterator[Notice]:
                 "the reference does not fit it: none of its labels is to be believed")  # fmt: skip
             yield Notice(where, f"{why} (strangeness {number(row['strangeness'])}; 1 is as far as "
                          "cells of a label that the reference lacks)")  # fmt: skip
-        if row["novel"] > MANY_NOVEL:
-            yield Notice(where, f"{row['novel']:.0%} of its cells are called novel: look whether "
-                         "they are a type that the reference lacks, or damaged")  # fmt: skip
+        if row["novel"] > MANY_NOVEL * chance and row["novel"] * row["n"] >= LEAST:
+            named = named_so(found, row["batch"])
+            yield Notice(where, f"{row['novel']:.0%} of its cells are called novel, where "
+                         f"{chance:.0%} would be by chance{named}: look whether they are a type "
+                         "that the reference lacks, or damaged")  # fmt: skip
         if row["ambiguous"] > MANY_AMBIGUOUS:
             yield Notice(where, f"{row['ambiguous']:.0%} of its cells could have several labels: "
                          "their prediction sets name them")  # fmt: skip
+
+
+def named_so(found: Found, batch: str) -> str:
+    """Labels under which the most novel cells of a batch are."""
+    verdicts = found.verdicts(batch)
+    if verdicts.empty:
+        return ""
+    most = verdicts.nlargest(2, "novel").query("novel > 0").to_dict("records")
+    said = (f"{row['novel']} of {row['cells']} called {row['predicted label']}" for row in most)
+    return f" ({', '.join(said)})"
 
 
 def of_genes(found: Found) -> Iterator[Notice]:

@@ -10,8 +10,10 @@ import anndata
 import pandas as pd
 
 from atlasmap.files import recorded, slug
+from atlasmap.settings import CalibrationSettings
 
 TEXT = dict.fromkeys(("batch", "mapping", "label", "query", "predicted", "truth"), str)
+VERDICTS = ("confident", "ambiguous", "novel")
 COMMAND = re.compile(r"^\d\d:\d\d:\d\d atlasmap (\S+)", re.MULTILINE)
 DEVICE = re.compile(r"^\d\d:\d\d:\d\d device: (\w+)", re.MULTILINE)
 
@@ -97,6 +99,29 @@ class Found:
     def coverage(self) -> float | None:
         """Share of cells whose prediction set was to hold their label."""
         return self.read(f"{self.model}/calibration.json").get("thresholds", {}).get("coverage")
+
+    @cached_property
+    def knows_truth(self) -> bool:
+        """Whether labels of query cells are known, to score with."""
+        scores = self.table("classification")
+        return "split" in scores and bool((scores["split"] == "query").any())
+
+    @property
+    def false_novel(self) -> float:
+        """Share of known cells that may be called novel."""
+        given = self.config.get("calibration") or {}
+        return given.get("false_novel", CalibrationSettings.false_novel)
+
+    def verdicts(self, batch: str | None = None) -> pd.DataFrame:
+        """Query cells (of one batch) by predicted label and verdict; empty without verdicts."""
+        if not {"role", "verdict", "predicted_label"} <= set(self.obs):
+            return pd.DataFrame()
+        cells = self.obs[self.obs["role"] == "query"]
+        cells = cells if batch is None else cells[cells["batch"].astype(str) == batch]
+        label, verdict = (cells[key].astype(str) for key in ("predicted_label", "verdict"))
+        counts = pd.crosstab(label, verdict).reindex(columns=list(VERDICTS), fill_value=0)
+        counts.insert(0, "cells", counts.sum(axis=1))
+        return counts.rename_axis(index="predicted label", columns=None).reset_index()
 
     @cached_property
     def certificates(self) -> pd.DataFrame:
