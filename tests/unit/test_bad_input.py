@@ -547,3 +547,14 @@ def test_ontology_ids_beside_the_labels_are_kept(prepare):
     obs = with_ids.adata.obs.astype(str)
     assert (obs["label_ontology_term_id"] == "CL:" + obs["label"].str[-3:]).all()
     assert "label_ontology_term_id" not in without.adata.obs
+
+
+def test_ontology_ids_of_some_data_sets_are_kept(rows, simulated, tmp_path):
+    with_ids = simulated.copy()
+    with_ids.obs["cell_type_ontology_term_id"] = "CL:1"
+    path = tmp_path / "with_ids.h5ad"
+    with_ids.write_h5ad(path)
+    other = replace(rows[1], path=str(path), role="reference", label_key="cell_type", truth_key="")
+    obs = prepare_reference([rows[0], other], [rows[0].path, path], CONFIG).adata.obs.astype(str)
+    ids = obs.groupby("dataset")["label_ontology_term_id"].unique().map(list).to_dict()
+    assert ids == {"ref": [""], "query": ["CL:1"]}

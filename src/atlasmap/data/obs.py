@@ -137,11 +137,11 @@ def labels(values: pd.Series, config: DataConfig, name: str) -> pd.Series:
     return text.mask(text.isin([*config.unlabeled_values, ""]), token)
 
 
-def ontology_ids(adata: anndata.AnnData, label_key: str) -> pd.Series | None:
-    """Cell-type ontology ids beside the labels (`{label_key}_ontology_term_id`), where there are
-    any; empty where a cell has none."""
+def ontology_ids(adata: anndata.AnnData, label_key: str) -> pd.Series:
+    """Cell-type ontology ids beside the labels (`{label_key}_ontology_term_id`); empty where there
+    are none."""
     key = f"{label_key}_ontology_term_id"
-    return as_text(adata.obs[key]) if key in adata.obs else None
+    return as_text(adata.obs[key]) if key in adata.obs else pd.Series("", index=adata.obs_names)
 
 
 def covariates(adata: anndata.AnnData, config: DataConfig, name: str) -> pd.DataFrame:

@@ -96,9 +96,8 @@ def checked_obs(raw: anndata.AnnData, dataset: Dataset, config: DataConfig) -> p
         obs[what] = labels(column(raw, key, f"the {what}", dataset.id), config, dataset.id)
     elif dataset.role == "reference":
         obs["label"] = config.unlabeled_category
-    ids = ontology_ids(raw, key) if dataset.role == "reference" and "label" in obs else None
-    if key and ids is not None:
-        obs[ONTOLOGY] = ids
+    if dataset.role == "reference":
+        obs[ONTOLOGY] = ontology_ids(raw, key)
     for level in config.label_levels if dataset.role == "reference" else []:
         values = column(raw, level, "a level of the label", dataset.id)
         obs[level] = labels(values, config, dataset.id)
@@ -185,6 +184,8 @@ def prepare_reference(
     chosen = settled(chosen, config)
     check_cells_not_empty(chosen.X, chosen.obs_names, "the reference", " among the chosen genes")
     columns = (*config.categorical_covariates, *config.label_levels)
+    if (chosen.obs[ONTOLOGY] == "").all():
+        del chosen.obs[ONTOLOGY]
     columns += (ONTOLOGY,) if ONTOLOGY in chosen.obs else ()
     for key in ("batch", "label", "dataset", *columns):
         chosen.obs[key] = pd.Categorical(chosen.obs[key].astype(str))
