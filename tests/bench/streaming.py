@@ -115,9 +115,15 @@ def page(rows: list[dict]) -> str:
     shown["counts"] = shown["on_disk"].map({True: "on disk", False: "in memory"})
     for key, digits in (("cells_per_s", 0), ("seconds", 0), ("peak_gb", 2), ("elbo", 2)):
         shown[key] = shown[key].map(lambda x, d=digits: "" if pd.isna(x) else f"{x:,.{d}f}")
+    shown[["seed", "memory_gb"]] = shown[["seed", "memory_gb"]].astype(str)
+    shown.loc[shown["task"] == "simulate", ["seed", "memory_gb", "counts"]] = ""  # in pieces
     names = {"memory_gb": "data.memory_gb", "cells_per_s": "cells/s", "peak_gb": "peak, GB"}
     columns = ["cells", "task", "memory_gb", "counts", "seed", "seconds", "cells_per_s", "peak_gb"]
-    return shown[[*columns, "elbo"]].rename(columns=names).to_markdown(index=False)
+    return (
+        shown[[*columns, "elbo"]]
+        .rename(columns=names)
+        .to_markdown(index=False, disable_numparse=True)
+    )
 
 
 def main(
