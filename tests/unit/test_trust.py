@@ -610,6 +610,7 @@ def test_a_check_ends_with_what_was_found():
     said = checked_data({"reference": reference, "queries": queries})
     assert "2,500 cells, 2 batches, 1 labels, 400 genes" in said
     assert "1,420 query cells in 2 batches" in said and "89.7%" in said
+    assert "with all of" in checked_data({"reference": reference, "queries": {"p": {"n_cells": 9}}})
     assert "no query batches" in checked_data({"reference": reference, "queries": {}})
 
 

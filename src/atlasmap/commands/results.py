@@ -356,10 +356,8 @@ def checked_data(contract: dict) -> str:
     )
     if not queries:
         return f"{said}no query batches\n"
-    return (
-        f"{said}{sum(n):,} query cells in {len(queries)} batches, which have at least "
-        f"{min(overlap):.1%} of these genes\n"
-    )
+    share = "all" if min(overlap) == 1 else f"at least {min(overlap):.1%}"
+    return f"{said}{sum(n):,} query cells in {len(queries)} batches, with {share} of these genes\n"
 
 
 def verdict_table(fitness: pd.DataFrame) -> str:
