@@ -28,8 +28,13 @@ LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 
 
 def compiled(function):
-    """Compiled at its first call, and kept for other processes where a folder can be written."""
-    out = numba.njit(fastmath=FAST, error_model="numpy", nogil=True)(function)
+    """Compiled at its first call, and kept for other processes where a folder can be written.
+
+    Always inlined where another calls it: a process that compiles both would otherwise call the one
+    that stands alone, and a process that loads the caller a copy that was optimised once more, with
+    other bits.
+    """
+    out = numba.njit(fastmath=FAST, error_model="numpy", nogil=True, forceinline=True)(function)
     with contextlib.suppress(RuntimeError):
         out.enable_caching()
     return out
