@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,26 @@ def test_what_is_compiled_gives_the_bits_that_it_gives_when_it_was_kept(referenc
     runs = [subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
             for _ in range(2)]  # fmt: skip
     assert runs[0] == runs[1] and len(set(runs[0].split())) == 2
+
+
+def test_what_was_kept_is_not_taken_when_what_it_inlines_has_changed(tmp_path):
+    """As after an update in place."""
+    shutil.copytree(SRC, tmp_path / "atlasmap", ignore=shutil.ignore_patterns("__pycache__"))
+    drawn = "import torch; from atlasmap.models.normal import Normal as N; "
+    drawn += "print(N(torch.ones(2, 4), 0.0).draw(None).kl.sum().item())"
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+
+    def said() -> float:
+        run = subprocess.run([sys.executable, "-c", drawn], env=env, capture_output=True, text=True)
+        return float(run.stdout)
+
+    before = said()
+    kernels = tmp_path / "atlasmap/models/kernels.py"
+    text = kernels.read_text()
+    kernels.write_text(text.replace("p = p * r * r + r + ONE", "p = p * r * r + r + ONE + ONE"))
+    assert said() != before
+    kernels.write_text(text)
+    assert said() == before
 
 
 COMPILED = """

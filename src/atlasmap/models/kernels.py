@@ -12,7 +12,9 @@ for others, with sums in another order; which of the two runs would depend on wh
 """
 
 import contextlib
+import hashlib
 import math
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -20,6 +22,11 @@ import numpy as np
 from atlasmap.models.parts import in_parts
 
 FAST = {"reassoc", "contract", "nsz"}  # sums in another order; NaN stays NaN, quotients exact
+# What compiled functions are made of. numba knows a function again by its own file alone, and would
+# keep one that inlines what has changed elsewhere.
+SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()
 inlined = numba.njit(inline="always")
 EPS = np.float32(1e-8)  # of the negative binomial
 VARIANCE_EPS = np.float32(1e-5)  # of layer norm
@@ -37,6 +44,7 @@ def compiled(function):
     out = numba.njit(fastmath=FAST, error_model="numpy", nogil=True, forceinline=True)(function)
     with contextlib.suppress(RuntimeError):
         out.enable_caching()
+        out._cache._cache_file._source_stamp = SOURCES
     return out
 
 
