@@ -28,7 +28,8 @@ parity: env .venv-parity/stamp
 	@.venv-parity/bin/python tests/parity/write_report.py $(PARITY_ATLASES:%=results/%)
 
 # atlasmap and scvi-tools in turn on the same simulated cells (three hours): docs/benchmarks.md.
-# Fewer epochs where cells, labels or counts are more: speed is the same after the first.
+# Fewer epochs where cells, labels or counts are more: what is paid once a batch of surgery then weighs
+# more.
 TASKS = scvi scanvi surgery_per_batch surgery_joint latent predict
 SHORTER = --scvi 5 --scanvi 5 --surgery 15
 bench: env .venv-parity/stamp

@@ -115,8 +115,9 @@ epochs over all the seconds that a user waits for: counts read into tensors, tra
 of surgery the query's latent and soft labels, and of atlasmap the certificate and the misfit of
 each cell, too. `whole` is scVI, three variants of scANVI, and surgery of four batches onto each.
 Latent, labels and surgery begin with one model, trained for 50 epochs (1 of 100,000 cells), that
-both tools load. Memory is the process's peak. The ELBO (lower is better) is that of the validation
-cells after so few epochs, to show that both do the same.
+both tools load. What surgery pays once a batch (the certificate, the misfit) weighs more at few
+epochs. Memory is the process's peak (not known of 100,000 cells and more). The ELBO (lower is
+better) is that of the validation cells after so few epochs, to show that both do the same.
 """
 KEYS = ["task", "cells", "labels", "nonzero", "epochs"]
 

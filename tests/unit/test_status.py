@@ -59,7 +59,7 @@ def test_a_job_that_has_long_said_nothing_is_named(atlas):
     assert "quiet for" in status_text(atlas)
 
 
-def test_the_atlas_that_ran_last_is_meant(tmp_path, monkeypatch):
+def test_the_atlas_that_ran_last_is_meant(tmp_path):
     for name in ("old", "new"):
         (tmp_path / name / "logs/seed0").mkdir(parents=True)
         (tmp_path / name / "logs/seed0/a.log").write_text("x")

@@ -13,6 +13,7 @@ import pandas as pd
 
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import MANIFEST, recorded, sha256, unslug, written_aside
+from atlasmap.report.found import VERDICTS
 from atlasmap.settings import TransferSettings, UmapSettings
 
 SHOWN = {"report": "report.html", "explorer": "explorer.html", "figures": "figures",
@@ -366,7 +367,7 @@ def verdict_table(fitness: pd.DataFrame) -> str:
         return ""
     keys = ["seed", "variant", "strategy"]
     cells = fitness[keys].assign(n=fitness["n"])
-    for verdict in ("confident", "ambiguous", "novel"):
+    for verdict in VERDICTS:
         cells[verdict] = (fitness[verdict] * fitness["n"]).round().astype(int)
     shown = cells.groupby(keys, sort=False).sum().reset_index()
     shown = shown.drop(columns="seed") if shown["seed"].nunique() == 1 else shown

@@ -57,13 +57,9 @@ TABLES = {
                      "none moved the reference."),
     "scib": ("scib-metrics", "Bio conservation and batch correction of each embedding."),
 }  # fmt: skip
-
-
-VERDICTS_OF = (
-    "Query cells by predicted label and verdict",
-    "Where novel cells are many under one "
-    "label, they may be a type of its kind that the reference lacks. Each cell: labels.csv.",
-)
+VERDICTS_OF = ("Query cells by predicted label and verdict",
+               "Where novel cells are many under one label, they may be a type of its kind that "
+               "the reference lacks. Each cell: labels.csv.")  # fmt: skip
 
 
 @dataclass(frozen=True)
