@@ -42,10 +42,10 @@ GPU_RULES = (
 # Raised by hand when a stage computes something else from the same settings: a rerun trigger.
 NUMERICS = {
     "data": 1,
-    "scvi": 4,
-    "scanvi": 4,
-    "totalvi": 5,
-    "surgery": 6,
+    "scvi": 5,
+    "scanvi": 5,
+    "totalvi": 6,
+    "surgery": 7,
     "denoise": 2,
     "umap": 1,
     "transfer": 4,

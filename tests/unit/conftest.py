@@ -106,3 +106,11 @@ def states_equal(a: dict, b: dict) -> bool:
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def threads():
+    """Torch's number of threads may be changed."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

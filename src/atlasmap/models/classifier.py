@@ -23,7 +23,7 @@ class Classifier(nn.Module):
 
     def forward(self, z: Tensor, noise: Noise | None) -> Tensor:
         """`z` cells × latent → what cross-entropy is given, cells × labels."""
-        out = self.out(self.stack(z, (), noise))
+        out = self.stack(z, (), noise, (self.out.weight, self.out.bias))
         return torch.softmax(out, -1) if self.variant == "prefix" else out
 
     def probabilities(self, out: Tensor) -> Tensor:

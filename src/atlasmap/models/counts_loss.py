@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atlasmap.models.negative_binomial import EPS, LARGEST, Entries
+from atlasmap.models.network import has_products
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,6 @@ class Logits:
             if len(self.bias) == 1:
                 return F.linear(self.hidden, self.weight, self.bias[0])
             return F.linear(self.hidden, self.weight) + F.embedding(self.code, self.bias)
-
-
-def has_products(x: Tensor) -> bool:
-    """Whether there are compiled passes with matrix products for `x`: on a CPU in float32, where
-    torch carries its BLAS."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return False
-    from atlasmap.models.products import CARRIED
-
-    return CARRIED
 
 
 def compiles(logits: Logits | Tensor, theta: Tensor | None) -> bool:

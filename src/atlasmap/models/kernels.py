@@ -29,7 +29,6 @@ SOURCES = hashlib.sha256(
 ).hexdigest()
 inlined = numba.njit(inline="always")
 EPS = np.float32(1e-8)  # of the negative binomial
-VARIANCE_EPS = np.float32(1e-5)  # of layer norm
 ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 
@@ -125,7 +124,16 @@ def cells_of_sparse_product(first, last, starts, gene, values, weight, bias, out
     for c in range(first, last):
         for j in range(width):
             out[c, j] = bias[j]
-        for i in range(starts[c], starts[c + 1]):
+        begin, end = starts[c], starts[c + 1]
+        whole = begin + (end - begin) // 4 * 4
+        for i in range(begin, whole, 4):  # `out` is read and written once for four
+            v0, v1, v2, v3 = values[i], values[i + 1], values[i + 2], values[i + 3]
+            g0, g1, g2, g3 = gene[i], gene[i + 1], gene[i + 2], gene[i + 3]
+            for j in range(width):
+                out[c, j] += (v0 * weight[g0, j] + v1 * weight[g1, j]) + (
+                    v2 * weight[g2, j] + v3 * weight[g3, j]
+                )
+        for i in range(whole, end):
             value, g = values[i], gene[i]
             for j in range(width):
                 out[c, j] += value * weight[g, j]
@@ -142,65 +150,6 @@ def genes_of_sparse_product_slopes(first, last, starts, gene, values, upstream, 
                     of_weight[g, j] += value * upstream[c, j]
 
 
-@inlined
-def hashed(place):
-    """A bijection of 32 bits that leaves no pattern (lowbias32, Wellons 2018)."""
-    h = np.uint32(place ^ (place >> np.uint32(16)))
-    h = np.uint32(h * np.uint32(0x7FEB352D))
-    h = np.uint32(h ^ (h >> np.uint32(15)))
-    h = np.uint32(h * np.uint32(0x846CA68B))
-    return np.uint32(h ^ (h >> np.uint32(16)))
-
-
-@compiled
-def rows_of_rectify(first, last, x, shift, key, keep, scale, out, mean, inverse_sd):
-    """`out` = dropout(relu(layer norm of `x` + `shift`)), rows × width; `mean`, `inverse_sd` one a
-    row.
-
-    `x` is repeated until there are enough rows, each row of `shift` goes for as many in turn. A
-    value is kept where the hash of its place and `key` is at most `keep`, and times `scale`.
-    """
-    n_rows, width = out.shape
-    group = n_rows // len(shift)
-    for r in range(first, last):
-        total, squares, source, added = ZERO, ZERO, r % len(x), r // group
-        for j in range(width):
-            total += x[source, j] + shift[added, j]
-        centre = total / np.float32(width)
-        for j in range(width):
-            out[r, j] = x[source, j] + shift[added, j]
-        for j in range(width):
-            squares += (out[r, j] - centre) * (out[r, j] - centre)
-        factor = ONE / np.sqrt(squares / np.float32(width) + VARIANCE_EPS)
-        mean[r], inverse_sd[r] = centre, factor
-        place = np.uint32(key + np.uint32(r * width))
-        for j in range(width):
-            value = (out[r, j] - centre) * factor
-            kept = (not value <= ZERO) & (hashed(np.uint32(place + np.uint32(j))) <= keep)
-            out[r, j] = value * scale if kept else ZERO
-
-
-@compiled
-def rows_of_rectify_slopes(first, last, upstream, x, shift, out, scale, mean, inverse_sd, of_rows):
-    """Gradient of Σ upstream · `rectify`, whose result is `out`, for `x` + `shift` (rows ×
-    width)."""
-    n_rows, width = upstream.shape
-    group = n_rows // len(shift)
-    for r in range(first, last):
-        total, along, source, added = ZERO, ZERO, r % len(x), r // group
-        centre, factor = mean[r], inverse_sd[r]
-        for j in range(width):
-            value = (x[source, j] + shift[added, j] - centre) * factor
-            slope = upstream[r, j] * scale if out[r, j] != ZERO else ZERO
-            total += slope
-            along += slope * value
-        total, along = total / np.float32(width), along / np.float32(width)
-        for j in range(width):
-            value = (x[source, j] + shift[added, j] - centre) * factor
-            slope = upstream[r, j] * scale if out[r, j] != ZERO else ZERO
-            of_rows[r, j] = factor * (slope - total - value * along)
-
-
 @compiled
 def rows_of_sum_repeats(first, last, of_rows, out):
     """Into `out` the sum of the rows of `of_rows` that repeat each of its rows."""
@@ -208,15 +157,6 @@ def rows_of_sum_repeats(first, last, of_rows, out):
         if first <= r % len(out) < last:
             for j in range(out.shape[1]):
                 out[r % len(out), j] += of_rows[r, j]
-
-
-@compiled
-def columns_of_sum_groups(first, last, of_rows, out):
-    """Into `out` the sum of as many rows in turn as go for each of its rows."""
-    group = len(of_rows) // len(out)
-    for r in range(len(of_rows)):
-        for j in range(np.uint64(first), np.uint64(last)):
-            out[r // group, j] += of_rows[r, j]
 
 
 @compiled
@@ -251,27 +191,9 @@ def sparse_product_slopes(threads, n, *given):
 
 
 @compiled
-def rectify(threads, n, *given):
-    """`rows_of_rectify` on threads."""
-    in_parts(rows_of_rectify, n, threads, given)
-
-
-@compiled
-def rectify_slopes(threads, n, *given):
-    """`rows_of_rectify_slopes` on threads."""
-    in_parts(rows_of_rectify_slopes, n, threads, given)
-
-
-@compiled
 def sum_repeats(threads, n, *given):
     """`rows_of_sum_repeats` on threads."""
     in_parts(rows_of_sum_repeats, n, threads, given)
-
-
-@compiled
-def sum_groups(threads, n, *given):
-    """`columns_of_sum_groups` on threads."""
-    in_parts(columns_of_sum_groups, n, threads, given)
 
 
 @compiled

@@ -7,14 +7,16 @@ gives nothing else to the optimiser (promise 1 of the design: the reference cann
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlasmap.models.network import Network, dropout, has_products
 from atlasmap.models.normal import Normal
 from atlasmap.models.random import Noise, uniform
-from atlasmap.models.rectified import rectified
 
+Last = tuple[Tensor, Tensor]  # weight (outputs × inputs) and bias of a linear layer
 Codes = tuple[Tensor, ...]  # one integer tensor a categorical covariate, broadcast to the cells
 
 
@@ -109,6 +111,14 @@ class CovariateLinear(nn.Module):
         rows = self.bias + self.shift(codes)
         return rows, torch.arange(len(rows), device=rows.device)
 
+    def rows(self, codes: Codes) -> Tensor:
+        """What the covariates add (rows × n_out): a row a category, or a cell if there are several
+        covariates; zero without any."""
+        tables = list(self.tables)
+        if len(tables) > 1:
+            return self.shift(codes)
+        return tables[0].rows() if tables else self.bias.new_zeros(1, len(self.bias))
+
     def product(self, x: Tensor) -> Tensor:
         """W x + b."""
         return F.linear(x, self.weight, self.bias)
@@ -187,18 +197,24 @@ class Stack(nn.Module):
         )
         self.norms = nn.ModuleList(BatchNorm(width) for width in widths if batch_norm)
 
-    def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
-        """`x` (…, n_in) → (…, last width)."""
-        return self.after(self.layers[0].product(x), codes, noise) if len(self.layers) else x
+    def forward(
+        self, x: Tensor, codes: Codes, noise: Noise | None, last: Last | None = None
+    ) -> Tensor:
+        """`x` (…, n_in) → (…, last width), or what `last`, a linear layer, makes of that."""
+        if self.compiles(x, codes):
+            return self.compiled(x, codes, noise, last, known=False)
+        x = self.after(self.layers[0].product(x), codes, noise) if len(self.layers) else x
+        return x if last is None else F.linear(x, *last)
 
-    def after(self, x: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
+    def after(
+        self, x: Tensor, codes: Codes, noise: Noise | None, last: Last | None = None
+    ) -> Tensor:
         """The same, from the first layer's product (…, first width)."""
+        if self.compiles(x, codes):
+            return self.compiled(x, codes, noise, last, known=True)
         for k, layer in enumerate(self.layers):
             x = layer.product(x) if k else x
             shift = layer.shift(codes if k == 0 or self.deep else ())
-            if self.layer_norm and not len(self.norms):
-                x = rectified(x, shift, self.dropout_rate, noise)
-                continue
             x = x if shift is None else x + shift
             if len(self.norms):
                 x = self.norms[k](x, noise)
@@ -207,7 +223,51 @@ class Stack(nn.Module):
             x = torch.relu(x)
             if noise is not None:
                 x = noise.drop(x, self.dropout_rate)
-        return x
+        return x if last is None else F.linear(x, *last)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the compiled passes know all that it does."""
+        return bool(len(self.layers)) and self.layer_norm and not len(self.norms)
+
+    def compiles(self, x: Tensor, codes: Codes) -> bool:
+        """Whether there is a compiled pass for rows `x`, each with codes of its own."""
+        of_rows = all(code.shape == x.shape[:1] for code in codes)
+        return self.is_plain and x.dim() == 2 and of_rows and has_products(x)
+
+    def parts(
+        self, codes: Codes, last: Last | None, *, known: bool
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """As `Network` is given them: what each layer adds to its product (rows × width: a row a
+        category of the covariate, or a cell if there are several), weights, and the last layer's
+        weight and bias. And which of the rows each cell has (None: all the same).
+
+        If the first product is `known`, it has its bias already.
+        """
+        layers = list(self.layers)
+        weights, shifts = [layer.weight for layer in layers], [layers[0].rows(codes)]
+        code = torch.arange(len(shifts[0])) if len(codes) > 1 else codes[0] if codes else None
+        for layer in layers[1:]:
+            shifts.append(layer.bias + layer.rows(codes) if self.deep and codes
+                          else layer.bias.expand(len(shifts[0]), -1))  # fmt: skip
+        if known:
+            weights[0] = weights[0].new_empty(0, 0)
+        else:
+            shifts[0] = shifts[0] + layers[0].bias
+        none = weights[0].new_empty(0, shifts[0].shape[1])
+        return [*shifts, *weights, *(last or (none, none[:, 0]))], code
+
+    def how(self, noise: Noise | None, floor: float = 0.0) -> tuple:
+        """Keys of the dropout, what it keeps, its scale, and the variances' floor."""
+        return *dropout(self.dropout_rate, len(self.layers), noise), np.float32(floor)
+
+    def compiled(
+        self, x: Tensor, codes: Codes, noise: Noise | None, last: Last | None, *, known: bool
+    ) -> Tensor:
+        """`forward` or, if the first product is `known`, `after` of rows, in one pass."""
+        parts, code = self.parts(codes, last, known=known)
+        code = torch.zeros(len(x), dtype=torch.long) if code is None else code
+        return Network.apply(x, known, code, self.how(noise), *parts)
 
 
 class GaussianHead(nn.Module):
@@ -221,17 +281,13 @@ class GaussianHead(nn.Module):
 
     def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> Normal:
         """Normals (…, n_out)."""
-        return self.of_hidden(self.stack(x, codes, noise))
+        return Normal(self.stack(x, codes, noise, self.last()), self.floor)
 
     def after(self, product: Tensor, codes: Codes, noise: Noise | None) -> Normal:
         """The same, from the product of the stack's first layer."""
-        return self.of_hidden(self.stack.after(product, codes, noise))
+        return Normal(self.stack.after(product, codes, noise, self.last()), self.floor)
 
-    def of_hidden(self, hidden: Tensor) -> Normal:
-        """Normals of the stack's result."""
-        return Normal(F.linear(hidden, *self.last()), self.floor)
-
-    def last(self) -> tuple[Tensor, Tensor]:
+    def last(self) -> Last:
         """Weight and bias of means and variances together: one product, not two."""
         weight = torch.cat([self.mean.weight, self.log_var.weight])
         return weight, torch.cat([self.mean.bias, self.log_var.bias])

@@ -6,6 +6,7 @@ that results are the same bits on any number of threads.
 """
 
 import ctypes
+from collections.abc import Iterable
 
 import numba
 import torch  # its OpenMP is then known to the process
@@ -70,11 +71,12 @@ def alone(kernel, n, threads, given):
 in_parts = forked if hasattr(ctypes.CDLL(None), OPENMP) else alone
 
 
-def as_arrays(given):
-    """A tensor as an array, tuples of them as tuples; all else as it is."""
-    if isinstance(given, torch.Tensor):
-        return (given.detach() if given.requires_grad else given).numpy()
-    return tuple(map(as_arrays, given)) if isinstance(given, tuple) else given
+def as_arrays(given: Iterable) -> tuple:
+    """Tensors as arrays; all else as it is."""
+    return tuple([
+        (x.detach() if x.requires_grad else x).numpy() if isinstance(x, torch.Tensor) else x
+        for x in given
+    ])  # fmt: skip
 
 
 def side_by_side(kernel, n: int, *given) -> None:

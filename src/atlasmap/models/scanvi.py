@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from atlasmap.models.by_label import Rows, compiles, loss_by_label
 from atlasmap.models.classifier import Classifier
 from atlasmap.models.layers import GaussianHead, Stack
-from atlasmap.models.normal import Normal
 from atlasmap.models.random import Noise
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.vae import (
     Loss,
     Minibatch,
+    Posterior,
     elbo_sums,
 )
 from atlasmap.settings import Variant
@@ -109,13 +109,18 @@ class Scanvi(nn.Module):
         prior = torch.full((), 1 / self.n_labels, device=probs.device).clamp(CLAMP, 1 - CLAMP)
         return (probs * (logs - prior.log())).sum(-1)
 
-    def loss(
-        self, cells: Minibatch, noise: Noise | None, kl_weight: float, latent: Normal | None = None
-    ) -> Loss:
-        """The unlabelled loss of all cells, labelled ones too (eq. 4 of the paper, all labels);
-        `latent` q(z1 | x), where it is known."""
-        posterior = self.scvi.inference(cells, noise, latent)
-        probs = self.classifier.probabilities(self.classifier(posterior.z, noise))
+    def loss(self, cells: Minibatch, noise: Noise | None, kl_weight: float) -> Loss:
+        """The unlabelled loss of all cells, labelled ones too (eq. 4 of the paper, all labels)."""
+        posterior = self.scvi.inference(cells, noise)
+        out = self.classifier(posterior.z, noise)
+        return self.loss_of(cells, posterior, out, noise, kl_weight)
+
+    def loss_of(
+        self, cells: Minibatch, posterior: Posterior, out: Tensor, noise: Noise | None,
+        kl_weight: float,
+    ) -> Loss:  # fmt: skip
+        """`loss`, where q(z1 | x) and the classifier's output (cells × labels) are known."""
+        probs = self.classifier.probabilities(out)
         reconstruction, of_cells = self.scvi.reconstruction(cells, posterior, noise)
         log_density = posterior.draw.log_density
         kl = self.kl_labels(probs) + self.scvi.kl_library(posterior, cells.codes)
@@ -127,28 +132,22 @@ class Scanvi(nn.Module):
     def loss_with_labels(
         self, cells: Minibatch, n: int, noise: Noise, kl_weight: float
     ) -> tuple[Loss, Tensor, Tensor]:
-        """Loss of the first `n` cells, and `classification_loss` of the others, encoded together.
+        """Loss of the first `n` cells; cross-entropy (scalar) and label probabilities of the
+        others, at the posterior mean. All are encoded and classified together.
 
-        With batch norm they are encoded apart, as each has statistics of its own.
+        With batch norm they are apart, as each has statistics of its own.
         """
         first, others = cells.parted(n)
         if len(self.scvi.encoder.stack.norms):
-            loss = self.loss(first, noise, kl_weight)
-            return loss, *self.classification_loss(others, noise)
-        latent = self.scvi.encode(cells, noise)
-        loss = self.loss(first, noise, kl_weight, latent[:n])
-        return loss, *self.classification_loss(others, noise, latent[n:])
+            loss, out = self.loss(first, noise, kl_weight), self.classify(others, noise)
+        else:
+            latent = self.scvi.encode(cells, noise)
+            posterior = self.scvi.inference(first, noise, latent[:n])
+            out = self.classifier(torch.cat([posterior.z, latent[n:].mean]), noise)
+            loss, out = self.loss_of(first, posterior, out[:n], noise, kl_weight), out[n:]
+        probs = self.classifier.probabilities(out).detach()
+        return loss, F.cross_entropy(out, others.labels), probs
 
-    def classify(
-        self, cells: Minibatch, noise: Noise | None, latent: Normal | None = None
-    ) -> Tensor:
+    def classify(self, cells: Minibatch, noise: Noise | None) -> Tensor:
         """The classifier's output (cells × labels) at the posterior mean of z1."""
-        latent = latent or self.scvi.encode(cells, noise)
-        return self.classifier(latent.mean, noise)
-
-    def classification_loss(
-        self, cells: Minibatch, noise: Noise, latent: Normal | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of labelled cells (scalar) and their label probabilities."""
-        out = self.classify(cells, noise, latent)
-        return F.cross_entropy(out, cells.labels), self.classifier.probabilities(out).detach()
+        return self.classifier(self.scvi.encode(cells, noise).mean, noise)

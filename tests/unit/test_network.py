@@ -1,0 +1,159 @@
+"""Layers in one compiled pass: against torch in float64, with dropout, on any threads."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from placed import placed
+from torch.nn import functional as F
+
+from atlasmap.models import network_kernels, products
+from atlasmap.models.layers import Linear, Stack
+from atlasmap.models.parts import side_by_side
+from atlasmap.models.random import Noise, keyed_generator
+
+IN, WIDTH = 6, 17
+COVARIATES = {"none": (), "one": (3,), "several": (3, 2), "alone": (1,)}
+
+
+def noise() -> Noise:
+    return Noise(keyed_generator(0, "t"))
+
+
+def stack_of(n_layers: int, n_categories: tuple[int, ...] = (), n_in: int = IN, **more) -> Stack:
+    rng, widths = keyed_generator(1, "t"), [WIDTH] * n_layers
+    how = {"batch_norm": False, "layer_norm": True} | more
+    return Stack(n_in, widths, n_categories, rng, **how)
+
+
+def known_of(stack: Stack, x: torch.Tensor) -> torch.Tensor:
+    return stack.layers[0].product(x)
+
+
+def told(stack, last, x, codes, known) -> list[torch.Tensor]:
+    """The result, and gradients of a sum of it for all that it depends on."""
+    x = x.clone().requires_grad_()
+    start = known_of(stack, x) if known else x
+    if last is not None:
+        last = last.weight, last.bias
+    out = (stack.after if known else stack)(start, codes, None, last)
+    rng = keyed_generator(3, "t")
+    weights = torch.randn(out.shape, generator=rng).to(out)
+    asked = [x, *(p for p in stack.parameters() if p.requires_grad), *(last or ())]
+    return [out, *torch.autograd.grad((out * weights).sum(), asked, allow_unused=True)]
+
+
+@pytest.mark.parametrize("covariates", COVARIATES)
+@pytest.mark.parametrize("n_layers", [1, 3])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(("n_rows", "ends", "deep"), [(3, True, True), (600, False, False)])
+def test_layers_are_torchs_in_float64(covariates, n_layers, known, n_rows, ends, deep):
+    rng, sizes = keyed_generator(2, "t"), COVARIATES[covariates]
+    stack = stack_of(n_layers, sizes, deep=deep)
+    last = Linear(WIDTH, 5, rng) if ends else None
+    x = torch.randn(n_rows, IN, generator=rng)
+    codes = tuple(torch.arange(n_rows) % n for n in sizes)
+    assert stack.compiles(x, codes) and not stack.compiles(x.double(), codes)
+    found = told(stack, last, x, codes, known)
+    exact = told(deepcopy(stack).double(), last and deepcopy(last).double(), x.double(), codes,
+                 known)  # fmt: skip
+    for ours, torchs in zip(found, exact, strict=True):
+        assert (ours is None) == (torchs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours.double(), torchs, rtol=1e-4, atol=2e-5 * n_rows**0.5)
+
+
+def test_what_does_not_train_changes_nothing_for_what_does():
+    stack, x, codes = stack_of(2, (3,)), torch.randn(40, IN), (torch.arange(40) % 3,)
+
+    def of_tables() -> list[torch.Tensor]:
+        out = stack(x, codes, None)
+        return torch.autograd.grad(out.square().sum(), [t.reference for t in tables])
+
+    tables = [layer.tables[0] for layer in stack.layers]
+    among = of_tables()
+    stack.requires_grad_(False)
+    for table in tables:
+        table.reference.requires_grad_(True)
+    assert all(torch.equal(a, b) for a, b in zip(among, of_tables(), strict=True))
+
+
+def test_dropout_goes_both_ways():
+    stack = stack_of(1, dropout_rate=0.2)
+    x = torch.randn(50, WIDTH, requires_grad=True)
+    out = stack.after(x, (), noise())
+    exact = x.detach().double().requires_grad_()
+    expected = torch.relu(F.layer_norm(exact, (WIDTH,))) * (out != 0) / 0.8  # what was kept
+    assert (out == 0)[expected.detach() == 0].float().mean() > 0.1 and (out == 0).any()
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    weights = torch.randn(out.shape)
+    (found,) = torch.autograd.grad((out * weights).sum(), x)
+    (slopes,) = torch.autograd.grad((expected * weights).sum(), exact)
+    torch.testing.assert_close(found.double(), slopes, rtol=1e-5, atol=1e-5)
+
+
+def test_values_are_dropped_at_the_rate_anew_each_time_and_the_same_for_a_key():
+    stack = stack_of(1, dropout_rate=0.3)
+    x = torch.randn(30_000, WIDTH, generator=keyed_generator(2, "t"))
+    positive = F.layer_norm(x, (WIDTH,)) > 1e-3
+    source = noise()
+    one, two = (stack.after(x, (), source) for _ in range(2))
+    for out in (one, two):
+        assert abs(float((out[positive] == 0).float().mean()) - 0.3) < 0.003
+        by_column = (out == 0).float().mean(0)  # no column is favoured
+        assert by_column.std() < 0.02
+    both = ((one == 0) & (two == 0))[positive].float().mean()
+    assert abs(float(both) - 0.09) < 0.003
+    assert torch.equal(one, stack.after(x, (), noise()))
+    still = Noise(keyed_generator(0, "t"), dropout=False)
+    assert torch.equal(stack.after(x, (), still), stack.after(x, (), None))
+
+
+def test_every_layer_drops_others():
+    stack = stack_of(2, dropout_rate=0.5)
+    with torch.no_grad():  # the second layer makes what the first did
+        stack.layers[1].weight.copy_(torch.eye(WIDTH))
+        stack.layers[1].bias.zero_()
+    out = stack.after(torch.randn(2000, WIDTH, generator=keyed_generator(2, "t")), (), noise())
+    assert abs(float((out > 0).float().mean()) - 0.125) < 0.03  # positive, kept, kept
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_so(bad):
+    x = torch.randn(3, WIDTH)
+    x[1, 2] = bad
+    out = stack_of(2).after(x, (), None)
+    assert out[[0, 2]].isfinite().all() and out[1].isnan().any()
+
+
+def test_where_torch_carries_no_products_layers_are_torchs(monkeypatch):
+    stack, x = stack_of(2), torch.randn(9, IN)
+    compiled = stack(x, (), None)
+    monkeypatch.setattr(products, "CARRIED", False)
+    assert not stack.compiles(x, ())
+    torch.testing.assert_close(stack(x, (), None), compiled)
+
+
+def test_neither_where_arrays_lie_nor_how_many_threads_there_are_changes_a_bit(threads):
+    rng, n = np.random.default_rng(0), 70
+    x, above, first, second, shift, head, bias = (
+        rng.normal(size=size).astype(np.float32)
+        for size in ((n, IN), (n, 5), (16, IN), (16, 16), (3, 16), (5, 16), 5)
+    )
+    code, key, seen = rng.integers(0, 3, n), (np.uint32(7), np.uint32(9)), set()
+    how = key, np.uint32(3 << 30), np.float32(4 / 3), np.float32(0)
+    parts = first, second, shift, shift, head, bias
+    zeros = [np.zeros(s) for s in ((n, 5), (n, IN), (2, n, 16), (2, n, 16), (2, n),
+                                   (4, sum(map(np.size, parts))))]  # fmt: skip
+    for k in range(300):
+        threads(1 + k % 3)
+        x_, above_, w1, w2, s1, s2, h, b, out, of_x, normed, left, factor, values = placed(
+            [x, above, *parts, *zeros], rng
+        )
+        layers, kept = ((w1, w2), (s1, s2), h, b, how), (normed, left, factor)
+        side_by_side(network_kernels.network, 4, x_, False, code, layers, kept, out)
+        given = above_, x_, False, code, layers, kept, True, True, of_x, values
+        side_by_side(network_kernels.network_slopes, 4, *given)
+        seen.add(b"".join(array.tobytes() for array in (out, of_x, values)))
+    assert len(seen) == 1
