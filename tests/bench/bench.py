@@ -152,15 +152,16 @@ def both(value: pd.Series, digits: int) -> str:
 
 
 def machine(threads: int) -> dict:
-    """Where and with what the rounds ran."""
+    """Where and with what the rounds ran (atlasmap: the commit)."""
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
          if line.startswith("model name")), platform.processor(),
     )  # fmt: skip
+    commit = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     return {
         "cpu": cpu, "cores": os.cpu_count(), "threads": threads,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "atlasmap")},
+        "python": platform.python_version(), "torch": version("torch"),
+        "atlasmap": subprocess.check_output(commit, text=True).strip(),
     }  # fmt: skip
 
 

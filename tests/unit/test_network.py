@@ -64,6 +64,13 @@ def test_layers_are_torchs_in_float64(covariates, n_layers, known, n_rows, ends,
             torch.testing.assert_close(ours.double(), torchs, rtol=1e-4, atol=2e-5 * n_rows**0.5)
 
 
+def test_without_codes_there_may_be_more_axes():
+    stack, x = stack_of(2), torch.randn(4, 50, IN)
+    one_by_one = torch.stack([stack(part, (), None) for part in x])
+    assert stack.compiles(x, ())
+    torch.testing.assert_close(stack(x, (), None), one_by_one, rtol=1e-6, atol=1e-6)
+
+
 def test_what_does_not_train_changes_nothing_for_what_does():
     stack, x, codes = stack_of(2, (3,)), torch.randn(40, IN), (torch.arange(40) % 3,)
 

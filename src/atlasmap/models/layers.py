@@ -231,9 +231,10 @@ class Stack(nn.Module):
         return bool(len(self.layers)) and self.layer_norm and not len(self.norms)
 
     def compiles(self, x: Tensor, codes: Codes) -> bool:
-        """Whether there is a compiled pass for rows `x`, each with codes of its own."""
-        of_rows = all(code.shape == x.shape[:1] for code in codes)
-        return self.is_plain and x.dim() == 2 and of_rows and has_products(x)
+        """Whether there is a compiled pass for `x`: rows, each with codes of its own (or of any
+        leading shape where there are no codes)."""
+        of_rows = all(x.dim() == 2 and code.shape == x.shape[:1] for code in codes)
+        return self.is_plain and of_rows and has_products(x)
 
     def parts(
         self, codes: Codes, last: Last | None, *, known: bool
@@ -264,10 +265,11 @@ class Stack(nn.Module):
     def compiled(
         self, x: Tensor, codes: Codes, noise: Noise | None, last: Last | None, *, known: bool
     ) -> Tensor:
-        """`forward` or, if the first product is `known`, `after` of rows, in one pass."""
-        parts, code = self.parts(codes, last, known=known)
-        code = torch.zeros(len(x), dtype=torch.long) if code is None else code
-        return Network.apply(x, known, code, self.how(noise), *parts)
+        """`forward` or, if the first product is `known`, `after`, in one pass."""
+        (parts, code), rows = self.parts(codes, last, known=known), x.reshape(-1, x.shape[-1])
+        code = torch.zeros(len(rows), dtype=torch.long) if code is None else code
+        out = Network.apply(rows, known, code, self.how(noise), *parts)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
 
 class GaussianHead(nn.Module):
