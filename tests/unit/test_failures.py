@@ -31,7 +31,7 @@ from atlasmap.cluster.slurm import JobTimes
 from atlasmap.cluster.stopping import Stopped
 from atlasmap.errors import AtlasmapError
 from atlasmap.inference import CHUNK, embed
-from atlasmap.models.layers import Linear
+from atlasmap.models.layers import Stack
 
 ATLASMAP = str(Path(sys.executable).parent / "atlasmap")
 
@@ -261,7 +261,7 @@ def test_a_second_signal_does_not_spoil_the_record(monkeypatch, tmp_path):
 
 def test_a_gpu_without_memory_is_given_smaller_chunks(reference, scanvi, monkeypatch):
     cells = scanvi.registry.encode(reference, torch.device("cpu"))
-    whole, forward, sizes = embed(scanvi.model, cells), Linear.forward, []
+    whole, forward, sizes = embed(scanvi.model, cells), Stack.forward, []
 
     def short_of_memory(self, x, *args):
         sizes.append(len(x))
@@ -269,7 +269,7 @@ def test_a_gpu_without_memory_is_given_smaller_chunks(reference, scanvi, monkeyp
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, x, *args)
 
-    monkeypatch.setattr(Linear, "forward", short_of_memory)
+    monkeypatch.setattr(Stack, "forward", short_of_memory)
     again = embed(scanvi.model, cells)
     assert max(sizes) > CHUNK // 4 and len(again.mean) == len(whole.mean)
     np.testing.assert_allclose(again.mean, whole.mean, rtol=1e-5, atol=1e-6)
