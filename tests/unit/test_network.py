@@ -86,18 +86,35 @@ def test_what_does_not_train_changes_nothing_for_what_does():
     assert all(torch.equal(a, b) for a, b in zip(among, of_tables(), strict=True))
 
 
-def test_dropout_goes_both_ways():
-    stack = stack_of(1, dropout_rate=0.2)
-    x = torch.randn(50, WIDTH, requires_grad=True)
-    out = stack.after(x, (), noise())
-    exact = x.detach().double().requires_grad_()
-    expected = torch.relu(F.layer_norm(exact, (WIDTH,))) * (out != 0) / 0.8  # what was kept
-    assert (out == 0)[expected.detach() == 0].float().mean() > 0.1 and (out == 0).any()
-    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+def kept_by(key: int, n_rows: int, rate: float) -> torch.Tensor:
+    """Values that dropout keeps: hashes (lowbias32) of their places and a key, in numpy."""
+    h = (np.uint64(key) + np.arange(n_rows * WIDTH, dtype=np.uint64)).astype(np.uint32)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
+    return torch.as_tensor(h < (1 - rate) * 2**32).view(n_rows, WIDTH)
+
+
+@pytest.mark.parametrize("n_rows", [3, 600])
+@pytest.mark.parametrize("known", [False, True])
+def test_dropout_goes_both_ways_through_every_layer_and_row(n_rows, known):
+    rate, source = 0.3, noise()
+    stack, last = stack_of(3, dropout_rate=rate), Linear(WIDTH, 5, keyed_generator(2, "t"))
+    x = torch.randn(n_rows, IN, requires_grad=True)
+    start = known_of(stack, x) if known else x
+    out = (stack.after if known else stack)(start, (), noise(), (last.weight, last.bias))
+    asked = [x, *stack.parameters(), *last.parameters()]
     weights = torch.randn(out.shape)
-    (found,) = torch.autograd.grad((out * weights).sum(), x)
-    (slopes,) = torch.autograd.grad((expected * weights).sum(), exact)
-    torch.testing.assert_close(found.double(), slopes, rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad((out * weights).sum(), asked)
+
+    exact = [t.detach().double().requires_grad_() for t in asked]
+    hidden, *layers = exact
+    for k in range(3):
+        hidden = torch.relu(F.layer_norm(F.linear(hidden, *layers[2 * k : 2 * k + 2]), (WIDTH,)))
+        hidden = hidden * kept_by(int(source.key()), n_rows, rate) / (1 - rate)
+    expected = F.linear(hidden, *layers[-2:])
+    slopes = torch.autograd.grad((expected * weights).sum(), exact)
+    for ours, torchs in zip((out, *found), (expected, *slopes), strict=True):
+        torch.testing.assert_close(ours.double(), torchs, rtol=1e-4, atol=2e-5 * n_rows**0.5)
 
 
 def test_values_are_dropped_at_the_rate_anew_each_time_and_the_same_for_a_key():
@@ -134,6 +151,39 @@ def test_what_is_not_a_number_stays_so(bad):
     assert out[[0, 2]].isfinite().all() and out[1].isnan().any()
 
 
+def test_what_does_not_fit_is_refused():
+    """A compiled pass would read beyond the end of arrays."""
+    stack, x, code = stack_of(2, (3,)), torch.randn(9, IN), torch.arange(9) % 3
+    for codes in ((), (code, code)):
+        with pytest.raises(ValueError, match="codes a cell for 1 covariates"):
+            stack(x, codes, None)
+    for bad in (code + 1, code - 1):
+        with pytest.raises(IndexError, match="for 3 rows"):
+            stack(x, (bad,), None)
+    for start, of in ((x[:, 1:], stack), (x, stack.after)):
+        with pytest.raises(ValueError, match="values a row"):
+            of(start, (code,), None)
+    with pytest.raises(ValueError, match="float64"):
+        stack.double()(x, (code,), None)
+
+
+def test_weights_changed_before_the_way_back_are_noticed():
+    stack = stack_of(2)
+    out = stack(torch.randn(9, IN), (), None)
+    with torch.no_grad():
+        stack.layers[0].weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_there_are_no_second_derivatives():
+    x = torch.randn(9, IN, requires_grad=True)
+    out = stack_of(2)(x, (), None)
+    (slopes,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slopes.sum().backward()
+
+
 def test_where_torch_carries_no_products_layers_are_torchs(monkeypatch):
     stack, x = stack_of(2), torch.randn(9, IN)
     compiled = stack(x, (), None)
@@ -160,7 +210,7 @@ def test_neither_where_arrays_lie_nor_how_many_threads_there_are_changes_a_bit(t
         )
         layers, kept = ((w1, w2), (s1, s2), h, b, how), (normed, left, factor)
         side_by_side(network_kernels.network, 4, x_, False, code, layers, kept, out)
-        given = above_, x_, False, code, layers, kept, True, True, of_x, values
+        given = above_, x_, False, code, layers, kept, True, True, True, of_x, values
         side_by_side(network_kernels.network_slopes, 4, *given)
         seen.add(b"".join(array.tobytes() for array in (out, of_x, values)))
     assert len(seen) == 1

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from atlasmap.models.layers import GaussianHead
 from atlasmap.models.network import has_products, network, summed
@@ -51,7 +52,7 @@ class LabelLoss(torch.autograd.Function):
         networks = network(parts[:half], how[0]), network(parts[half:], how[1])
         ctx.shapes = [part.shape for part in parts]
         n_values = ctx.trains * sum(shape.numel() for shape in ctx.shapes)
-        slopes = [z1.new_zeros(GROUPS, *shape) for shape in (z1.shape, encoded.shape, (n_values,))]
+        slopes = [z1.new_empty(GROUPS, *shape) for shape in (z1.shape, encoded.shape, (n_values,))]
         log_density, kl = noise.new_empty(2, noise.shape[0])
         cells = z1.contiguous(), encoded.contiguous(), rows.cell, rows.label
         given = *cells, noise, share.contiguous(), np.float32(kl_weight), *networks
@@ -62,6 +63,7 @@ class LabelLoss(torch.autograd.Function):
         return (share * each).sum(), log_density, kl
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream, *_):
         each, *of_cells, values = ctx.saved_tensors
         of_parts = summed(values, ctx.shapes, upstream) if ctx.trains else [None] * len(ctx.shapes)

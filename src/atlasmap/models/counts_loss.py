@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from atlasmap.models.negative_binomial import EPS, LARGEST, Entries
@@ -82,6 +83,7 @@ class CountsLoss(torch.autograd.Function):
         return each.mean(), each
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream, _):
         (of_weights, of_theta), times = ctx.which, float(upstream)
         known = True, of_weights, of_weights, True, of_theta

@@ -141,7 +141,8 @@ def cells_of_sparse_product(first, last, starts, gene, values, weight, bias, out
 
 @compiled
 def genes_of_sparse_product_slopes(first, last, starts, gene, values, upstream, of_weight):
-    """Gradient of Σ upstream · `sparse_product` for the weight, added to what is there."""
+    """Gradient of Σ upstream · `sparse_product` for the weight."""
+    of_weight[first:last] = ZERO
     for c in range(len(upstream)):
         for i in range(starts[c], starts[c + 1]):
             value, g = values[i], gene[i]

@@ -6,7 +6,7 @@ cache, chunk by chunk, from the first layer until their gradients are known (`ne
 
 import numpy as np
 
-from atlasmap.models.kernels import compiled
+from atlasmap.models.kernels import ZERO, compiled
 from atlasmap.models.network_kernels import (
     ahead,
     back,
@@ -64,7 +64,7 @@ def slopes_of_packed(slopes, x, known, y, network, kept, trains, values):
     """Gradient for `x` from that for `packed_of` it; those for what `trains` are added to
     `values`."""
     above = behind(slopes, kept[1][len(network[0]) - 1], network, trains, values)
-    return back(above, x, known, y, 0, network, kept, trains, trains, values)
+    return back(above, x, known, y, 0, network, kept, trains, trains, True, values)
 
 
 @compiled
@@ -77,10 +77,11 @@ def groups_of_labels(
 
     If `slopes` are wanted, gradients of Σ share · (kl_weight · kl − log_density) for z1 (as the
     decoder's result is compared with it), for `encoded` and, if they train, the networks (values:
-    the encoder's, then the decoder's) are added to what is there: an array of each group.
+    the encoder's, then the decoder's): an array of each group.
     """
     cut = size(encoder[0]) + size(encoder[1]) + encoder[2].size + encoder[3].size if trains else 0
     for group in range(first, last):
+        of_z1[group], of_encoded[group], values[group] = ZERO, ZERO, ZERO
         begin, end = chunks_of(group, len(cell))
         for chunk in range(begin, end):
             a, b = rows_of(chunk, len(cell))

@@ -98,11 +98,6 @@ class CovariateLinear(nn.Module):
             for k, n in enumerate(n_categories)
         )
 
-    def forward(self, x: Tensor, codes: Codes) -> Tensor:
-        """`x` (…, n_in), each of `codes` broadcastable to x's leading shape → (…, n_out)."""
-        out, shift = self.product(x), self.shift(codes)
-        return out if shift is None else out + shift
-
     def biases(self, codes: Codes) -> tuple[Tensor, Tensor]:
         """What is added to W x, a row a category of the covariate, or a cell if there are several
         covariates; and which row each cell has."""
@@ -168,6 +163,15 @@ class BatchNorm(nn.Module):
         return flat.view(x.shape)
 
 
+def check_fits(x: Tensor, weight: Tensor, code: Tensor, rows: Tensor, *, known: bool) -> None:
+    """A compiled pass would read beyond the end of what does not fit, where torch's raises."""
+    width = weight.shape[0 if known else 1]
+    if (x.dtype, x.shape[1]) != (weight.dtype, width):
+        raise ValueError(f"{x.shape[1]} {x.dtype} values a row for {width} of {weight.dtype}")
+    if len(code) and code.numpy().view(np.uint64).max() >= len(rows):
+        raise IndexError(f"codes from {code.min()} to {code.max()} for {len(rows)} rows")
+
+
 class Stack(nn.Module):
     """n_layers of linear → batch norm → layer norm → ReLU → dropout.
 
@@ -196,6 +200,7 @@ class Stack(nn.Module):
             for k, (n, width) in enumerate(zip(inputs, widths, strict=True))
         )
         self.norms = nn.ModuleList(BatchNorm(width) for width in widths if batch_norm)
+        self.is_plain = layer_norm and not batch_norm and len(set(widths)) == 1
 
     def forward(
         self, x: Tensor, codes: Codes, noise: Noise | None, last: Last | None = None
@@ -225,11 +230,6 @@ class Stack(nn.Module):
                 x = noise.drop(x, self.dropout_rate)
         return x if last is None else F.linear(x, *last)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the compiled passes know all that it does."""
-        return bool(len(self.layers)) and self.layer_norm and not len(self.norms)
-
     def compiles(self, x: Tensor, codes: Codes) -> bool:
         """Whether there is a compiled pass for `x`: rows, each with codes of its own (or of any
         leading shape where there are no codes)."""
@@ -246,6 +246,8 @@ class Stack(nn.Module):
         If the first product is `known`, it has its bias already.
         """
         layers = list(self.layers)
+        if len(codes) != len(layers[0].tables):
+            raise ValueError(f"{len(codes)} codes a cell for {len(layers[0].tables)} covariates")
         weights, shifts = [layer.weight for layer in layers], [layers[0].rows(codes)]
         code = torch.arange(len(shifts[0])) if len(codes) > 1 else codes[0] if codes else None
         for layer in layers[1:]:
@@ -268,6 +270,7 @@ class Stack(nn.Module):
         """`forward` or, if the first product is `known`, `after`, in one pass."""
         (parts, code), rows = self.parts(codes, last, known=known), x.reshape(-1, x.shape[-1])
         code = torch.zeros(len(rows), dtype=torch.long) if code is None else code
+        check_fits(rows, self.layers[0].weight, code, parts[0], known=known)
         out = Network.apply(rows, known, code, self.how(noise), *parts)
         return out.view(*x.shape[:-1], out.shape[-1])
 

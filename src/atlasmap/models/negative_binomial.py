@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 EPS = 1e-8
@@ -113,6 +114,7 @@ class Rising(torch.autograd.Function):
         return value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         (slope,) = ctx.saved_tensors
         out, entries = slope.new_zeros(ctx.shape), ctx.entries

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from atlasmap.models.random import Noise
-
-ALL = np.uint32(0xFFFFFFFF)
+from atlasmap.models.random import ALL, Noise
 
 
 def has_products(x: Tensor) -> bool:
@@ -52,10 +51,8 @@ def summed(values: Tensor, shapes: Sequence[torch.Size], times: Tensor | float =
 
 
 class Network(torch.autograd.Function):
-    """What a network makes of rows `x`, or of what its first weights make of them, if that is
-    `known`. Its `parts` are shifts, weights, head, and bias.
-
-    The way back takes arrays that are kept here as they are: nothing is changed in its place.
+    """What a network makes of rows `x`, or of what its first layer's product makes of them, if that
+    is `known`. Its `parts` are shifts, weights, head, and bias.
     """
 
     @staticmethod
@@ -65,27 +62,30 @@ class Network(torch.autograd.Function):
         from atlasmap.models.parts import as_arrays, side_by_side
 
         n, n_layers, n_out = x.shape[0], len(parts) // 2 - 1, parts[-1].shape[0]
-        x, code = as_arrays((x.contiguous(), code))
         left, out = parts[0].new_empty(n_layers, n, parts[0].shape[1]), parts[0].new_empty(n, n_out)
+        made = out if n_out else left[-1]
+        ctx.save_for_backward(x, *parts, made)  # torch says if they are changed before the way back
+        x, code = as_arrays((x.contiguous(), code))
         kept = np.empty(left.shape, np.float32), left.numpy(), np.empty((n_layers, n), np.float32)
         ctx.given = x, known, code, network(parts, how), kept
         ctx.shapes = [part.shape for part in parts]
-        side_by_side(kernel, n_chunks(n), *ctx.given, out)
-        return out if n_out else left[-1]
+        side_by_side(kernel, n_chunks.py_func(n), *ctx.given, out)
+        return made
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         from atlasmap.models.network_kernels import GROUPS, network_slopes
         from atlasmap.models.parts import side_by_side
 
-        x, known, *_, kept = ctx.given
-        n_layers, needed = len(kept[0]), ctx.needs_input_grad[4:]
+        (x, _, *_, kept), _ = ctx.given, ctx.saved_tensors
+        n_layers, wanted, needed = len(kept[0]), ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
         trains, shifts_train = any(needed[n_layers:]), any(needed)
         shapes = ctx.shapes if trains else ctx.shapes[: n_layers * shifts_train]
-        values = upstream.new_zeros(GROUPS, sum(shape.numel() for shape in shapes))
-        of_x = upstream.new_empty(len(x), kept[0].shape[2] if known else x.shape[1])
-        told = upstream.contiguous(), *ctx.given, trains, shifts_train
+        values = upstream.new_empty(GROUPS, sum(shape.numel() for shape in shapes))
+        of_x = upstream.new_empty(x.shape if wanted else (0, 0))
+        told = upstream.contiguous(), *ctx.given, trains, shifts_train, wanted
         side_by_side(network_slopes, GROUPS, *told, of_x, values)
         of_parts = summed(values, shapes) if shapes else []
         none = [None] * (len(needed) - len(of_parts))
-        return of_x, None, None, None, *of_parts, *none
+        return of_x if wanted else None, None, None, None, *of_parts, *none

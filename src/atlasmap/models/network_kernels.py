@@ -19,9 +19,9 @@ import numpy as np
 from atlasmap.models.kernels import ONE, ZERO, compiled, inlined
 from atlasmap.models.parts import in_parts
 from atlasmap.models.products import product
+from atlasmap.models.random import ALL
 
 VARIANCE_EPS = np.float32(1e-5)  # of layer norm
-ALL = np.uint32(0xFFFFFFFF)  # a `keep` of every value
 ROWS = 128  # of a chunk at most, which then stays in the second cache
 GROUPS = 4  # with sums of their own: more cost memory, fewer leave threads idle
 
@@ -78,7 +78,7 @@ def normalise(rows, shift, code, factor):
 @compiled
 def drop(rows, key, keep, scale, out):
     """ReLU of `rows`; of dropout a value is kept where the hash of its place and `key` is at most
-    `keep`, and times `scale`."""
+    `keep` (of ALL, everywhere), and times `scale`."""
     width = rows.shape[1]
     for r in range(len(rows)):
         if keep == ALL:
@@ -180,9 +180,9 @@ def behind(slopes, hidden, network, trains, values):
 
 
 @compiled
-def back(above, x, known, code, at, network, kept, trains, shifts_train, values):
-    """Gradient for rows `x` from that (`above`) for what the layers left of them. If the network
-    `trains`, or its shifts do, theirs are added to `values`."""
+def back(above, x, known, code, at, network, kept, trains, shifts_train, wanted, values):
+    """Gradient for rows `x`, if it is `wanted`, from that (`above`) for what the layers left of
+    them. If the network `trains`, or its shifts do, theirs are added to `values`."""
     weights, shifts, _, _, (_, _, scale, _) = network
     normed, left, factor = kept
     end = at + len(above)
@@ -199,6 +199,8 @@ def back(above, x, known, code, at, network, kept, trains, shifts_train, values)
             below = left[k - 1][at:end] if k else x
             of_weight = place(weights, k, values[size(shifts) :])
             product(out, below, True, False, True, of_weight)
+        if not wanted and k == 0:
+            return out
         above = np.empty((len(out), weights[k].shape[1]), np.float32)
         product(out, weights[k], False, False, False, above)
     return above
@@ -218,11 +220,12 @@ def chunks_of_network(first, last, x, known, code, network, kept, out):
 
 @compiled
 def groups_of_network_slopes(
-    first, last, slopes, x, known, code, network, kept, trains, shifts_train, of_x, values
+    first, last, slopes, x, known, code, network, kept, trains, shifts_train, wanted, of_x, values
 ):  # fmt: skip
-    """Gradient for `x` from that for what `chunks_of_network` made of it (`slopes`); those for the
-    network are added to `values` (groups × values)."""
+    """Gradient for `x`, if it is `wanted`, from that for what `chunks_of_network` made of it
+    (`slopes`); those for the network into `values` (groups × values)."""
     for group in range(first, last):
+        values[group] = ZERO
         begin, end = chunks_of(group, len(slopes))
         for chunk in range(begin, end):
             a, b = rows_of(chunk, len(slopes))
@@ -232,8 +235,10 @@ def groups_of_network_slopes(
             if len(network[3]):
                 hidden = kept[1][len(network[0]) - 1][a:b]
                 above = behind(above, hidden, network, trains, values[group])
-            how = known, code[a:b], a, network, kept, trains, shifts_train, values[group]
-            of_x[a:b] = back(above, x[a:b], *how)
+            how = known, code[a:b], a, network, kept, trains, shifts_train, wanted, values[group]
+            of_rows = back(above, x[a:b], *how)
+            if wanted:
+                of_x[a:b] = of_rows
 
 
 @compiled

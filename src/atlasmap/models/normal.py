@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from atlasmap.models.random import Noise
 
@@ -49,6 +50,7 @@ class CompiledDraw(torch.autograd.Function):
         return z, kl, log_density
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *upstream):
         from atlasmap.models.normal_kernels import draw_slopes
         from atlasmap.models.parts import side_by_side
@@ -75,6 +77,7 @@ class CompiledDensity(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         from atlasmap.models.kernels import sum_repeats
         from atlasmap.models.normal_kernels import density_slopes

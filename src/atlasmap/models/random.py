@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ALL = np.uint32(0xFFFFFFFF)  # the largest of 32 bits
+
 
 def keyed_seed(seed: int, *key: object) -> int:
     """63-bit seed that depends on `seed` and every part of `key` and on nothing else."""

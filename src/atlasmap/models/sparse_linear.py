@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from atlasmap.models.negative_binomial import Entries
@@ -26,14 +27,16 @@ class SparseProduct(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         from atlasmap.models.kernels import sparse_product_slopes
         from atlasmap.models.parts import side_by_side
 
-        of_weight = upstream.new_zeros(ctx.n_genes, upstream.shape[1])
+        if not ctx.needs_input_grad[0]:
+            return None, upstream.sum(0), None, None
+        of_weight = upstream.new_empty(ctx.n_genes, upstream.shape[1])
         told = *ctx.saved_tensors, upstream.contiguous(), of_weight
-        if ctx.needs_input_grad[0]:
-            side_by_side(sparse_product_slopes, len(of_weight), *told)
+        side_by_side(sparse_product_slopes, len(of_weight), *told)
         return of_weight.t(), upstream.sum(0), None, None
 
 
