@@ -18,18 +18,18 @@ from atlasmap.settings import ScviSettings
 CELLS, LABELS, LATENT = 9, 7, 3
 
 
-def scanvi(n_layers: int = 2, **more) -> Scanvi:
+def scanvi(n_layers: int = 2, n_labels: int = LABELS, n_hidden: int = 16, **more) -> Scanvi:
     rng = keyed_generator(0, "t")
-    settings = ScviSettings(n_hidden=16, n_latent=LATENT, n_layers=n_layers, **more)
-    return Scanvi(Scvi(settings, Shape(20, (2,)), rng), "linear", LABELS, rng)
+    settings = ScviSettings(n_hidden=n_hidden, n_latent=LATENT, n_layers=n_layers, **more)
+    return Scanvi(Scvi(settings, Shape(20, (2,)), rng), "linear", n_labels, rng)
 
 
-def given(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def given(n_cells: int = CELLS, n_labels: int = LABELS) -> tuple[torch.Tensor, torch.Tensor]:
     """z1 and probabilities, of which every label lacks some cells and one label all."""
-    rng = keyed_generator(seed, "t")
-    probs = torch.softmax(30 * torch.randn(CELLS, LABELS, generator=rng), 1)
+    rng = keyed_generator(0, "t")
+    probs = torch.softmax(30 * torch.randn(n_cells, n_labels, generator=rng), 1)
     probs[:, 2] = 0
-    return torch.randn(CELLS, LATENT, generator=rng), probs
+    return torch.randn(n_cells, LATENT, generator=rng), probs
 
 
 def networks(model: Scanvi) -> list[torch.nn.Parameter]:
@@ -69,7 +69,8 @@ def test_dropout_is_that_of_the_networks_one_by_one(monkeypatch):
 
     def one_by_one(encoder, decoder, rows, z1, share, kl_weight, noise, _):
         log_pz1, kl_z2 = model.label_terms(z1[rows.cell], rows.label, noise)
-        return (share * (kl_weight * kl_z2 - log_pz1)).sum(), log_pz1.detach(), kl_z2.detach()
+        log_pz1, kl_z2 = share @ log_pz1, share @ kl_z2
+        return kl_weight * kl_z2 - log_pz1, log_pz1.detach(), kl_z2.detach()
 
     monkeypatch.setattr(module, "loss_by_label", one_by_one)
     apart = told(model, z1, probs, Noise(keyed_generator(2, "t")))
@@ -79,8 +80,11 @@ def test_dropout_is_that_of_the_networks_one_by_one(monkeypatch):
     assert not torch.allclose(without[0], found[0], rtol=1e-3)
 
 
-def test_threads_change_no_bit():
-    model, (z1, probs) = scanvi(), given()
+@pytest.mark.parametrize(("n_cells", "n_labels", "n_hidden"), [(9, 7, 16), (128, 17, 128),
+                                                               (128, 300, 8)])  # fmt: skip
+def test_threads_change_no_bit(n_cells, n_labels, n_hidden):
+    """Nor where torch would divide a sum among threads, or BLAS goes another way."""
+    model, (z1, probs) = scanvi(2, n_labels, n_hidden), given(n_cells, n_labels)
     before, seen = torch.get_num_threads(), set()
     try:
         for n in (1, 2, 3, 5):

@@ -37,9 +37,9 @@ def compiles(z1: Tensor, *heads: GaussianHead) -> bool:
 
 
 class LabelLoss(torch.autograd.Function):
-    """Σ share · (kl_weight · KL(q(z2 | z1, y)) − log p(z1 | z2, y)) over `rows`, and both terms of
-    each row, of which no gradient is known. That of the sum is found on the way there, if it is
-    wanted. `parts` are those of both networks, `how` each one's."""
+    """Σ share · (kl_weight · KL(q(z2 | z1, y)) − log p(z1 | z2, y)) over `rows`; and, without
+    gradients, Σ share · log p and Σ share · KL. The first one's gradient is found on the way there,
+    if it is wanted. `parts` are those of both networks, `how` each one's."""
 
     @staticmethod
     def forward(ctx, rows: Rows, noise, kl_weight: float, how: tuple, wanted: bool, z1, encoded,
@@ -54,13 +54,15 @@ class LabelLoss(torch.autograd.Function):
         n_values = ctx.trains * sum(shape.numel() for shape in ctx.shapes)
         slopes = [z1.new_empty(GROUPS, *shape) for shape in (z1.shape, encoded.shape, (n_values,))]
         log_density, kl = noise.new_empty(2, noise.shape[0])
+        sums = noise.new_empty(GROUPS, 2, dtype=torch.float64)
         cells = z1.contiguous(), encoded.contiguous(), rows.cell, rows.label
         given = *cells, noise, share.contiguous(), np.float32(kl_weight), *networks
-        side_by_side(labels, GROUPS, *given, wanted, ctx.trains, log_density, kl, *slopes)
-        each = kl_weight * kl - log_density
-        ctx.save_for_backward(each, *slopes)
-        ctx.mark_non_differentiable(log_density, kl)
-        return (share * each).sum(), log_density, kl
+        side_by_side(labels, GROUPS, *given, wanted, ctx.trains, log_density, kl, sums, *slopes)
+        ctx.save_for_backward(kl_weight * kl - log_density, *slopes)
+        log_density, kl = sums.sum(0)
+        terms = [term.float() for term in (kl_weight * kl - log_density, log_density, kl)]
+        ctx.mark_non_differentiable(*terms[1:])
+        return tuple(terms)
 
     @staticmethod
     @once_differentiable
@@ -76,7 +78,7 @@ def loss_by_label(
     kl_weight: float, noise: Noise | None, wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Σ share · (kl_weight · KL(q(z2 | z1, y)) − log p(z1 | z2, y)) over `rows` of cells of `z1`
-    (cells × latent), where it `compiles`; and log p and KL of each row, without gradients.
+    (cells × latent), where it `compiles`; and Σ share · log p and Σ share · KL, without gradients.
 
     `encoder` is q(z2 | z1, y), `decoder` p(z1 | z2, y), `share` (rows) what each counts; `wanted`
     whether gradients will be asked for.

@@ -145,8 +145,9 @@ def parts_of_weight(first, last, slopes, hidden, code, of_weight, of_bias):
         start, end = part * GENES, min(part * GENES + GENES, len(of_weight))
         product(slopes[:, start:end], hidden, True, False, False, of_weight[start:end])
         for c in range(len(slopes)):
+            to = code[c]
             for g in range(start, end):
-                of_bias[code[c], g] += slopes[c, g]
+                of_bias[to, g] += slopes[c, g]
 
 
 @compiled

@@ -19,13 +19,14 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from atlasmap.models.parts import in_parts
+from atlasmap.models.parts import DIVIDES, LIMITS, in_parts
 
 FAST = {"reassoc", "contract", "nsz"}  # sums in another order; NaN stays NaN, quotients exact
 # What compiled functions are made of. numba knows a function again by its own file alone, and would
 # keep one that inlines what has changed elsewhere.
 SOURCES = hashlib.sha256(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    + bytes((DIVIDES, LIMITS))
 ).hexdigest()
 inlined = numba.njit(inline="always")
 EPS = np.float32(1e-8)  # of the negative binomial
@@ -67,7 +68,7 @@ def exp(x):
 def log(x):
     """ln x of a positive x to 1.2e-7 (Cephes' logf)."""
     bits = np.float32(x).view(np.int32)
-    exponent = np.int32((bits - np.int32(0x3F3504F3)) >> np.int32(23))
+    exponent = np.int32(np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23))  # numba's sums: 64
     f = np.int32(bits - (exponent << np.int32(23))).view(np.float32) - ONE
     p = np.float32(7.0376836292e-2)
     p = p * f - np.float32(1.1514610310e-1)

@@ -37,8 +37,9 @@ def taken(values, cell):
     """Rows that `cell` names."""
     out = np.empty((len(cell), values.shape[1]), np.float32)
     for r in range(len(cell)):
+        source = cell[r]
         for j in range(values.shape[1]):
-            out[r, j] = values[cell[r], j]
+            out[r, j] = values[source, j]
     return out
 
 
@@ -46,8 +47,9 @@ def taken(values, cell):
 def give(rows, sign, cell, out):
     """Add rows, times `sign`, to those that `cell` names."""
     for r in range(len(cell)):
+        to = cell[r]
         for j in range(out.shape[1]):
-            out[cell[r], j] += sign * rows[r, j]
+            out[to, j] += sign * rows[r, j]
 
 
 @compiled
@@ -70,10 +72,11 @@ def slopes_of_packed(slopes, x, known, y, network, kept, trains, values):
 @compiled
 def groups_of_labels(
     first, last, z1, encoded, cell, label, noise, share, kl_weight, encoder, decoder, slopes,
-    trains, log_density, kl, of_z1, of_encoded, values,
+    trains, log_density, kl, sums, of_z1, of_encoded, values,
 ):  # fmt: skip
-    """log p(z1 | z2, y) and KL(q(z2 | z1, y)) of each row into `log_density` and `kl`. `encoded` is
-    what the encoder's first layer makes of z1.
+    """log p(z1 | z2, y) and KL(q(z2 | z1, y)) of each row into `log_density` and `kl`, and what
+    they are in sum, each times its row's `share` (`sums`, float64). `encoded` is what the encoder's
+    first layer makes of z1.
 
     If `slopes` are wanted, gradients of Σ share · (kl_weight · kl − log_density) for z1 (as the
     decoder's result is compared with it), for `encoded` and, if they train, the networks (values:
@@ -81,7 +84,7 @@ def groups_of_labels(
     """
     cut = size(encoder[0]) + size(encoder[1]) + encoder[2].size + encoder[3].size if trains else 0
     for group in range(first, last):
-        of_z1[group], of_encoded[group], values[group] = ZERO, ZERO, ZERO
+        of_z1[group], of_encoded[group], values[group], sums[group] = ZERO, ZERO, ZERO, ZERO
         begin, end = chunks_of(group, len(cell))
         for chunk in range(begin, end):
             a, b = rows_of(chunk, len(cell))
@@ -95,6 +98,9 @@ def groups_of_labels(
             rows_of_draw(0, n, packed, here, encoder[4][3], var, z2, kl[a:b], none)
             packed_z1 = packed_of(z2, False, y, a, decoder, in_decoder)
             rows_of_density(0, n, x, packed_z1, decoder[4][3], log_density[a:b])
+            for r in range(a, b):
+                sums[group, 0] += share[r] * log_density[r]
+                sums[group, 1] += share[r] * kl[r]
             if not slopes:
                 continue
             of_packed, of_density, none = np.empty_like(packed), -share[a:b], np.zeros_like(none)

@@ -58,19 +58,19 @@ def hashed(place):
 def normalise(rows, shift, code, factor):
     """Layer norm, in their place, of `rows` and what is added to each: the row of `shift` that
     `code` names."""
-    width = rows.shape[1]
+    width, part = rows.shape[1], ONE / np.float32(rows.shape[1])
     for r in range(len(rows)):
         total, squares, added = ZERO, ZERO, code[r]
         for j in range(width):
             rows[r, j] += shift[added, j]
         for j in range(width):
             total += rows[r, j]
-        centre = total / np.float32(width)
+        centre = total * part
         for j in range(width):
             rows[r, j] -= centre
         for j in range(width):
             squares += rows[r, j] * rows[r, j]
-        factor[r] = ONE / np.sqrt(squares / np.float32(width) + VARIANCE_EPS)
+        factor[r] = ONE / np.sqrt(squares * part + VARIANCE_EPS)
         for j in range(width):
             rows[r, j] *= factor[r]
 
@@ -95,14 +95,14 @@ def drop(rows, key, keep, scale, out):
 def slopes_of_layer(above, normed, left, scale, factor, out):
     """Gradient for what was normalised, from that (`above`) for what is `left`: what is not zero
     there was kept."""
-    width = normed.shape[1]
+    width, part = normed.shape[1], ONE / np.float32(normed.shape[1])
     for r in range(len(normed)):
         total, along = ZERO, ZERO
         for j in range(width):
             slope = above[r, j] * scale if left[r, j] != ZERO else ZERO
             total += slope
             along += slope * normed[r, j]
-        total, along = total / np.float32(width), along / np.float32(width)
+        total, along = total * part, along * part  # a quotient would be taken for each value
         for j in range(width):
             slope = above[r, j] * scale if left[r, j] != ZERO else ZERO
             out[r, j] = factor[r] * (slope - total - normed[r, j] * along)
@@ -130,8 +130,9 @@ def size(parts):
 def add_rows(rows, code, out):
     """Add rows to those that `code` names."""
     for r in range(len(rows)):
+        to = code[r]
         for j in range(rows.shape[1]):
-            out[code[r], j] += rows[r, j]
+            out[to, j] += rows[r, j]
 
 
 @compiled

@@ -69,12 +69,10 @@ def rows_of_density_slopes(first, last, upstream, x, packed, floor, of_packed):
         weight, source = upstream[r], r % len(x)
         for j in range(width):
             share = exp(packed[r, width + j])
-            gap = x[source, j] - packed[r, j]
-            of_packed[r, j] = weight * gap / (share + floor)
-        for j in range(width):
-            share = exp(packed[r, width + j])
-            gap, v = x[source, j] - packed[r, j], share + floor
-            of_packed[r, width + j] = HALF * weight * (gap * gap / v - ONE) * (share / v)
+            gap, one_of = x[source, j] - packed[r, j], ONE / (share + floor)
+            of_packed[r, j] = weight * gap * one_of
+            slope = weight * (gap * gap * one_of - ONE)
+            of_packed[r, width + j] = HALF * slope * share * one_of
 
 
 @compiled

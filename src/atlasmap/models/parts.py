@@ -8,6 +8,7 @@ that results are the same bits on any number of threads.
 import ctypes
 from collections.abc import Iterable
 
+import llvmlite.binding
 import numba
 import torch  # its OpenMP is then known to the process
 from llvmlite import ir
@@ -15,8 +16,21 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-OPENMP = "GOMP_parallel"
 BYTES, INT32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+
+
+def carried(name: str) -> bool:
+    """Whether torch carries a C function of this name, which compiled code may then call: with
+    torch_ before its name, as it is not everyone's."""
+    library = ctypes.CDLL(torch._C.__file__)  # and what it is linked to
+    if hasattr(library, name):
+        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        llvmlite.binding.add_symbol(f"torch_{name}", address)
+    return hasattr(library, name)
+
+
+OPENMP, LIMIT = "GOMP_parallel", "MKL_Set_Num_Threads_Local"
+DIVIDES, LIMITS = hasattr(ctypes.CDLL(None), OPENMP), carried(LIMIT)
 
 
 def bounds(builder: ir.IRBuilder, n: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -30,6 +44,18 @@ def bounds(builder: ir.IRBuilder, n: ir.Value) -> tuple[ir.Value, ir.Value]:
     )
     after = builder.add(k, ir.Constant(n.type, 1))
     return tuple(builder.sdiv(builder.mul(n, at), of) for at in (k, after))
+
+
+def threads_of_products(builder: ir.IRBuilder, n: ir.Value) -> ir.Value:
+    """Matrix products of this thread take `n` (0: as many as all do); returns how many it was.
+
+    On a thread of many MKL takes one, but a slower way than if it is told so.
+    """
+    if not LIMITS:
+        return n
+    form = ir.FunctionType(INT32, [INT32])
+    limit = cgutils.get_or_insert_function(builder.module, form, f"torch_{LIMIT}")
+    return builder.call(limit, [n])
 
 
 @intrinsic
@@ -51,7 +77,9 @@ def forked(typing, kernel, n, threads, given):
         compiled = kernel.dispatcher.get_compile_result(signature)
         context.active_code_library.add_linking_library(compiled.library)
         values = *bounds(inner, n), *cgutils.unpack_tuple(inner, given, len(types_of_kernel) - 2)
+        before = threads_of_products(inner, INT32(1))
         context.call_internal_no_propagate(inner, compiled.fndesc, signature, values)
+        threads_of_products(inner, before)
         inner.ret_void()
         form = ir.FunctionType(ir.VoidType(), [part.type, BYTES, INT32, INT32])
         fork = cgutils.get_or_insert_function(builder.module, form, OPENMP)
@@ -68,7 +96,7 @@ def alone(kernel, n, threads, given):
     kernel(0, n, *given)
 
 
-in_parts = forked if hasattr(ctypes.CDLL(None), OPENMP) else alone
+in_parts = forked if DIVIDES else alone
 
 
 def as_arrays(given: Iterable) -> tuple:

@@ -1,22 +1,16 @@
 """Matrix products within a compiled loop: the BLAS that torch carries.
 
-It knows when it is called on one of OpenMP's threads, and then takes no more.
+It takes one thread where a loop in `parts` calls it.
 """
 
-import ctypes
-
-import llvmlite.binding
 import numba
 import numpy as np
-import torch
 from numba import types
 
-NAME = "torch_sgemm"
-LIBRARY = ctypes.CDLL(torch._C.__file__)  # and what it is linked to
-CARRIED = hasattr(LIBRARY, "sgemm_")  # not in builds of torch for every machine
-if CARRIED:
-    llvmlite.binding.add_symbol(NAME, ctypes.cast(LIBRARY.sgemm_, ctypes.c_void_p).value)
-sgemm = types.ExternalFunction(NAME, types.void(*[types.intp] * 13))
+from atlasmap.models.parts import carried
+
+CARRIED = carried("sgemm_")  # not in builds of torch for every machine
+sgemm = types.ExternalFunction("torch_sgemm_", types.void(*[types.intp] * 13))
 NO, YES = 78, 84  # N and T
 
 

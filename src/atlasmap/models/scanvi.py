@@ -83,15 +83,14 @@ class Scanvi(nn.Module):
             rows, share = Rows.of_all(*probs.shape, z1.device), probs.T.flatten()
         if compiles(z1, *networks):
             how = kl_weight, noise, torch.is_grad_enabled()
-            total, log_pz1, kl_z2 = loss_by_label(*networks, rows, z1, share, *how)
-        elif some:
+            return loss_by_label(*networks, rows, z1, share, *how)
+        if some:
             log_pz1, kl_z2 = self.label_terms(z1[rows.cell], rows.label, noise)
-            total = (share * (kl_weight * kl_z2 - log_pz1)).sum()
         else:
             labels = torch.arange(self.n_labels, device=z1.device)[:, None]
             log_pz1, kl_z2 = (t.flatten() for t in self.label_terms(z1, labels, noise))
-            total = (share * (kl_weight * kl_z2 - log_pz1)).sum()
-        return total, *((share * terms).detach().sum() for terms in (log_pz1, kl_z2))
+        log_pz1, kl_z2 = (share @ terms for terms in (log_pz1, kl_z2))
+        return kl_weight * kl_z2 - log_pz1, log_pz1.detach(), kl_z2.detach()
 
     @property
     def leaves_labels_out(self) -> bool:
