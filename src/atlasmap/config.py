@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.files import read_text
 from atlasmap.settings import Config, FinalSettings, ScanviSettings
 
 # Columns of obs that prepared files and atlases have of their own.
@@ -276,6 +277,25 @@ def found_beside(path: str, root: Path) -> Path:
     """A path of the config: absolute, else from the working directory, else from the repository."""
     given = Path(path).expanduser()
     return given if given.is_absolute() or given.exists() else root / given
+
+
+def read_config(path: Path) -> dict:
+    """A config file; raises TEXT_UNREADABLE, CONFIG_YAML."""
+    import yaml
+
+    text = read_text(path, "the config")
+    try:
+        given = yaml.safe_load(text)
+        if not isinstance(given, dict):
+            raise ValueError("no keys at the top level")
+    except (ValueError, yaml.YAMLError) as error:
+        raise AtlasmapError(
+            "CONFIG_YAML",
+            expected="a config in YAML: lines of key: value",
+            found=f"{path}: {' '.join(str(error).split())[:200]}",
+            mend="correct that line; indent by spaces, quote texts with a colon or a brace",
+        ) from error
+    return given
 
 
 def as_flag(name: str, block: dict) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from atlasmap.errors import AtlasmapError
+
 RECORD = ".sha256"
 MANIFEST = ".results"  # names of all results of an atlas's last finished run
 
@@ -69,6 +71,71 @@ def sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# How files begin that are no text in UTF-8: what they are, and how such a text is made of them.
+ICONV = "iconv -f {} -t UTF-8 OLD > NEW, or save it as text in UTF-8"
+NO_TEXT = {
+    b"\xff\xfe": ("text in UTF-16", ICONV.format("UTF-16")),
+    b"\xfe\xff": ("text in UTF-16", ICONV.format("UTF-16")),
+    b"PK\x03\x04": ("a workbook (.xlsx, .ods) or an archive", "export the sheet as text in UTF-8"),
+    b"\xd0\xcf\x11\xe0": ("a workbook (.xls)", "export the sheet as text in UTF-8"),
+    b"\x1f\x8b": ("compressed (gzip)", "uncompress it: gunzip"),
+}
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text that somebody wrote, in UTF-8, with or without a byte-order mark.
+
+    Raises TEXT_UNREADABLE if the file is no such text, or empty; `what` is the text's name.
+    """
+    if not path.is_file():
+        found, mend = "no such file", "correct its path"
+    elif not (raw := path.read_bytes()).strip(b"\xef\xbb\xbf \t\r\n"):
+        found, mend = "an empty file", f"write {what} into it, or leave its path out"
+    elif kind := next((kind for begins, kind in NO_TEXT.items() if raw.startswith(begins)), None):
+        found, mend = kind
+    elif b"\0" in raw:
+        found, mend = "a binary file, or text in UTF-16", ICONV.format("UTF-16")
+    else:
+        try:
+            return raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            found = f"bytes in line {line} that are no UTF-8 (latin-1?)"
+            mend = ICONV.format("LATIN1")
+    raise AtlasmapError(
+        "TEXT_UNREADABLE",
+        expected=f"{what}: text in UTF-8",
+        found=f"{path}: {found}",
+        mend=mend,
+    )
+
+
+def check_input(path: Path, named: str) -> None:
+    """A file or folder that somebody `named`; raises FILE_MISSING, FILE_KIND, PATH_BRACES."""
+    if "{" in str(path) or "}" in str(path):
+        raise AtlasmapError(
+            "PATH_BRACES",
+            expected="paths without { and }, which Snakemake takes for wildcards",
+            found=f"{path} ({named})",
+            mend="rename the file or folder, or make a link to it (ln -s)",
+        )
+    if not path.exists():
+        raise AtlasmapError(
+            "FILE_MISSING",
+            expected=f"the file or folder that {named} names",
+            found=f"nothing at {path.absolute()}",
+            mend="correct the path; those of the sheet start from its folder, or `data_dir` in the "
+            "config",
+        )
+    if not (path.is_file() or path.is_dir()):
+        raise AtlasmapError(
+            "FILE_KIND",
+            expected=f"a file or folder that {named} names",
+            found=f"a pipe, socket or device: {path.absolute()}",
+            mend="write it to a file first",
+        )
 
 
 def slug(name: str) -> str:

@@ -10,9 +10,18 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-Count = Annotated[int, Field(ge=1)]
+# Bounds keep out what is a slip of the keyboard, not what is large.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Epochs = Annotated[int, Field(ge=1, le=10**6)]
+Width = Annotated[int, Field(ge=1, le=2**14)]
+Layers = Annotated[int, Field(ge=1, le=100)]
+Minibatch = Annotated[int, Field(ge=3, le=10**6)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Decay = Annotated[float, Field(ge=0, le=10)]
+Norm = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Where = Literal["encoder", "decoder", "both", "none"]
 Variant = Literal["prefix", "fixed", "linear"]
@@ -70,13 +79,13 @@ class DataSettings:
     reference anew (for de_novo)."""
     min_cells_per_label: Count = 3
     """Labels with fewer reference cells become unlabelled, and are listed in contract.json."""
-    min_cells_per_batch: Annotated[int, Field(ge=3)] = 3
+    min_cells_per_batch: Annotated[int, Field(ge=3, le=10**9)] = 3
     """A batch with fewer cells is an error."""
     mask_proteins: list[str] = field(default_factory=list)
     """Batches whose proteins are treated as not measured (to see how well they are imputed)."""
     min_gene_overlap: Share = 0.8
     """Least share of the reference's genes a query must have; the missing are filled with zeros."""
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Memory (GB) that a job may use which prepares, trains or maps: counts with no room in it stay
     on disk, and cells are then shuffled by blocks. null: 60 % of what the job has."""
 
@@ -85,31 +94,31 @@ class DataSettings:
 class TrainSettings:
     """How a model is optimised (Adam, KL warm-up by epoch)."""
 
-    max_epochs: Count | None = None
+    max_epochs: Epochs | None = None
     """Epochs; null: 100 for scANVI; for scVI 400 up to 20,000 cells, 20,000 / cells × 400 above."""
-    batch_size: Annotated[int, Field(ge=3)] = 128
+    batch_size: Minibatch = 128
     """Cells a minibatch."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Rate = 1e-3
     """Adam's step size."""
-    adam_eps: Annotated[float, Field(gt=0)] = 0.01
+    adam_eps: Rate = 0.01
     """Adam's epsilon."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    weight_decay: Decay = 1e-6
     """L2 penalty added to the gradient."""
-    n_epochs_kl_warmup: Count | None = 400
+    n_epochs_kl_warmup: Epochs | None = 400
     """Epochs over which the KL terms' weight rises from 0 to 1; null: it is 1 throughout."""
     n_steps_kl_warmup: Count | None = None
     """The same in optimiser steps, instead of epochs."""
     train_size: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of cells trained on; the rest validates."""
-    check_val_every_n_epoch: Count = 1
+    check_val_every_n_epoch: Epochs = 1
     """Epochs between validations."""
     early_stopping: bool = False
     """Stop when the validation ELBO has not improved for `early_stopping_patience` epochs."""
-    early_stopping_patience: Count = 45
+    early_stopping_patience: Epochs = 45
     """Epochs without improvement before stopping."""
     reduce_lr_on_plateau: bool = False
     """Multiply the learning rate by 0.6 after 30 epochs without a better validation ELBO."""
-    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    gradient_clip: Norm | None = None
     """Largest norm of the whole gradient; null: no clipping."""
 
 
@@ -117,11 +126,11 @@ class TrainSettings:
 class ScviSettings:
     """Architecture and training of scVI (Lopez et al. 2018). Defaults: the arches setting."""
 
-    n_hidden: Count = 128
+    n_hidden: Width = 128
     """Width of the hidden layers."""
-    n_latent: Count = 30
+    n_latent: Width = 30
     """Dimensions of the latent space."""
-    n_layers: Count = 2
+    n_layers: Layers = 2
     """Hidden layers of encoder and decoder."""
     dropout_rate: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Dropout in the encoder (and scANVI's classifier)."""
@@ -147,7 +156,7 @@ class ScviSettings:
 class ScanviSettings:
     """scANVI (Xu et al. 2021) on top of a trained scVI, whose architecture it takes over."""
 
-    classification_ratio: Annotated[float, Field(ge=0)] = 50.0
+    classification_ratio: Annotated[float, Field(ge=0, le=1e9)] = 50.0
     """Weight of the cross-entropy beside the unlabelled loss."""
     n_samples_per_label: Count | None = None
     """Labelled cells drawn per label and epoch; null: all."""
@@ -159,13 +168,13 @@ class ScanviSettings:
 class TotalviTrainSettings(TrainSettings):
     """How totalVI is optimised: its KL terms and proteins are warmed up by step."""
 
-    n_epochs_kl_warmup: Count | None = None
+    n_epochs_kl_warmup: Epochs | None = None
     """Epochs over which the weight of KL terms and proteins rises from 0 to 1; null: by steps."""
     n_steps_kl_warmup: Count | None = None
     """The same in optimiser steps; null: 0.75 a cell."""
-    batch_size: Annotated[int, Field(ge=3)] = 256
+    batch_size: Minibatch = 256
     """Cells a minibatch."""
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    learning_rate: Rate = 4e-3
     """Adam's step size."""
     early_stopping: bool = True
     """Stop when the validation ELBO has not improved for `early_stopping_patience` epochs."""
@@ -178,20 +187,20 @@ class HeadTrainSettings:
     """How totalVI's classifier is optimised, on draws from the posterior of labelled cells (the
     split is totalVI's)."""
 
-    max_epochs: Count = 100
+    max_epochs: Epochs = 100
     """Epochs."""
-    batch_size: Annotated[int, Field(ge=3)] = 128
+    batch_size: Minibatch = 128
     """Cells a minibatch."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Rate = 1e-3
     """Adam's step size."""
-    adam_eps: Annotated[float, Field(gt=0)] = 0.01
+    adam_eps: Rate = 0.01
     """Adam's epsilon."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    weight_decay: Decay = 1e-6
     """L2 penalty added to the gradient."""
     early_stopping: bool = True
     """Stop when the validation cross-entropy has not improved for `early_stopping_patience`
     epochs."""
-    early_stopping_patience: Count = 20
+    early_stopping_patience: Epochs = 20
     """Epochs without improvement before stopping."""
 
 
@@ -199,13 +208,13 @@ class HeadTrainSettings:
 class TotalviSettings:
     """Architecture and training of totalVI (Gayoso et al. 2021). Defaults: the arches setting."""
 
-    n_hidden: Count = 256
+    n_hidden: Width = 256
     """Width of the hidden layers."""
-    n_latent: Count = 20
+    n_latent: Width = 20
     """Dimensions of the latent space."""
-    n_layers_encoder: Count = 2
+    n_layers_encoder: Layers = 2
     """Hidden layers of the encoder."""
-    n_layers_decoder: Count = 2
+    n_layers_decoder: Layers = 2
     """Hidden layers of each decoder."""
     dropout_rate_encoder: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Dropout in the encoder."""
@@ -245,31 +254,31 @@ class TotalviSettings:
 class SurgerySettings:
     """scArches surgery (Lotfollahi et al. 2021): only the new batches' columns train, no decay."""
 
-    max_epochs: Count = 100
+    max_epochs: Epochs = 100
     """Epochs."""
-    batch_size: Annotated[int, Field(ge=3)] = 128
+    batch_size: Minibatch = 128
     """Cells a minibatch."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Rate = 1e-3
     """Adam's step size."""
-    adam_eps: Annotated[float, Field(gt=0)] = 0.01
+    adam_eps: Rate = 0.01
     """Adam's epsilon."""
-    n_epochs_kl_warmup: Count | None = 400
+    n_epochs_kl_warmup: Epochs | None = 400
     """Epochs over which the KL terms' weight rises from 0 to 1; null: it is 1 throughout."""
     n_steps_kl_warmup: Count | None = None
     """The same in optimiser steps, instead of epochs."""
     train_size: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of a query's cells trained on; the rest validates."""
-    check_val_every_n_epoch: Count = 1
+    check_val_every_n_epoch: Epochs = 1
     """Epochs between validations."""
     early_stopping: bool = False
     """Stop when the validation ELBO has not improved for `early_stopping_patience` validations."""
-    early_stopping_patience: Count = 45
+    early_stopping_patience: Epochs = 45
     """Validations without improvement before stopping."""
     reduce_lr_on_plateau: bool = False
     """Multiply the learning rate by 0.6 after 30 validations without a better ELBO."""
     surgery_dropout: bool = False
     """Train with dropout on; off is what scvi-tools does (eval mode)."""
-    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    gradient_clip: Norm | None = None
     """Largest norm of the whole gradient; null: no clipping."""
 
 
@@ -277,15 +286,15 @@ class SurgerySettings:
 class TotalviSurgerySettings(SurgerySettings):
     """Surgery of totalVI: rows for the new batches in all tables; proteins warm up by step."""
 
-    n_epochs_kl_warmup: Count | None = None
+    n_epochs_kl_warmup: Epochs | None = None
     """Epochs over which the weight of KL terms and proteins rises from 0 to 1; null: by steps."""
     n_steps_kl_warmup: Count | None = None
     """The same in optimiser steps; null: 0.75 a cell."""
-    max_epochs: Count = 200
+    max_epochs: Epochs = 200
     """Epochs."""
-    batch_size: Annotated[int, Field(ge=3)] = 256
+    batch_size: Minibatch = 256
     """Cells a minibatch."""
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    learning_rate: Rate = 4e-3
     """Adam's step size."""
     as_scvi_tools: bool = False
     """Leave efficiency and dispersion of new batches as they start, as scvi-tools does (only for
@@ -352,9 +361,9 @@ class UmapSettings:
 
     max_cells: Count = 200_000
     """Most reference cells the map is fitted on; the rest are placed into it."""
-    n_neighbors: Annotated[int, Field(ge=2)] = 15
+    n_neighbors: Annotated[int, Field(ge=2, le=10**9)] = 15
     """Neighbours a cell."""
-    min_dist: Annotated[float, Field(ge=0)] = 0.5
+    min_dist: Annotated[float, Field(ge=0, le=10)] = 0.5
     """Least distance of points in the map."""
 
 
@@ -364,11 +373,11 @@ class BenchmarkSettings:
 
     split_above: Count = 50_000
     """Up to so many cells all embeddings of a seed are scored in one job; above, one job each."""
-    n_neighbors: Annotated[int, Field(ge=3)] = 90
+    n_neighbors: Annotated[int, Field(ge=3, le=10**9)] = 90
     """Neighbours a cell (kBET and LISI use up to so many)."""
-    max_cells: Annotated[int, Field(ge=100)] = 50_000
+    max_cells: Annotated[int, Field(ge=100, le=10**9)] = 50_000
     """More cells than this are scored by samples of so many, each batch and label in proportion."""
-    n_samples: Annotated[int, Field(ge=2)] = 3
+    n_samples: Annotated[int, Field(ge=2, le=10**9)] = 3
     """Samples; their scores' mean is given, with its 95 % interval (`_low`, `_high`)."""
 
 
@@ -378,7 +387,7 @@ class ExplorerSettings:
 
     genes: tuple[str, ...] = ()
     """Genes to colour cells by; none: some that tell labels apart."""
-    max_cells: Annotated[int, Field(ge=100)] = 500_000
+    max_cells: Annotated[int, Field(ge=100, le=10**9)] = 500_000
     """Of more cells than this a sample is shown, each batch and label in proportion."""
 
 
@@ -404,23 +413,23 @@ class SimulateSettings:
 
     n_cells: Count = 6000
     """Cells in all."""
-    n_genes: Annotated[int, Field(ge=50)] = 1500
+    n_genes: Annotated[int, Field(ge=50, le=10**9)] = 1500
     """Genes."""
     n_reference_batches: Count = 6
     """Reference batches."""
     n_query_batches: Count = 2
     """Query batches, of another chemistry (a stronger shift)."""
-    n_lineages: Annotated[int, Field(ge=2)] = 5
+    n_lineages: Annotated[int, Field(ge=2, le=10**9)] = 5
     """Lineages of the cell-type tree."""
-    n_types_per_lineage: Annotated[int, Field(ge=1)] = 3
+    n_types_per_lineage: Annotated[int, Field(ge=1, le=10**9)] = 3
     """Cell types a lineage."""
-    depth: Annotated[float, Field(gt=0)] = 450.0
+    depth: Annotated[float, Field(gt=0, le=1e6)] = 450.0
     """Median counts of a reference cell, of all genes together."""
-    proteins: Annotated[int, Field(ge=0)] = 0
+    proteins: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Proteins (CITE-seq), with known background and foreground; 0: none."""
-    missing_proteins: Annotated[int, Field(ge=0)] = 3
+    missing_proteins: Annotated[int, Field(ge=0, le=10**9)] = 3
     """Proteins that the first reference batch and the first query batch lack."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the simulation."""
 
 
@@ -450,7 +459,7 @@ class FinalSettings:
     """Classifier variant; null: fixed if it is among `variants`, else the first of them."""
     strategy: Strategy | None = None
     """Strategy; null: the first of `strategies`."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed; null: the first of `seeds`."""
 
 
@@ -497,7 +506,7 @@ class Config(DataConfig):
     """scANVI's classifiers to train and compare."""
     strategies: list[Strategy] = field(default_factory=lambda: ["per_batch", "joint"])
     """How query batches are mapped."""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[Seed] = field(default_factory=lambda: [0])
     """Replicates of training and mapping."""
     final: FinalSettings = field(default_factory=FinalSettings)
     """Which variant, strategy and seed is the answer."""
@@ -521,7 +530,7 @@ class Config(DataConfig):
     """Jobs of the mapping."""
     denoise: DenoiseSettings = field(default_factory=DenoiseSettings)
     """Denoised genes and proteins (CITE-seq)."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1e5)] = 5.0
     """Minutes between checkpoints of a training."""
     label_tree: str | None = None
     """Sheet of labels and their parents (columns child, parent), or of labels and their levels (the

@@ -1,6 +1,8 @@
 """Every bad input has a clear error before anything trains: code, expected, found, mend."""
 
+import gzip
 import json
+import os
 from dataclasses import replace
 
 import anndata
@@ -10,7 +12,7 @@ import pytest
 from conftest import CONFIG
 from scipy import sparse
 
-from atlasmap.config import check_mappable, load_config
+from atlasmap.config import check_mappable, load_config, read_config
 from atlasmap.data.blocks import in_blocks
 from atlasmap.data.prepare import (
     checked_dataset,
@@ -22,7 +24,9 @@ from atlasmap.data.readers import read_any
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
+from atlasmap.files import check_input
 from atlasmap.settings import DataConfig, DataSettings
+from atlasmap.trust.tree import read_levels
 
 
 def caught(code: str, function, *args, **kwargs) -> AtlasmapError:
@@ -411,6 +415,8 @@ def test_query_batches_are_found(rows):
 
 # --- config and sheet
 
+HEADER = "id\tpath\trole\tlabel_key\n"
+
 
 def test_an_unknown_config_key_names_the_nearest():
     error = caught("CONFIG_INVALID", load_config, {"atlas": "a", "datasets": "d", "varaints": []})
@@ -430,6 +436,12 @@ def test_an_unknown_config_key_names_the_nearest():
         {"scvi": {"n_latent": 0}}, {"data": {"min_gene_overlap": 1.5}}, {"atlas": "a b"},
         {"final": {"variant": "linear"}, "variants": ["fixed"]}, {"final": {"seed": 9}},
         {"strategies": ["joint"], "final": {"strategy": "per_batch"}},
+        {"scvi": {"train": {"learning_rate": float("inf")}}}, {"seeds": [-1]}, {"seeds": [2**32]},
+        {"surgery": {"gradient_clip": float("inf")}}, {"surgery": {"gradient_clip": float("nan")}},
+        {"surgery": {"max_epochs": 1e22}}, {"scvi": {"train": {"learning_rate": 1e9}}},
+        {"scvi": {"n_hidden": 10**9}}, {"data": {"memory_gb": float("nan")}},
+        {"scanvi": {"classification_ratio": float("inf")}}, {"checkpoint_minutes": float("inf")},
+        {"umap": {"min_dist": float("inf")}}, {"simulate": {"depth": 1e300}},
     ],
 )  # fmt: skip
 def test_wrong_config_values(wrong):
@@ -440,9 +452,6 @@ def test_wrong_config_values(wrong):
 
 def test_required_config_keys():
     assert "atlas is required" in caught("CONFIG_INVALID", load_config, {"datasets": "d"}).found
-
-
-HEADER = "id\tpath\trole\tlabel_key\n"
 
 
 @pytest.mark.parametrize(
@@ -456,12 +465,67 @@ HEADER = "id\tpath\trole\tlabel_key\n"
         (HEADER + "a\tbuiltin:pbmc\treference\tl\n", "SHEET_BUILTIN", "builtin:pbmc"),
         (HEADER + "a\tx\treference\n", "SHEET_COLUMNS", "row 1"),
         ("id,path,role\na,x,reference\n", "SHEET_COLUMNS", "'id,path,role'"),
+        ("id\tpath\trole\tpath\na\tx\treference\ty\n", "SHEET_COLUMNS", "path"),
+        (HEADER + 'a\t"x\treference\tl\nb\ty"\tquery\t\n', "SHEET_QUOTES", "row 1"),
+        (HEADER + "a\tx\treference\tl\nb\ty\tquery\t" + "x" * 140_000, "SHEET_QUOTES", "row 2"),
+        ("# nothing but a comment\n", "SHEET_COLUMNS", "''"),
     ],
 )
 def test_wrong_sheets(tmp_path, text, code, said):
     path = tmp_path / "sheet.tsv"
     path.write_text(text)
     assert said in caught(code, read_sheet, path).found
+
+
+SAVED_AS = {
+    "utf-16": (lambda text: text.encode("utf-16"), "UTF-16", "iconv -f UTF-16"),
+    "utf-16 without a mark": (lambda text: text.encode("utf-16-le"), "binary", "iconv -f UTF-16"),
+    "latin-1": (lambda text: text.encode("latin-1"), "line 2", "iconv -f LATIN1"),
+    "gzip": (lambda text: gzip.compress(text.encode()), "gzip", "gunzip"),
+    "xlsx": (lambda text: b"PK\x03\x04" + text.encode(), "workbook", "export"),
+    "xls": (lambda text: b"\xd0\xcf\x11\xe0" + text.encode(), "workbook", "export"),
+    "empty": (lambda text: b"\xef\xbb\xbf\n", "empty", "write"),
+}
+
+
+@pytest.mark.parametrize(("save", "said", "mend"), SAVED_AS.values(), ids=SAVED_AS)
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (read_sheet, HEADER + "a\tä\treference\tl\n"),
+        (lambda path: read_levels(path, ["ä"]), "child\tparent\nä\tb\n"),
+        (read_config, "atlas: a\ndatasets: ä\n"),
+    ],
+    ids=["sheet", "label tree", "config"],
+)
+def test_texts_that_are_not_utf8_say_how_to_save_them(tmp_path, read, text, save, said, mend):
+    path = tmp_path / "text"
+    path.write_bytes(save(text))
+    error = caught("TEXT_UNREADABLE", read, path)
+    assert said in error.found and mend in error.mend
+    path.write_text(text, encoding="utf-8-sig")
+    assert read(path)
+
+
+@pytest.mark.parametrize("text", ["- a\n", "atlas: [\n", "atlas: a\n\tb: c\n", "nothing"])
+def test_a_config_that_is_no_yaml_of_keys(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    caught("CONFIG_YAML", read_config, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("text", ["child\n", "one column\na\n", 'child,parent\n"a,b\n'])
+def test_a_label_tree_that_is_no_table(tmp_path, text):
+    (tmp_path / "tree.csv").write_text(text)
+    caught("LABEL_TREE", read_levels, tmp_path / "tree.csv", ["a"])
+
+
+def test_paths_that_no_job_could_open(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5ad")
+    (tmp_path / "{a}.h5ad").touch()
+    for name, code in [("pipe", "FILE_KIND"), ("{a}", "PATH_BRACES"), ("none", "FILE_MISSING")]:
+        path = tmp_path / f"{name}.h5ad"
+        caught(code, check_input, path, "`path`")
+        caught(code, read_any, path)
 
 
 def test_a_sheet_saved_by_a_spreadsheet_is_read(tmp_path):

@@ -108,6 +108,18 @@ def test_bad_config_stops_before_anything_trains(tmp_path, config, said):
     assert not list((folder / TOP).glob("seed*/reference"))
 
 
+def test_braces_in_texts_and_in_the_configs_path_are_no_wildcards(tmp_path):
+    folder = new_folder(tmp_path / "{here}", CONFIG | {"unlabeled_category": "{none}"})
+    (folder / "atlas.h5ad").rename(tmp_path / "atlas.h5ad")
+    write(folder, CONFIG | {"unlabeled_category": "{none}", "data_dir": str(tmp_path)}, SHEET)
+    snakemake(folder, "check")
+    contract = json.loads((folder / TOP / "data/contract.json").read_text())
+    assert contract["configfiles"] == [str(folder / "config.yaml")]
+    assert jobs(snakemake(folder, "-n"))["train_twin_scvi"] == 1
+    write(folder, CONFIG, SHEET)
+    assert "PATH_BRACES" in snakemake(folder, "-n", ok=False)
+
+
 def test_a_bad_query_stops_before_anything_trains(tmp_path):
     folder = new_folder(tmp_path)
     adata = anndata.read_h5ad(folder / "atlas.h5ad")

@@ -26,11 +26,20 @@ CONFIG = {
     "scvi": {"n_hidden": 16, "n_latent": 5, "train": {"max_epochs": 4}},
     "scanvi": {"train": {"max_epochs": 4}},
     "surgery": {"max_epochs": 3},
+    "card": {"description": "of {atlas} and {nobody}"},  # which Snakemake must leave alone
 }
 VALIDATION = {"scheme": "validation", "min_cells": 5}  # no twin is trained
 SHEET = [
     ["id", "path", "role", "batch_key", "label_key", "truth_key", "obs_filter"],
-    ["ref", "atlas.h5ad", "reference", "batch", "cell_type", "", "role == 'reference'"],
+    [
+        "ref",
+        "atlas.h5ad",
+        "reference",
+        "batch",
+        "cell_type",
+        "",
+        "role == 'reference' and batch != '{no}'",
+    ],
     ["zoe", "atlas.h5ad", "query", "batch", "", "cell_type", "batch == 'Zoë/1 a'"],
     ["b", "atlas.h5ad", "query", "batch", "", "cell_type", "batch == 'b.2'"],
 ]

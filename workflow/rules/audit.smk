@@ -45,9 +45,8 @@ rule audit_strategies:
         seed=FINAL.seed,
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         joint=lambda w, input: os.path.dirname(input.joint[0]),
-        per_batch=lambda w: " ".join(
-            f"--per_batch={shlex.quote(path)}"
-            for path in of_mappings(FINAL.seed, AUDITED, "per_batch", "latent.h5ad")
+        per_batch=lambda w: repeated(
+            "per_batch", of_mappings(FINAL.seed, AUDITED, "per_batch", "latent.h5ad")
         ),
         out=subpath(output[0], parent=True),
         numerics=NUMERICS["surgery"],
@@ -102,11 +101,11 @@ rule audit_reference:
             os.path.dirname(path)
             for path in of_mappings(FINAL.seed, AUDITED, "per_batch", "latent.h5ad")
         ],
-        de_novo=lambda w, input: " ".join(
-            f"--de_novo={shlex.quote(os.path.dirname(path))}" for path in input.de_novo
+        de_novo=lambda w, input: repeated(
+            "de_novo", map(os.path.dirname, input.de_novo)
         ),
         out=subpath(output[0], parent=True),
-        unlabeled=CONFIG.unlabeled_category,
+        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["classification"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"

@@ -42,7 +42,7 @@ rule score_labels:
     params:
         runs=shlex.quote(json.dumps(label_runs())),
         opinions=shlex.quote(json.dumps(opinion_runs())),
-        unlabeled=CONFIG.unlabeled_category,
+        unlabeled=as_is(CONFIG.unlabeled_category),
         out=subpath(output.fitness, parent=True),
         numerics=NUMERICS["classification"],
     shell:
@@ -77,11 +77,9 @@ rule score_embeddings:
         runtime=minutes("score_embeddings", 360),
     params:
         runs=lambda w: shlex.quote(json.dumps(runs_of(w))),
-        counts=lambda w, input: " ".join(
-            f"--counts={shlex.quote(c)}" for c in input.counts
-        ),
+        counts=lambda w, input: repeated("counts", input.counts),
         settings=settings_of("benchmark"),
-        unlabeled=CONFIG.unlabeled_category,
+        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["scib"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"

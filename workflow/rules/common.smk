@@ -21,7 +21,7 @@ from atlasmap.config import (
 from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.files import cells_file, model_file
-from atlasmap.files import slug, unslug
+from atlasmap.files import check_input, slug, unslug
 from atlasmap.packing import jobs, members
 from atlasmap.settings import GPU_RULES, NUMERICS, DataConfig
 
@@ -36,6 +36,17 @@ PARTITION_FILE = Path(
     )
 )
 CONDA = str(ROOT / "envs" / "atlasmap.yaml")
+
+
+def as_is(text):
+    """A parameter with a user's text in it: of a plain one Snakemake takes braces for wildcards."""
+    return lambda w: text
+
+
+def repeated(flag, values):
+    """A flag as often as there are values."""
+    return " ".join(f"--{flag}={shlex.quote(str(value))}" for value in values)
+
 
 CONFIG = load_config(config)
 # A trained reference is mapped onto: nothing is trained here.
@@ -58,9 +69,8 @@ MODELS = ["totalvi"] if CITESEQ else CONFIG.variants if LABELLED else ["scvi"]
 FINAL = final_of(CONFIG)
 FINAL_MODEL = FINAL.variant if FINAL.variant in MODELS else MODELS[0]
 # For the record in contract.json.
-CONFIGFILES = " ".join(
-    f"--configfiles={shlex.quote(str(Path(f).absolute()))}"
-    for f in workflow.overwrite_configfiles
+CONFIGFILES = repeated(
+    "configfiles", [Path(f).absolute() for f in workflow.overwrite_configfiles]
 )
 PARTITIONS = read_partitions(PARTITION_FILE) if PARTITION_FILE.is_file() else {}
 GPU = 0 if CONFIG.device == "cpu" else 1
@@ -104,7 +114,14 @@ def taken_file(path, name):
     """A file of a trained reference: where it is, or will be once it is fetched."""
     if "://" in path:
         return f"results/{CONFIG.atlas}/data/sources/{name}"
-    return str(found_beside(path, ROOT))
+    return named_input(path, "`reference`")
+
+
+def named_input(path, key):
+    """A file or folder that a key of the config names; raises FILE_*, PATH_BRACES."""
+    found = found_beside(path, ROOT)
+    check_input(found, key)
+    return str(found)
 
 
 def taken_folder():
@@ -178,13 +195,7 @@ def source_path(dataset, column="path"):
         if first.path == named:
             return f"results/{CONFIG.atlas}/data/sources/{name}"
     path = DATA_DIR / Path(named).expanduser()
-    if not path.exists():
-        raise AtlasmapError(
-            "FILE_MISSING",
-            expected=f"the file that {SHEET} names for {dataset.id}",
-            found=f"nothing at {path.absolute()}",
-            mend=f"correct `{column}` in the sheet, or `data_dir` in the config",
-        )
+    check_input(path, f"`{column}` of {dataset.id} in {SHEET}")
     return str(path)
 
 
@@ -251,7 +262,7 @@ def data_flag(*settings):
     keys = [f.name for f in fields(DataConfig) if f.name != "data" and f.name in config]
     data = config.get("data") or {}
     block = {"data": {key: data[key] for key in settings if key in data}}
-    return as_flag("config", block | {key: config[key] for key in keys})
+    return as_is(as_flag("config", block | {key: config[key] for key in keys}))
 
 
 def batches_of(dataset):
@@ -379,18 +390,20 @@ def minutes(rule, first, an_input=0):
 
 def settings_of(*keys):
     """Config blocks as command-line flags: what the user set, so that defaults may be improved."""
-    return " ".join(as_flag(key, config.get(key) or {}) for key in keys)
+    return as_is(" ".join(as_flag(key, config.get(key) or {}) for key in keys))
 
 
 def label_tree():
     """The sheet of labels and their parents, if there is one."""
-    return str(found_beside(CONFIG.label_tree, ROOT)) if CONFIG.label_tree else []
+    return named_input(CONFIG.label_tree, "`label_tree`") if CONFIG.label_tree else []
 
 
 def calibration_flag(*keys):
     """Those keys of the calibration block that a job depends on; others are no rerun trigger."""
     block = config.get("calibration") or {}
-    return as_flag("calibration", {key: block[key] for key in keys if key in block})
+    return as_is(
+        as_flag("calibration", {key: block[key] for key in keys if key in block})
+    )
 
 
 def calibration_of(w):

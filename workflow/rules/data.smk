@@ -111,13 +111,11 @@ checkpoint write_contract:
         mem_mb=memory("write_contract", 1000),
         runtime=minutes("write_contract", 10),
     params:
-        configfiles=CONFIGFILES,
+        configfiles=as_is(CONFIGFILES),
         tree=lambda w, input: (
             f"--label_tree={shlex.quote(input.tree)}" if input.tree else ""
         ),
-        masked=" ".join(
-            f"--masked={shlex.quote(name)}" for name in CONFIG.data.mask_proteins
-        ),
+        masked=as_is(repeated("masked", CONFIG.data.mask_proteins)),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " write-contract {input.queries:q} --reference {input.reference:q}"

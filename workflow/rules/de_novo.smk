@@ -25,7 +25,7 @@ rule join_cohort:
         mem_mb=memory("join_cohort", 1500, 6),
         runtime=minutes("join_cohort", 30),
     params:
-        unlabeled=CONFIG.unlabeled_category,
+        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"

@@ -91,7 +91,7 @@ rule plot_embeddings:
                 ]
             )
         ),
-        unlabeled=CONFIG.unlabeled_category,
+        unlabeled=as_is(CONFIG.unlabeled_category),
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
     shell:
@@ -222,7 +222,7 @@ rule plot_proteins:
             FINAL.seed, FINAL_MODEL, FINAL.strategy, "denoised.h5ad"
         ),
         out=subpath(output[0], parent=True),
-        unlabeled=CONFIG.unlabeled_category,
+        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["figures"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"

@@ -27,9 +27,7 @@ rule write_explorer:
         mem_mb=memory("write_explorer", 2000, 10),
         runtime=minutes("write_explorer", 30),
     params:
-        counts=lambda w, input: " ".join(
-            f"--counts={shlex.quote(c)}" for c in input.counts
-        ),
+        counts=lambda w, input: repeated("counts", input.counts),
         settings=settings_of("explorer"),
         numerics=NUMERICS["pages"],
     shell:

@@ -18,10 +18,10 @@ rule prepare_reference:
         runtime=minutes("prepare_reference", 60),
         checking=CHECKING,
     params:
-        datasets=shlex.quote(
+        datasets=lambda w: shlex.quote(
             json.dumps([row(d, "label_key", "gene_lengths") for d in REFERENCES])
         ),
-        queries=(
+        queries=lambda w: (
             "--queries "
             + shlex.quote(json.dumps([row(d, "gene_lengths") for d in CHOOSING]))
             if CHOOSING
@@ -68,13 +68,9 @@ rule train_scvi:
         running=RUNNING,
     params:
         settings=settings_of("scvi"),
-        categorical=" ".join(
-            f"--categorical={shlex.quote(c)}" for c in CONFIG.categorical_covariates
-        ),
-        continuous=" ".join(
-            f"--continuous={shlex.quote(c)}" for c in CONFIG.continuous_covariates
-        ),
-        unlabeled=CONFIG.unlabeled_category,
+        categorical=as_is(repeated("categorical", CONFIG.categorical_covariates)),
+        continuous=as_is(repeated("continuous", CONFIG.continuous_covariates)),
+        unlabeled=as_is(CONFIG.unlabeled_category),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["scvi"],
     shell:
@@ -146,13 +142,9 @@ rule train_totalvi:
         running=RUNNING,
     params:
         settings=settings_of("totalvi"),
-        categorical=" ".join(
-            f"--categorical={shlex.quote(c)}" for c in CONFIG.categorical_covariates
-        ),
-        continuous=" ".join(
-            f"--continuous={shlex.quote(c)}" for c in CONFIG.continuous_covariates
-        ),
-        unlabeled=CONFIG.unlabeled_category,
+        categorical=as_is(repeated("categorical", CONFIG.categorical_covariates)),
+        continuous=as_is(repeated("continuous", CONFIG.continuous_covariates)),
+        unlabeled=as_is(CONFIG.unlabeled_category),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["totalvi"],
     shell:

@@ -27,31 +27,26 @@ rule take_reference:
         mem_mb=memory("take_reference", 3000, 6),
         runtime=minutes("take_reference", 60),
     params:
-        source=shlex.quote(taken_folder()),
+        source=as_is(taken_folder()),
         kind="--scvi_tools" if CONFIG.reference.scvi_tools else "",
         counts=f"--counts {CONFIG.counts}",
         adata=lambda w, input: (
             f"--adata={shlex.quote(input.adata)}" if input.adata else ""
         ),
         variant=(f"--variant {CONFIG.variants[0]}" if LABELLED and not CITESEQ else ""),
-        unlabeled=CONFIG.unlabeled_category,
-        columns=" ".join(
-            f"--{flag}={shlex.quote(name)}"
-            for flag, names in (
-                ("categorical", CONFIG.categorical_covariates),
-                ("continuous", CONFIG.continuous_covariates),
-                ("levels", CONFIG.label_levels),
-            )
-            for name in names
-        ),
+        unlabeled=as_is(CONFIG.unlabeled_category),
+        categorical=as_is(repeated("categorical", CONFIG.categorical_covariates)),
+        continuous=as_is(repeated("continuous", CONFIG.continuous_covariates)),
+        levels=as_is(repeated("levels", CONFIG.label_levels)),
         frozen="--frozen" if set(CONFIG.strategies) == {"frozen"} else "",
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " take-reference {params.source} --out {params.out:q} {params.kind} {params.adata}"
+        " take-reference {params.source:q} --out {params.out:q} {params.kind} {params.adata}"
         " {params.counts} {params.variant}"
-        " --unlabeled={params.unlabeled:q} {params.columns} {params.frozen}"
+        " --unlabeled={params.unlabeled:q} {params.categorical} {params.continuous}"
+        " {params.levels} {params.frozen}"
 
 
 rule describe_reference:

@@ -81,16 +81,14 @@ rule assemble:
     params:
         settings=settings_of("transfer"),
         latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
-        unlabeled=CONFIG.unlabeled_category,
-        queries=lambda w, input: " ".join(
-            f"--queries={shlex.quote(q)}" for q in input.queries
-        ),
+        unlabeled=as_is(CONFIG.unlabeled_category),
+        queries=lambda w, input: repeated("queries", input.queries),
         trust=lambda w, input: (
             f"--bundle={shlex.quote(os.path.dirname(input.calibration))}"
             if input.calibration
             else ""
         ),
-        levels=" ".join(f"--levels={shlex.quote(c)}" for c in CONFIG.label_levels),
+        levels=as_is(repeated("levels", CONFIG.label_levels)),
         tree=lambda w, input: f"--tree={shlex.quote(input.tree)}" if input.tree else "",
         out=subpath(output.atlas, parent=True),
         numerics=NUMERICS["transfer"],
@@ -129,10 +127,8 @@ rule second_opinions:
     params:
         settings=settings_of("transfer"),
         latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
-        queries=lambda w, input: " ".join(
-            f"--queries={shlex.quote(q)}" for q in input.queries
-        ),
-        unlabeled=CONFIG.unlabeled_category,
+        queries=lambda w, input: repeated("queries", input.queries),
+        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["transfer"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
@@ -205,9 +201,7 @@ rule publish:
         mem_mb=memory("publish", 500, 4),
         runtime=minutes("publish", 30),
     params:
-        seeds=lambda w, input: " ".join(
-            f"--seeds={shlex.quote(path)}" for path in input.seeds
-        ),
+        seeds=lambda w, input: repeated("seeds", input.seeds),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " publish {input.file:q} --out {output:q} {params.seeds}"

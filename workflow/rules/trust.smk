@@ -22,7 +22,7 @@ rule hold_out:
         memory=MEMORY,
     params:
         settings=calibration_flag("share"),
-        unlabeled=CONFIG.unlabeled_category,
+        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["hold_out"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"

@@ -151,9 +151,7 @@ def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> 
     """forecast.json of an atlas; raises PLAN_NO_DATA."""
     import json
 
-    import yaml
-
-    from atlasmap.config import load_config, merged
+    from atlasmap.config import load_config, merged, read_config
     from atlasmap.device import pick_device
     from atlasmap.forecast import as_json, corrections, forecast
     from atlasmap.probe import Sizes, probe
@@ -169,7 +167,7 @@ def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> 
     facts = json.loads(contract.read_text(encoding="utf-8"))
     given: dict = {}
     for path in configfile or facts["configfiles"] or ["config/config.yaml"]:
-        given = merged(given, yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        given = merged(given, read_config(Path(path)))
     config, sizes, chosen = load_config(given), Sizes.of(facts), pick_device(device)
     speeds = probe(sizes, config, chosen)
     raw = forecast(sizes, config, given, speeds)

@@ -48,7 +48,7 @@ class QueryColumns:
     protein_zeros: Literal["", "missing", "measured"] = ""
     """What a protein is that is zero in all cells of a batch."""
     obs_filter: str = ""
-    """pandas expression over obs; only cells for which it holds are mapped."""
+    """Comparisons of columns of obs; only cells for which they hold are mapped."""
 
 
 @Parameter(name="*")

@@ -4,7 +4,8 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from atlasmap.data.sheet import Dataset
+from atlasmap.data.filters import kept
+from atlasmap.data.sheet import Dataset, filter_invalid
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import slug
 from atlasmap.settings import DataConfig
@@ -43,17 +44,11 @@ def filtered(adata: anndata.AnnData, dataset: Dataset) -> anndata.AnnData:
     """Cells for which the sheet's expression holds; raises FILTER_* and CELLS_DUPLICATED."""
     if dataset.obs_filter:
         try:
-            keep = pd.Series(adata.obs.eval(dataset.obs_filter), index=adata.obs_names)
-            if keep.dtype != bool:
-                raise TypeError(f"gives {keep.dtype}, not true or false for each cell")
-        except Exception as error:
-            raise AtlasmapError(
-                "FILTER_INVALID",
-                expected="a pandas expression over obs",
-                found=f"{dataset.obs_filter!r} for {dataset.id}: {error}",
-                mend=f"columns are: {listed(adata.obs.columns, 40)}; quote strings",
-            ) from error
-        adata = adata[keep.to_numpy()].copy()
+            keep = kept(adata.obs, dataset.obs_filter)
+        except ValueError as error:
+            mend = f"columns are: {listed(adata.obs.columns, 40)}; quote texts"
+            raise filter_invalid(dataset, error, mend) from error
+        adata = adata[keep].copy()
     if adata.n_obs == 0:
         raise AtlasmapError(
             "FILTER_EMPTY",

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from atlasmap.data.blocks import BYTES, ROWS
 from atlasmap.errors import AtlasmapError
+from atlasmap.files import check_input
 
 FORMATS = ".h5ad, .h5mu, 10x .h5, a folder with matrix.mtx[.gz], .zarr"
 
@@ -137,7 +138,7 @@ def read_lazily(path: str | Path, *, obsm: bool) -> anndata.AnnData:
     `obsm` (embeddings of millions of cells are large) where it is asked for. Raises FILE_* errors.
     """
     path = Path(path)
-    check_there(path)
+    check_input(path, "`path`")
     if path.suffix == ".h5ad":
         open_hdf5(path)
     elif path.suffix != ".zarr":
@@ -163,21 +164,10 @@ def stored_bytes(path: str | Path) -> int:
     return BYTES * max(sizes, default=0)
 
 
-def check_there(path: Path) -> None:
-    """Raise FILE_MISSING."""
-    if not path.exists():
-        raise AtlasmapError(
-            "FILE_MISSING",
-            expected="the file or folder that the sheet names",
-            found=f"nothing at {path.absolute()}",
-            mend="correct `path` in the sheet, or `data_dir` in the config",
-        )
-
-
 def read_any(path: str | Path) -> anndata.AnnData:
     """The AnnData in `path`; raises FILE_* errors."""
     path = Path(path)
-    check_there(path)
+    check_input(path, "`path`")
     if path.suffix == ".zarr":
         return read_by(lambda: anndata.read_zarr(path), path, "a .zarr")
     readers = {".h5ad": anndata.read_h5ad, ".h5": read_10x_h5, ".h5mu": read_h5mu}

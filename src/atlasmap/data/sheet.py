@@ -1,6 +1,7 @@
 """The sheet of data sets: one row a file, tab separated, checked against a closed schema."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -9,7 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from atlasmap.config import checked
+from atlasmap.data.filters import parsed
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.files import read_text
 from atlasmap.settings import CLOSED
 
 BUILTIN = ("builtin:pbmc68k", "builtin:simulated")
@@ -48,7 +51,8 @@ class Dataset:
     """What a protein is that is zero in all cells of a batch: missing (not measured there) or
     measured (no cell has it). Empty: such a protein is an error."""
     obs_filter: str = ""
-    """pandas expression over obs; only cells for which it holds are used."""
+    """Comparisons of columns of obs, as in `batch in ['a', 'b'] and n_genes >= 200`; only cells for
+    which they hold are used."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """Checksum of the file at a URL, when it is known."""
 
@@ -76,29 +80,61 @@ def read_sheet(path: Path, *, trained: bool = False) -> list[Dataset]:
             found=f"no file {path}",
             mend="give its path relative to the working directory or the repository",
         )
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        lines = [line for line in file if line.strip() and not line.startswith("#")]
-    if lines and "\t" not in lines[0]:
-        raise AtlasmapError(
-            "SHEET_COLUMNS",
-            expected="columns separated by tabs",
-            found=f"none in the first line of {path}: {lines[0].strip()[:100]!r}",
-            mend="save it as tab-separated text",
-        )
-    rows = list(csv.DictReader(lines, delimiter="\t"))
+    header, rows = split_rows(read_text(path, "the sheet of data sets"), path)
     datasets = []
     for n, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            raise AtlasmapError(
-                "SHEET_COLUMNS",
-                expected=f"{len(rows[0])} tab-separated values in every row",
-                found=f"row {n} of {path} has more or fewer",
-                mend="separate values by tabs; leave a value empty rather than out",
-            )
-        given = {key.strip(): value.strip() for key, value in row.items() if value.strip()}
+        given = {key: value for key, value in zip(header, row, strict=True) if value}
         datasets.append(checked(Dataset, given, f"{path}, row {n}", "SHEET"))
     check_sheet(datasets, path, trained)
     return datasets
+
+
+def split_rows(text: str, path: Path) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns, and values of each row; raises SHEET_COLUMNS, SHEET_QUOTES."""
+    lines = [
+        line for line in re.split("\r\n|\r|\n", text) if line.strip() and not line.startswith("#")
+    ]
+    if not lines or "\t" not in lines[0]:
+        raise AtlasmapError(
+            "SHEET_COLUMNS",
+            expected="columns separated by tabs",
+            found=f"none in the first line of {path}: {''.join(lines[:1]).strip()[:100]!r}",
+            mend="save it as tab-separated text",
+        )
+    header, *rows = (split_line(line, n, path) for n, line in enumerate(lines))
+    named = [name for name in header if name]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise AtlasmapError(
+            "SHEET_COLUMNS",
+            expected="every column once",
+            found=f"more than once in the first line of {path}: {listed(twice)}",
+            mend="leave one of them out",
+        )
+    for n, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise AtlasmapError(
+                "SHEET_COLUMNS",
+                expected=f"{len(header)} tab-separated values in every row",
+                found=f"row {n} of {path} has {len(row)}",
+                mend="separate values by tabs; leave a value empty rather than out",
+            )
+    return header, rows
+
+
+def split_line(line: str, n: int, path: Path) -> list[str]:
+    """Values of a line (the first is 0), without the quotes that spreadsheets put around some."""
+    try:
+        (values,) = csv.reader([line], delimiter="\t", strict=True)
+    except csv.Error as error:
+        raise AtlasmapError(
+            "SHEET_QUOTES",
+            expected="values of under 131,072 characters, and a quote at the end of each that "
+            "begins with one",
+            found=f"{f'row {n}' if n else 'the first line'} of {path}: {error}",
+            mend="take the quote out, or double quotes inside of a quoted value",
+        ) from error
+    return [value.strip() for value in values]
 
 
 def check_sheet(datasets: list[Dataset], path: Path, trained: bool) -> None:
@@ -135,6 +171,8 @@ def check_sheet(datasets: list[Dataset], path: Path, trained: bool) -> None:
             found=f"one in the query rows {listed(odd)}",
             mend="call it truth_key: it is used for scoring and never shown to a model",
         )
+    for dataset in datasets:
+        check_filter(dataset)
     unknown = [d.path for d in datasets if d.path.startswith("builtin:") and d.path not in BUILTIN]
     if unknown:
         raise AtlasmapError(
@@ -143,3 +181,22 @@ def check_sheet(datasets: list[Dataset], path: Path, trained: bool) -> None:
             found=listed(unknown),
             mend="correct the path",
         )
+
+
+def filter_invalid(dataset: Dataset, error: ValueError, mend: str) -> AtlasmapError:
+    """FILTER_INVALID."""
+    return AtlasmapError(
+        "FILTER_INVALID",
+        expected="comparisons of columns of obs: batch in ['a', 'b'] and n_genes >= 200",
+        found=f"{dataset.obs_filter[:200]!r} for {dataset.id}: {error}",
+        mend=mend,
+    )
+
+
+def check_filter(dataset: Dataset) -> None:
+    """What can be seen of a filter before there are cells; raises FILTER_INVALID."""
+    try:
+        if dataset.obs_filter:
+            parsed(dataset.obs_filter)
+    except ValueError as error:
+        raise filter_invalid(dataset, error, "correct obs_filter; quote texts") from error

@@ -1,8 +1,10 @@
 """A tree of labels: probabilities rolled up, and what ambiguous labels have in common."""
 
+import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.files import read_text
 
 ROOT = ""  # above the topmost labels
 
@@ -104,9 +107,13 @@ def read_levels(path: Path, labels: list[str]) -> Levels:
     """From a sheet (comma or tab separated): either columns child and parent, or a row a label, its
     name first, and columns with "level" in their names, the topmost first (as the HLCA has them).
 
-    Raises LABEL_TREE for other columns, two parents of one label, or a circle.
+    Raises LABEL_TREE for other columns, two parents of one label, or a circle; TEXT_UNREADABLE.
     """
-    table = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False)
+    text = StringIO(read_text(path, "the sheet of labels (label_tree)"))
+    try:
+        table = pd.read_csv(text, sep=None, engine="python", dtype=str, keep_default_na=False)
+    except (ValueError, csv.Error) as error:
+        raise wrong(path, str(error).splitlines()[0]) from error
     table = table.apply(lambda column: column.str.strip())
     levels = [column for column in table if "level" in column.lower()]
     if {"child", "parent"} <= set(table):
