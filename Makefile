@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test test-slurm parity bench bench-gpu bench-streaming env env-cellxgene docs vendor lint schemas lock clean
+.PHONY: run test test-slurm fuzz parity bench bench-gpu bench-streaming env env-cellxgene docs vendor lint schemas lock clean
 
 run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
@@ -14,6 +14,10 @@ test: env .venv/dev.stamp
 # On a Slurm of its own on this machine (root, Debian); some twenty minutes.
 test-slurm: env .venv/dev.stamp
 	@$(BIN)/python -m pytest tests/slurm -k "$(ONLY)"
+
+# Hundreds of altered files through the commands that read data (some minutes). SEED=N: that seed.
+fuzz: env .venv/dev.stamp
+	@$(BIN)/python tests/fuzz/fuzz.py $(if $(SEED),--seed $(SEED))
 
 # Against scvi-tools 1.4.2 itself, in an environment of its own: models out and in again, then both
 # trained on two atlases with three seeds (hours on a CPU). Writes tests/parity/REPORT.md.

@@ -29,6 +29,7 @@ from atlasmap.cluster.failures import (
 )
 from atlasmap.cluster.slurm import JobTimes
 from atlasmap.cluster.stopping import Stopped
+from atlasmap.cluster.why import explain
 from atlasmap.errors import AtlasmapError
 from atlasmap.inference import CHUNK, embed
 from atlasmap.models.layers import Stack
@@ -195,6 +196,25 @@ def test_an_attempt_that_is_killed_is_not_known_by_an_older_record(tmp_path):
     process.kill()
     process.wait()
     assert read_failure(log) is None and hopeless(log, words, 2) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT])
+def test_a_crash_is_called_a_crash_and_not_tried_again(tmp_path, number):
+    log = tmp_path / "logs" / "a.log"
+    words = ["simulate", "--out", str(tmp_path / "s.h5ad"), "--n_cells", "400000"]
+    process = subprocess.Popen([ATLASMAP, "--log", str(log), *words])
+    until = time.monotonic() + 20
+    while not (log.exists() and log.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == -number and read_failure(log) is None
+    text = " ".join(explain(str(log), tmp_path).split())
+    assert "failed (crash;" in text and "crashed by itself" in text and "outside" not in text
+    log.unlink()  # as Snakemake does before it tries again
+    assert run(log, "--attempt", "2", *words).returncode == EXIT_CODES["crash"]
+    failure = read_failure(log)
+    assert failure.kind == "crash" and "Fatal" not in failure.found and not failure.transient
+    assert "a.attempt1.log" in failure.found and not list(tmp_path.glob("*.h5ad"))
 
 
 def test_walltime_outside_of_training_is_called_so(monkeypatch):

@@ -18,7 +18,7 @@ from atlasmap.data import memory, streamed
 from atlasmap.data.blocks import depths, in_blocks, write_h5ad
 from atlasmap.data.genes import seurat_v3
 from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_reference
-from atlasmap.data.readers import read_lazily
+from atlasmap.data.readers import Wanted, read_any
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.data.streamed import StreamedCounts
@@ -39,9 +39,10 @@ def with_no_room(config: DataConfig) -> DataConfig:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """So that a tiny atlas has many of them."""
-    for module in ("blocks", "readers"):
+    for module in ("blocks", "stored"):
         monkeypatch.setattr(f"atlasmap.data.{module}.ROWS", 37)
-    monkeypatch.setattr("atlasmap.data.blocks.PIECE", 101)
+    for module in ("blocks", "structure"):
+        monkeypatch.setattr(f"atlasmap.data.{module}.PIECE", 101)
     monkeypatch.setattr(streamed, "WINDOW", 40_000)  # bytes: some 150 cells
 
 
@@ -123,7 +124,7 @@ def test_variable_genes_are_scanpys(simulated, tmp_path, n):
     dense[::60, 30:40] = 3000  # a few cells with far more than others: counts are clipped
     cells.X = sparse.csr_matrix(dense)
     cells.write_h5ad(tmp_path / "x.h5ad")
-    lazy = read_lazily(tmp_path / "x.h5ad", obsm=False)
+    lazy = read_any(tmp_path / "x.h5ad", Wanted(lazily=True))
     assert (seurat_v3(lazy, n, 0.5) == seurat_v3(cells, n, 0.5)).all()
 
 

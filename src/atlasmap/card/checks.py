@@ -51,7 +51,7 @@ def counts_of(
             found=f"{int((genes < 0).sum())} are not there",
             mend="give the prepared reference of the run that trained this bundle",
         )
-    return as_csr(matrix_at(cells, layer)[at][:, genes])
+    return as_csr(matrix_at(cells, layer, "the cells")[at][:, genes])
 
 
 def as_cells(

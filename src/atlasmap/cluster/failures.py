@@ -5,9 +5,11 @@ leaves at once if nothing could have changed.
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shlex
 import socket
 import time
@@ -33,6 +35,7 @@ EXIT_CODES = {
     "disk_full": 9,
     "not_writable": 10,
     "io": 11,
+    "crash": 12,
 }
 # Another attempt may succeed: it is given more memory and time, or another node.
 TRANSIENT = {"host_memory", "preempted", "walltime", "missing_gpu", "io"}
@@ -68,7 +71,11 @@ MEND = {
     "not_writable": "make results/ writable for the jobs",
     "io": "nothing, if it happens once; else ask about the disk or the network",
     "missing_gpu": "nothing, if it happens once; else leave out this node (sinfo -R)",
+    "crash": "another attempt would crash again: try another node (a broken disk or memory), make "
+    "the environment anew (a broken library); else please report it with the log",
 }
+# What Python's faulthandler writes when a signal of the process's own making ends it.
+CRASHED = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ def kind_of(error: BaseException) -> str:
         return "walltime" if error.kind == "preempted" and near_end() else error.kind
     if isinstance(error, BatchesFailed):
         return error.kind
+    if isinstance(error, Crashed):
+        return "crash"
     if isinstance(error, AtlasmapError):
         deeper = kind_of(error.__cause__) if error.__cause__ else "bug"
         return KIND_OF_CODE.get(error.code, "bad_input" if deeper == "bug" else deeper)
@@ -180,8 +189,23 @@ def write_failure(failure: Failure, log: Path) -> None:
     os.replace(aside, failure_path(log))
 
 
+class Crashed(Exception):
+    """An earlier attempt ended itself by a signal (SIGSEGV, SIGBUS, SIGABRT, …)."""
+
+
+def crash_of(log: Path) -> str | None:
+    """How the job with this log crashed, if its log says so; no record could be written then."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    said = CRASHED.findall(text)
+    return said[-1] if said else None
+
+
 def hopeless(log: Path, arguments: list[str], attempt: int) -> Failure | None:
     """The failure of an earlier attempt that this one would only repeat."""
+    kept = sorted(log.parent.glob(f"{glob.escape(log.stem)}.attempt{attempt - 1}*{log.suffix}"))
+    crash = crash_of(kept[-1]) if kept else None
+    if crash:
+        return failure_of(Crashed(f"{crash}, in {kept[-1]}"), arguments, attempt - 1)
     before = read_failure(log) if attempt > 1 else None
     if before is None or before.transient or before.inputs != inputs_hash(arguments):
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlasmap.cluster import slurm
-from atlasmap.cluster.failures import MEND, Failure, failure_path, read_failure
+from atlasmap.cluster.failures import MEND, Failure, crash_of, failure_path, read_failure
 from atlasmap.errors import AtlasmapError
 
 SLURM_LOGS = Path(".snakemake/slurm_logs")
@@ -35,6 +35,7 @@ SAID = {
     "node": "Its node failed",
     "cancelled": "It was cancelled",
     "killed": "It was killed from outside, or the machine went down: its log just ends",
+    "crash": "It crashed by itself; where it was stands at the end of its log",
 }
 CHANGE = MEND | {
     "node": "nothing: run snakemake again",
@@ -133,6 +134,8 @@ def kind(found: Traces) -> str:
         return said
     if not said and written_to(found.log):
         return "running"
+    if not said and crash_of(found.log):
+        return "crash"
     state = f"{found.facts.get('State', '')} {found.facts.get('JobState', '')}"
     for sign, name in SIGNS.items():
         if re.search(sign, state, re.IGNORECASE):

@@ -1,6 +1,7 @@
 """Entry point: the list of commands, logging, and failures with names."""
 
 import contextlib
+import faulthandler
 import fcntl
 import glob
 import logging
@@ -201,6 +202,7 @@ def attempted(words: list[str], path: Path, attempt: int) -> int:
     say_where(words, attempt)
     before = hopeless(path, words, attempt)
     if before:
+        write_failure(before, path)
         log.info("not tried again: attempt %d failed with %s", before.attempt, before.code)
         return before.exit_code
     # If this attempt is killed outright, it must not be known by what another one said.
@@ -251,6 +253,7 @@ def run(
 def main() -> None:
     """Run a command; exits with a code of `atlasmap.cluster.failures`."""
     set_environment()
+    faulthandler.enable()  # a crash says so in the log
     install()
     show_whole_help(sys.argv[1:])
     code = app.meta()

@@ -344,21 +344,25 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
 
 
 def checked_data(contract: dict) -> str:
-    """What was found in the data, in two lines."""
+    """What was found in the data, in two lines, and a line for each thing that was left out."""
     reference, queries = contract["reference"], contract["queries"]
     labels = reference.get("labels") or {}
     said = (
-        f"\nData are as they must be: reference of {reference['n_cells']:,} cells, "
+        f"\nChecked: reference of {reference['n_cells']:,} cells, "
         f"{len(reference.get('batches', {}))} batches, {len(labels) or 'no'} labels, "
         f"{reference['n_genes']:,} genes;\n"
     )
     n, overlap = (
         [fact.get(key, 1.0) for fact in queries.values()] for key in ("n_cells", "gene_overlap")
     )
+    facts = [reference, *queries.values()]
+    odd = {k: why for fact in facts for k, why in fact.get("unreadable", {}).items()}
+    left_out = "".join(f"left out of {k}, as it cannot be read: {why}\n" for k, why in odd.items())
     if not queries:
-        return f"{said}no query batches\n"
+        return f"{said}no query batches\n{left_out}"
     share = "all" if min(overlap) == 1 else f"at least {min(overlap):.1%}"
-    return f"{said}{sum(n):,} query cells in {len(queries)} batches, with {share} of these genes\n"
+    query = f"{sum(n):,} query cells in {len(queries)} batches, with {share} of these genes\n"
+    return said + query + left_out
 
 
 def verdict_table(fitness: pd.DataFrame) -> str:

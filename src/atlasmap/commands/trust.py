@@ -40,11 +40,11 @@ def hold_out(
         Memory (GB) that the job may use; without it 60 % of what it has.
     """
     from atlasmap.data.memory import has_room
-    from atlasmap.data.readers import read_lazily
+    from atlasmap.data.readers import Wanted, read_any
     from atlasmap.trust.heldout import split_off
 
     room = has_room([reference], memory_gb, copies=2)
-    cells = anndata.read_h5ad(reference) if room else read_lazily(reference, obsm=True)
+    cells = read_any(reference, Wanted("X", lazily=not room))
     parts = split_off(cells, calibration.share, unlabeled)
     for path, part in zip((twin, held_out), parts, strict=True):
         write_cells(part, path, compression=None)

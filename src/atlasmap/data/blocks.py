@@ -24,6 +24,13 @@ def is_lazy(matrix) -> bool:
     return hasattr(matrix, "dask")
 
 
+def as_stored(matrix) -> sparse.csr_matrix:
+    """CSR with values as they are."""
+    return (
+        matrix if sparse.issparse(matrix) and matrix.format == "csr" else sparse.csr_matrix(matrix)
+    )
+
+
 def as_csr(matrix) -> sparse.csr_matrix:
     """CSR in float32 with sorted indices and no stored zeros."""
     csr = sparse.csr_matrix(matrix, dtype=np.float32)

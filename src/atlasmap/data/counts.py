@@ -7,13 +7,16 @@ import anndata
 import numpy as np
 from scipy import sparse
 
-from atlasmap.data.blocks import as_csr, depths, each_block, in_blocks
+from atlasmap.data.blocks import as_csr, as_stored, depths, each_block, in_blocks
+from atlasmap.data.stored import check_readable
+from atlasmap.data.structure import Damaged
 from atlasmap.errors import AtlasmapError, listed
 
 CORRECTED = "corrected_float"  # what `counts` in the config may say of ambient-corrected counts
 SAMPLE, LEAST = 200, 10  # cells looked at, and counts above zero that such a cell must have
 # What normalisation does to counts scaled to one depth, undone.
 LARGEST_LOG = 20.0
+LARGEST_EXACT = 2**24
 UNDONE = {
     "normalised": lambda values: values,
     "normalised and logged (log1p)": np.expm1,
@@ -21,8 +24,9 @@ UNDONE = {
 }
 
 
-def matrix_at(adata: anndata.AnnData, where: str):
-    """The matrix in X or in a layer; raises LAYER_MISSING."""
+def matrix_at(adata: anndata.AnnData, where: str, name: str):
+    """The matrix in X or in a layer; raises LAYER_MISSING, FILE_UNREADABLE."""
+    check_readable(adata, "X" if where == "X" else f"layers/{where}", name)
     if where == "X" and adata.X is not None:
         return adata.X
     if where in adata.layers:
@@ -38,12 +42,19 @@ def matrix_at(adata: anndata.AnnData, where: str):
 
 def not_integer(values: np.ndarray) -> bool:
     """Whether any value is not a whole number (tolerance 1e-3)."""
-    return bool(len(values)) and bool(np.abs(values - np.rint(values)).max() > 1e-3)
+    return (
+        bool(len(values))
+        and values.dtype.kind == "f"
+        and bool(np.abs(values - np.rint(values)).max() > 1e-3)
+    )
 
 
 def holds_counts(matrix) -> bool:
     """Whether a matrix could be counts."""
-    found = findings(each_block(matrix, as_csr))
+    try:
+        found = findings(each_block(matrix, as_stored))
+    except Damaged:
+        return False
     odd = len(found.not_finite) or found.n_negative or found.fractional
     return found.largest > 0 and not odd
 
@@ -77,9 +88,11 @@ class Findings:
     def of(cls, counts: sparse.csr_matrix, first: int) -> "Findings":
         """Of rows that begin at cell `first`."""
         values, odd = counts.data, np.flatnonzero(~np.isfinite(counts.data))
+        with np.errstate(over="ignore"):  # what is too large for float32 is said to be
+            sums = counts.astype(np.float32).sum(1)
         return cls(
             first + np.unique(np.searchsorted(counts.indptr, odd, side="right") - 1),
-            first + np.flatnonzero(np.asarray(counts.sum(1)).ravel() == 0),
+            first + np.flatnonzero(np.asarray(sums).ravel() == 0),
             int((values < 0).sum()),
             float(values.min(initial=0)),
             float(values.max(initial=0)),
@@ -146,8 +159,16 @@ def checked_counts(adata: anndata.AnnData, where: str, name: str, *, corrected_f
 
     `corrected_float` admits non-integer values (ambient-RNA correction).
     """
-    counts = each_block(matrix_at(adata, where), as_csr)
-    found = findings(counts)
+    stored = matrix_at(adata, where, name)
+    try:
+        found = findings(each_block(stored, as_stored))
+    except Damaged as error:
+        raise AtlasmapError(
+            "FILE_UNREADABLE",
+            expected=f"a matrix whose arrays fit together in {name} ({where})",
+            found=f"{error}",
+            mend="copy the file again, or write it again with anndata from where its data came",
+        ) from error
     if len(found.not_finite):
         cells = adata.obs_names[found.not_finite]
         raise AtlasmapError(
@@ -164,6 +185,13 @@ def checked_counts(adata: anndata.AnnData, where: str, name: str, *, corrected_f
             f"least {found.least:.3g}: scaled data?",
             mend=counts_elsewhere(adata, where),
         )
+    if found.largest > LARGEST_EXACT:
+        raise AtlasmapError(
+            "COUNTS_TOO_LARGE",
+            expected=f"counts of one gene in a cell up to {LARGEST_EXACT:,}, which float32 holds",
+            found=f"up to {found.largest:.8g} in {name} ({where})",
+            mend="look at these values: no cell has so many; " + counts_elsewhere(adata, where),
+        )
     if not corrected_float and found.fractional:
         raise AtlasmapError(
             "COUNTS_NOT_INTEGER",
@@ -173,6 +201,7 @@ def checked_counts(adata: anndata.AnnData, where: str, name: str, *, corrected_f
             mend=counts_elsewhere(adata, where)
             + "; of ambient-corrected counts set `counts: corrected_float` in the config",
         )
+    counts = each_block(stored, as_csr)
     if found.fractional:
         check_not_normalised(adata, where, name, counts)
     check_none_empty(found.empty, adata.obs_names, name, "")

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from atlasmap.data.blocks import each_block, is_lazy
+from atlasmap.data.stored import check_readable
 from atlasmap.data.variable import variable_genes
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataSettings
@@ -29,6 +30,7 @@ def without_versions(names: pd.Index) -> pd.Index:
 
 def gene_ids(adata: anndata.AnnData, column: str, name: str) -> pd.Index:
     """Gene ids from a column of var or (column empty) the index; raises GENES_* errors."""
+    check_readable(adata, f"var/{column}", name)
     if column and column not in adata.var:
         raise AtlasmapError(
             "GENES_COLUMN_MISSING",

@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 
 import anndata
+from scipy import sparse
 
 from atlasmap.data.readers import stored_bytes
+from atlasmap.data.structure import Damaged, check_sparse
+from atlasmap.errors import AtlasmapError
 
 log = logging.getLogger("atlasmap")
 SHARE = 0.6  # of the job's memory that is used, unless the config says how much
@@ -58,5 +61,20 @@ def has_room(paths: list[Path], memory_gb: float | None, copies: int = 1) -> boo
 
 
 def open_cells(path: Path, memory_gb: float | None) -> anndata.AnnData:
-    """Prepared cells; their counts stay on disk (`backed`) where there is no room for them."""
-    return anndata.read_h5ad(path, backed=None if has_room([path], memory_gb) else "r")
+    """Prepared cells; their counts stay on disk (`backed`) where there is no room for them.
+
+    Raises FILE_UNREADABLE if what is in memory does not fit together; on disk it is checked as it
+    is read.
+    """
+    cells = anndata.read_h5ad(path, backed=None if has_room([path], memory_gb) else "r")
+    if sparse.issparse(cells.X):
+        try:
+            check_sparse(cells.X)
+        except Damaged as error:
+            raise AtlasmapError(
+                "FILE_UNREADABLE",
+                expected="prepared cells as they were written",
+                found=f"{path}: X: {error}",
+                mend=f"delete {path} and run again: it is made anew",
+            ) from error
+    return cells

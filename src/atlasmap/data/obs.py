@@ -6,6 +6,7 @@ import pandas as pd
 
 from atlasmap.data.filters import kept
 from atlasmap.data.sheet import Dataset, filter_invalid
+from atlasmap.data.stored import check_readable
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import slug
 from atlasmap.settings import DataConfig
@@ -28,7 +29,8 @@ def as_text(values: pd.Series) -> pd.Series:
 
 
 def column(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
-    """A column of obs; raises OBS_KEY_MISSING naming those there are."""
+    """A column of obs; raises OBS_KEY_MISSING naming those there are, FILE_UNREADABLE."""
+    check_readable(adata, f"obs/{key}", name)
     if key not in adata.obs:
         raise AtlasmapError(
             "OBS_KEY_MISSING",

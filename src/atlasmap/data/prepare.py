@@ -22,9 +22,10 @@ from atlasmap.data.obs import (
     labels,
     ontology_ids,
 )
-from atlasmap.data.readers import read_any, read_lazily
+from atlasmap.data.readers import Wanted, read_any
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry, lacking
 from atlasmap.data.sheet import Dataset
+from atlasmap.data.stored import UNREADABLE
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataConfig
 
@@ -60,10 +61,10 @@ def checked_dataset(
 
     X is CSR float32 (cells × genes), or `lazily` a dask array of such blocks; var is indexed by
     gene id, with `symbol` where known; CITE-seq has proteins in obsm. uns has `gene_lengths`, what
-    was found, where counts were divided by them.
+    was found, where counts were divided by them, and what was left out as unreadable.
     """
     citeseq = config.modality == "citeseq"
-    raw = filtered(read_lazily(path, obsm=citeseq) if lazily else read_any(path), dataset)
+    raw = filtered(read_any(path, Wanted(dataset.counts, lazily, obsm=citeseq)), dataset)
     corrected = config.counts == "corrected_float"
     counts = checked_counts(raw, dataset.counts, dataset.id, corrected_float=corrected)
     var = raw.var.copy()  # other columns are looked at where too few genes match
@@ -73,6 +74,7 @@ def checked_dataset(
     if (symbols := gene_symbols(raw)) is not None:
         var["symbol"] = symbols
     out = anndata.AnnData(counts, obs=checked_obs(raw, dataset, config), var=var)
+    unreadable = {key: raw.uns[key] for key in (UNREADABLE,) if key in raw.uns}
     if dataset.gene_lengths:
         lengths = read_lengths(Path(dataset.gene_lengths))
         divided = per_length(counts, var.index, symbols, lengths, dataset.id)
@@ -80,6 +82,7 @@ def checked_dataset(
         check_cells_not_empty(divided.counts, raw.obs_names, dataset.id, among)
         uns = {"gene_lengths": divided.facts}
         out = anndata.AnnData(divided.counts, obs=out.obs, var=var[divided.keep], uns=uns)
+    out.uns |= unreadable
     if citeseq:
         proteins.put(out, proteins.checked_proteins(raw, out.obs["batch"], dataset, config))
     return out
@@ -200,6 +203,7 @@ def prepare_reference(
             for row, part in zip(datasets, parts[:n], strict=True)
             if "gene_lengths" in part.uns
         },
+        **unreadable_in(parts[:n], names[:n]),
         "batches": {k: int(v) for k, v in chosen.obs["batch"].value_counts().sort_index().items()},
         "counts": count_facts(chosen),
     }
@@ -207,6 +211,17 @@ def prepare_reference(
         proteins.check_somewhere(proteins.get(chosen))
         facts["panel"] = proteins.panel_facts(chosen.uns[PROTEIN_NAMES], lacking(chosen))
     return Prepared(chosen, facts | label_facts)
+
+
+def unreadable_in(parts: list[anndata.AnnData], names: list[str]) -> dict:
+    """The fact of what was left out of data sets, as it could not be read; empty where nothing
+    was."""
+    found = {
+        f"{name}: {element}": why
+        for part, name in zip(parts, names, strict=True)
+        for element, why in part.uns.get(UNREADABLE, {}).items()
+    }
+    return {UNREADABLE: found} if found else {}
 
 
 def count_facts(adata: anndata.AnnData) -> dict:
@@ -226,7 +241,8 @@ def count_facts(adata: anndata.AnnData) -> dict:
 
 def query_batches(dataset: Dataset, path: Path, config: DataConfig) -> list[str]:
     """Names of a query data set's batches, sorted (reads metadata and checks it)."""
-    adata = filtered(read_lazily(path, obsm=False), dataset)
+    wanted = Wanted(dataset.counts, lazily=True, obsm=False)
+    adata = filtered(read_any(path, wanted), dataset)
     return sorted(batches(adata, dataset, config.data.min_cells_per_batch).unique())
 
 
@@ -268,6 +284,7 @@ def prepare_query(
         "genes_missing": aligned.missing,
         "counts": count_facts(adata),
         **{key: whole.uns[key] for key in ("gene_lengths",) if key in whole.uns},
+        **unreadable_in([whole], [dataset.id]),
     }
     if PROTEINS in cells.obsm:
         table, of_proteins = proteins.aligned(cells, reference.proteins, dataset.id)

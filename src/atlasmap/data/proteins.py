@@ -13,6 +13,7 @@ from scipy import sparse
 from atlasmap.data.counts import not_integer
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
 from atlasmap.data.sheet import Dataset
+from atlasmap.data.stored import check_readable
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataConfig
 
@@ -27,9 +28,12 @@ ISOTYPE = re.compile(
 def table_of(adata: anndata.AnnData, dataset: Dataset) -> pd.DataFrame:
     """Protein counts of a data set as they are in the file (cells × proteins).
 
-    Raises PROTEINS_MISSING, PROTEIN_NAMES_MISSING.
+    Raises PROTEINS_MISSING, PROTEIN_NAMES_MISSING, FILE_UNREADABLE.
     """
     key = dataset.proteins or next((key for key in USUAL if key in adata.obsm), "")
+    for usual in (key,) if key else USUAL:
+        check_readable(adata, f"obsm/{usual}", dataset.id)
+    check_readable(adata, f"uns/{dataset.protein_names}", dataset.id)
     if key not in adata.obsm:
         raise AtlasmapError(
             "PROTEINS_MISSING",

@@ -1,18 +1,37 @@
 """Open what a scientist has: .h5ad, .h5mu, 10x .h5, 10x mtx folders, .zarr."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem
 from scipy import sparse
 
-from atlasmap.data.blocks import BYTES, ROWS
+from atlasmap.data.blocks import BYTES
+from atlasmap.data.stored import (
+    UNREADABLE,
+    child,
+    close,
+    is_sparse,
+    lazy_matrix,
+    naming,
+    opened,
+    read_index,
+    read_matrix,
+    read_table,
+    tolerant,
+)
+from atlasmap.data.structure import Damaged, check_sparse
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import check_input
 
+log = logging.getLogger("atlasmap")
 FORMATS = ".h5ad, .h5mu, 10x .h5, a folder with matrix.mtx[.gz], .zarr"
 
 GENE, ANTIBODY = "Gene Expression", "Antibody Capture"  # 10x feature types
@@ -41,12 +60,20 @@ def read_by(read: Callable[[], anndata.AnnData], path: Path, kind: str) -> annda
     """What `read` gives, with the reader's complaints made readable: FILE_UNREADABLE."""
     try:
         return read()
+    except MemoryError:
+        raise
     except Exception as error:
+        damaged = isinstance(error, Damaged)
+        found = (
+            f"{'' if damaged else type(error).__name__ + ' '}{(str(error).splitlines() or [''])[0]}"
+        )
         raise AtlasmapError(
             "FILE_UNREADABLE",
-            expected=f"{kind} that anndata {anndata.__version__} and scanpy read",
-            found=f"{path}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
-            mend="write it again as .h5ad with anndata; a file from a newer anndata may need "
+            expected=f"{kind} whose elements are there, and fit together",
+            found=f"{path}: {found}",
+            mend="copy the file again, or write it again with anndata from where its data came"
+            if damaged
+            else "write it again as .h5ad with anndata; a file from a newer anndata may need "
             "conversion there",
         ) from error
 
@@ -56,6 +83,7 @@ def read_10x_h5(path: Path) -> anndata.AnnData:
     import scanpy
 
     adata = scanpy.read_10x_h5(path, gex_only=False)
+    naming("matrix", lambda: check_sparse(adata.X))
     adata.var["gene_symbols"] = adata.var_names
     adata.var_names = adata.var["gene_ids"].astype(str)
     return with_antibodies(adata)
@@ -84,66 +112,152 @@ def read_10x_mtx(path: Path) -> anndata.AnnData:
     return with_antibodies(ids)
 
 
-def read_h5mu(path: Path) -> anndata.AnnData:
+@dataclass(frozen=True)
+class Wanted:
+    """Which of a file's matrices are needed: that of the counts (X, or a layer's name; None: all)
+    in memory, or `lazily`; obsm and uns where asked for (embeddings of millions of cells are
+    large)."""
+
+    counts: str | None = None
+    lazily: bool = False
+    obsm: bool = True
+
+
+def read_cells(file, at: str, path: Path, wanted: Wanted) -> anndata.AnnData:
+    """The AnnData in a group of a file (`at`: its name; empty: the root); raises Damaged.
+
+    X, layers and raw.X other than the wanted counts stay on disk, as dask arrays. What cannot be
+    read is left out, and noted in uns: UNREADABLE (element → why); what belongs to pairs of cells
+    or genes is not read.
+    """
+    group = child(file, at, "") if at else file
+    unreadable: dict[str, str] = {}
+    if isinstance(child(group, "obs", at), h5py.Dataset):  # as anndata before 0.7 wrote it
+        return read_legacy(path)
+    obs = read_table(group["obs"], "obs", unreadable)
+    var = read_table(child(group, "var", at), "var", unreadable)
+    out = anndata.AnnData(obs=obs, var=var)
+
+    def matrix(key: str, shape: tuple[int, int], needed: bool):
+        where = f"{at}/{key}".lstrip("/")
+        if needed and not wanted.lazily:
+            return read_matrix(file, where, shape)
+        return lazy_matrix(path, where, file, shape)
+
+    places = {"X": "X"} if "X" in group else {}
+    places |= {f"layers/{name}": name for name in names_in(group, "layers")}
+    for key, name in places.items():
+        needed = wanted.counts in (name, None)
+        found = tolerant(key, unreadable, partial(matrix, key, out.shape, needed))
+        if key == "X":
+            out.X = found
+        elif found is not None:
+            out.layers[name] = found
+    if "raw" in group:
+        out.raw = tolerant("raw", unreadable, lambda: read_raw(group["raw"], matrix, obs))
+    if wanted.obsm:
+        read_beside(group, out, unreadable)
+    note(path, out, unreadable)
+    return out
+
+
+def note(path: Path, out: anndata.AnnData, unreadable: dict[str, str]) -> None:
+    """Keep, and say, which elements of a file cannot be read."""
+    if unreadable:
+        out.uns[UNREADABLE] = out.uns.get(UNREADABLE, {}) | unreadable
+    for element, why in unreadable.items():
+        log.warning("%s: %s is left out, as it cannot be read (%s)", path, element, why)
+
+
+def names_in(group, key: str) -> list[str]:
+    """Names of what a group has in another; none where it has no such group."""
+    try:
+        return list(group[key].keys())
+    except Exception:  # a link to nowhere, or no group: h5py and zarr differ in what they raise
+        return []
+
+
+def read_raw(group, matrix: Callable, obs: pd.DataFrame) -> anndata.AnnData:
+    """raw: its genes, and its matrix on disk; raises Damaged."""
+    var = read_table(child(group, "var", "raw"), "raw/var", {})
+    x = matrix("raw/X", (len(obs), len(var)), False)
+    return anndata.AnnData(x, obs=pd.DataFrame(index=obs.index), var=var)
+
+
+def read_beside(group, out: anndata.AnnData, unreadable: dict[str, str]) -> None:
+    """obsm and uns, as far as they can be read."""
+    for key in names_in(group, "obsm"):
+        read = partial(read_aligned, group["obsm"], key, out.n_obs)
+        found = tolerant(f"obsm/{key}", unreadable, read)
+        if found is not None:
+            out.obsm[key] = found.set_axis(out.obs_names) if hasattr(found, "set_axis") else found
+    for key in names_in(group, "uns"):
+        read = partial(lambda key: read_elem(child(group["uns"], key, "uns")), key)
+        found = tolerant(f"uns/{key}", unreadable, read)
+        if found is not None:
+            out.uns[key] = found
+
+
+def read_aligned(group, key: str, n: int):
+    """An array or table of obsm, a row a cell; raises Damaged."""
+    stored = child(group, key, "obsm")
+    if is_sparse(stored):
+        shape = tuple(int(k) for k in np.atleast_1d(stored.attrs["shape"]))
+        return read_matrix(group, key, (n, shape[-1]))
+    found = read_elem(stored)
+    if np.ndim(found) != 2 or len(found) != n:
+        raise Damaged(f"obsm/{key} has shape {np.shape(found)}, and there are {n} cells")
+    return found
+
+
+def read_legacy(path: Path) -> anndata.AnnData:
+    """A file of anndata before 0.7, whose tables are compound arrays; raises Damaged."""
+    out = anndata.read_h5ad(path)
+    for name, matrix in {"X": out.X, **{f"layers/{k}": v for k, v in out.layers.items()}}.items():
+        if sparse.issparse(matrix):
+            naming(name, lambda matrix=matrix: check_sparse(matrix))
+    return out
+
+
+def read_h5mu(path: Path, wanted: Wanted) -> anndata.AnnData:
     """The RNA of a MuData file; its small other modalities as tables in obsm, by their names."""
     with h5py.File(path) as file:
-        parts = {name: anndata.io.read_elem(file["mod"][name]) for name in file["mod"]}
-        shared = anndata.io.read_elem(file["obs"])
-    rna = next((parts.pop(name) for name in RNA if name in parts), None)
-    if rna is None:
-        raise ValueError(f"no modality {' or '.join(RNA)}: {', '.join(parts)}")
-    for key in shared.columns.difference(rna.obs.columns):
-        rna.obs[key] = shared[key].reindex(rna.obs_names)
-    for name, part in parts.items():
-        if part.n_vars <= LARGEST_PANEL:
-            counts = part.X.toarray() if sparse.issparse(part.X) else np.asarray(part.X)
-            table = pd.DataFrame(counts, part.obs_names, part.var_names)
-            rna.obsm[name] = table.reindex(rna.obs_names)
+        names, unreadable = names_in(file, "mod"), {}
+        name = next((name for name in RNA if name in names), None)
+        if name is None:
+            raise Damaged(f"no modality {' or '.join(RNA)}: {', '.join(names)}")
+        rna = read_cells(file, f"mod/{name}", path, wanted)
+        shared = read_table(child(file, "obs", ""), "obs", unreadable)
+        for key in shared.columns.difference(rna.obs.columns):
+            rna.obs[key] = shared[key].reindex(rna.obs_names)
+        for other in set(names) - {name} if wanted.obsm else ():
+            read = partial(read_panel, file, f"mod/{other}", path)
+            panel = tolerant(f"mod/{other}", unreadable, read)
+            if panel is not None:
+                rna.obsm[other] = panel.reindex(rna.obs_names)
+    note(path, rna, unreadable)
     return rna
 
 
-def opened(path: Path):
-    """The HDF5 file or zarr store that an .h5ad or .zarr is."""
-    if path.suffix == ".zarr":
-        import zarr
+def read_panel(file, at: str, path: Path) -> pd.DataFrame | None:
+    """A modality as a table (cells × features); None if it has too many to be proteins. Raises
+    Damaged."""
+    if len(read_index(child(file[at], "var", at), f"{at}/var")) > LARGEST_PANEL:
+        return None
+    part = read_cells(file, at, path, Wanted(obsm=False))
+    if part.X is None:
+        raise Damaged(f"{at}/X is missing or cannot be read")
+    counts = part.X.toarray() if sparse.issparse(part.X) else np.asarray(part.X)
+    return pd.DataFrame(counts, part.obs_names, part.var_names)
 
-        return zarr.open_group(path, mode="r")
-    return h5py.File(path)
 
-
-def read_elements(path: Path, obsm: bool) -> anndata.AnnData:
-    """An .h5ad or .zarr with the matrices in X and in layers as dask arrays of CSR blocks; without
-    raw, what belongs to pairs of cells or genes, and unless it is asked for `obsm`."""
-    from anndata.experimental import read_elem_lazy
-    from anndata.io import read_elem
-
+def read_elements(path: Path, wanted: Wanted) -> anndata.AnnData:
+    """An .h5ad or .zarr; raises Damaged."""
     file = opened(path)
-    wanted = ("obs", "var", "uns", *(["obsm"] if obsm else []))
-    whole = anndata.AnnData(**{key: read_elem(file[key]) for key in wanted if key in file})
-
-    def matrix(stored):
-        if stored.attrs.get("encoding-type") == "csc_matrix":  # has no rows to read
-            return read_elem(stored)
-        return read_elem_lazy(stored, chunks=(ROWS, whole.n_vars))
-
-    if "X" in file:
-        whole.X = matrix(file["X"])
-    for name in file.get("layers", ()):
-        whole.layers[name] = matrix(file["layers"][name])
-    return whole
-
-
-def read_lazily(path: str | Path, *, obsm: bool) -> anndata.AnnData:
-    """The AnnData in `path`, its matrices on disk where the format allows it (.h5ad, .zarr); with
-    `obsm` (embeddings of millions of cells are large) where it is asked for. Raises FILE_* errors.
-    """
-    path = Path(path)
-    check_input(path, "`path`")
-    if path.suffix == ".h5ad":
-        open_hdf5(path)
-    elif path.suffix != ".zarr":
-        return read_any(path)
-    return read_by(lambda: read_elements(path, obsm), path, f"an {path.suffix}")
+    try:
+        return read_cells(file, "", path, wanted)
+    finally:
+        close(file)
 
 
 def stored_bytes(path: str | Path) -> int:
@@ -154,26 +268,30 @@ def stored_bytes(path: str | Path) -> int:
         return 0
     try:
         file = opened(path)
-    except OSError:  # read_any says what is wrong with it
+        found = [file[key] for key in ("X",) if key in file]
+        found += [file["layers"][name] for name in names_in(file, "layers")]
+        sizes = [x["data"].shape[0] if is_sparse(x) else x.size for x in found]
+        close(file)
+    except Exception:  # whatever it is, read_any says what is wrong with the file
         return 0
-    found = [file[key] for key in ("X",) if key in file]
-    found += [file["layers"][name] for name in file.get("layers", ())]
-    sizes = [x["data"].shape[0] if "data" in getattr(x, "keys", tuple)() else x.size for x in found]
-    if isinstance(file, h5py.File):
-        file.close()
     return BYTES * max(sizes, default=0)
 
 
-def read_any(path: str | Path) -> anndata.AnnData:
-    """The AnnData in `path`; raises FILE_* errors."""
+def read_any(path: str | Path, wanted: Wanted = Wanted()) -> anndata.AnnData:
+    """The AnnData in `path`; raises FILE_* errors. What is wanted `lazily` is on disk where the
+    format allows it (.h5ad, .h5mu, .zarr)."""
     path = Path(path)
     check_input(path, "`path`")
-    if path.suffix == ".zarr":
-        return read_by(lambda: anndata.read_zarr(path), path, "a .zarr")
-    readers = {".h5ad": anndata.read_h5ad, ".h5": read_10x_h5, ".h5mu": read_h5mu}
-    if read := readers.get(path.suffix):
+    if path.suffix in (".h5ad", ".h5", ".h5mu"):
         open_hdf5(path)
-        return read_by(lambda: read(path), path, f"an {path.suffix}")
+    readers = {
+        ".h5ad": lambda: read_elements(path, wanted),
+        ".zarr": lambda: read_elements(path, wanted),
+        ".h5mu": lambda: read_h5mu(path, wanted),
+        ".h5": lambda: read_10x_h5(path),
+    }
+    if read := readers.get(path.suffix):
+        return read_by(read, path, f"an {path.suffix}")
     if path.is_dir() and any(path.glob("*matrix.mtx*")):
         return read_by(lambda: read_10x_mtx(path), path, "a 10x mtx folder")
     raise AtlasmapError(

@@ -13,6 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from atlasmap.data.blocks import BYTES, n_stored
+from atlasmap.data.structure import check_pointers, check_range
 from atlasmap.models.negative_binomial import Entries
 from atlasmap.training.cells import Counts
 
@@ -31,6 +32,7 @@ class StreamedCounts:
         self.device, (self.n_cells, self.n_genes) = device, matrix.shape
         # Not through `matrix`, whose every slice costs milliseconds.
         self.indptr, self.stored = matrix.group["indptr"][:], matrix.group
+        check_pointers(self.indptr, self.n_cells, n_stored(matrix))
         cells = WINDOW * self.n_cells // (BYTES * max(n_stored(matrix), 1))
         self.block = max(LEAST, cells // BLOCKS)
         self.window = max(self.block, cells)
@@ -40,7 +42,8 @@ class StreamedCounts:
         """Sparse counts of the cells in `run` (sorted), read with all that lies between them."""
         first, last = run[0], run[-1] + 1
         at = slice(self.indptr[first], self.indptr[last])
-        parts = (self.stored[name][at] for name in ("data", "indices"))
+        parts = [self.stored[name][at] for name in ("data", "indices")]
+        check_range(parts[1], self.n_genes)
         starts = self.indptr[first : last + 1] - self.indptr[first]
         read = sparse.csr_matrix((*parts, starts), (last - first, self.n_genes))
         return read if len(run) == last - first else read[run - first]

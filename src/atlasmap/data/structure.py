@@ -1,0 +1,91 @@
+"""What the arrays of a sparse matrix must be, so that no loop over it leaves the matrix.
+
+Nothing makes the three arrays of a matrix from a file fit together: an index or a pointer that
+leads outside ends in a wrong count, or in a crash of whatever follows it.
+"""
+
+import numpy as np
+from scipy import sparse
+
+from atlasmap.data.blocks import PIECE
+
+NUMBERS = "biuf"  # kinds of arrays that can hold counts
+
+
+class Damaged(ValueError):
+    """An element that is missing, or whose parts do not fit together; says which and how."""
+
+
+def check_pointers(pointers: np.ndarray, n_rows: int, n_stored: int) -> None:
+    """Row pointers (rows + 1) of `n_stored` entries: whole numbers that rise from 0 to `n_stored`;
+    raises Damaged."""
+    if pointers.dtype.kind not in "iu" or pointers.shape != (n_rows + 1,):
+        raise Damaged(
+            f"indptr has shape {pointers.shape} and type {pointers.dtype}, "
+            f"not {n_rows + 1} whole numbers"
+        )
+    if pointers[0] != 0 or pointers[-1] != n_stored:
+        raise Damaged(f"indptr goes from {pointers[0]} to {pointers[-1]}, not from 0 to {n_stored}")
+    falls = np.flatnonzero(pointers[1:] < pointers[:-1])
+    if len(falls):
+        at = falls[0] + 1
+        raise Damaged(f"indptr falls from {pointers[at - 1]} to {pointers[at]} at {at}")
+
+
+def check_range(indices: np.ndarray, n_columns: int) -> None:
+    """Column indices: whole numbers from 0 to under `n_columns`; raises Damaged."""
+    if indices.dtype.kind not in "iu":
+        raise Damaged(f"indices are of type {indices.dtype}, not whole numbers")
+    for first in range(0, len(indices), PIECE):
+        part = indices[first : first + PIECE]
+        least, largest = part.min(), part.max()
+        if least < 0 or largest >= n_columns:
+            odd = least if least < 0 else largest
+            raise Damaged(f"an index is {odd}, of {n_columns} (0 to {n_columns - 1})")
+
+
+def strictly_rising(indices: np.ndarray, pointers: np.ndarray) -> bool:
+    """Whether column indices rise within each row."""
+    starts = pointers[1:-1]
+    for first in range(0, len(indices) - 1, PIECE):
+        part = indices[first : first + PIECE + 1]
+        rises = part[1:] > part[:-1]
+        own = starts[
+            np.searchsorted(starts, first + 1) : np.searchsorted(starts, first + len(part))
+        ]
+        rises[own - first - 1] = True  # from one row to the next
+        if not rises.all():
+            return False
+    return True
+
+
+def check_twice(matrix: sparse.csr_matrix | sparse.csc_matrix) -> None:
+    """Sort the indices of a matrix whose pointers and indices are in range; raises Damaged if one
+    is in a row twice."""
+    if strictly_rising(matrix.indices, matrix.indptr):
+        return
+    matrix.sort_indices()
+    if not strictly_rising(matrix.indices, matrix.indptr):
+        raise Damaged("an index is in a row twice (sum_duplicates() adds the values up)")
+
+
+def check_sparse(matrix: sparse.csr_matrix | sparse.csc_matrix) -> None:
+    """A matrix in memory that may have come from anywhere; its indices are sorted. Raises
+    Damaged."""
+    n_major, n_minor = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
+    n_stored = len(matrix.data)
+    if len(matrix.indices) != n_stored:
+        raise Damaged(f"{n_stored} values have {len(matrix.indices)} indices")
+    check_pointers(matrix.indptr, n_major, n_stored)
+    check_range(matrix.indices, n_minor)
+    check_twice(matrix)
+
+
+def numbers(values: np.ndarray) -> np.ndarray:
+    """Values in this machine's byte order, in a type that sparse matrices can hold; raises Damaged
+    for what no count can be."""
+    if values.dtype.kind not in NUMBERS:
+        raise Damaged(f"values are of type {values.dtype}, not numbers")
+    if values.dtype.kind == "b" or values.dtype == np.float16:
+        return values.astype(np.float32)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)

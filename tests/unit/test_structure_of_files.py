@@ -1,0 +1,271 @@
+"""What a file says of itself is checked before anything follows it: structure, types, links."""
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from fuzz.altered import ALTER, all_judged, alter
+from golden import SHARED, needs_shared
+from scipy import sparse
+
+from atlasmap.data.counts import checked_counts
+from atlasmap.data.memory import open_cells
+from atlasmap.data.readers import Wanted, read_any
+from atlasmap.data.streamed import StreamedCounts
+from atlasmap.data.structure import Damaged, check_sparse, strictly_rising
+from atlasmap.errors import AtlasmapError
+
+LAZY = [pytest.param(False, id="in memory"), pytest.param(True, id="from disk")]
+
+
+@pytest.fixture
+def cells(rng):
+    """12 cells × 7 genes with a layer, protein counts and raw."""
+    counts = sparse.csr_matrix(rng.poisson(1.0, (12, 7)).astype(np.float32) + np.eye(12, 7))
+    counts = sparse.csr_matrix(counts, dtype=np.float32)
+    obs = pd.DataFrame({"batch": list("ab" * 6), "n": range(12)}, [f"c{k}" for k in range(12)])
+    adata = anndata.AnnData(counts, obs, pd.DataFrame(index=[f"g{k}" for k in range(7)]))
+    adata.layers["counts"], adata.raw = counts.copy(), adata.copy()
+    adata.obsm["adt"] = sparse.csr_matrix(rng.poisson(5.0, (12, 3)))
+    adata.obsp["near"] = sparse.eye(12, format="csr")
+    return adata
+
+
+def read(path: Path, where: str = "X", lazily: bool = False):
+    """Counts as the contract leaves them, in memory."""
+    counts = checked_counts(
+        read_any(path, Wanted(where, lazily)), where, "d", corrected_float=False
+    )
+    return counts.compute(scheduler="synchronous") if hasattr(counts, "dask") else counts
+
+
+def refused(path: Path, where: str = "X", lazily: bool = False) -> AtlasmapError:
+    with pytest.raises(AtlasmapError) as error:
+        read(path, where, lazily)
+    assert error.value.mend
+    return error.value
+
+
+def put(group, name: str, values) -> None:
+    attributes = dict(group[name].attrs)
+    del group[name]
+    group.create_dataset(name, data=values)
+    group[name].attrs.update(attributes)
+
+
+def wild(name: str, at: int, value, kind=None):
+    """One entry of an array is another."""
+
+    def change(group):
+        values = group[name][:].astype(kind or group[name].dtype)
+        values[at] = value
+        put(group, name, values)
+
+    return change
+
+
+def shape_of(*shape):
+    return lambda group: group.attrs.__setitem__("shape", np.array(shape, np.int64))
+
+
+WRONG = {
+    "index of one gene too many": (wild("indices", 5, 7), "an index is 7, of 7"),
+    "index far away": (wild("indices", 5, 2**30), "an index is 1073741824"),
+    "index below zero": (wild("indices", 5, -1), "an index is -1"),
+    "index of 64 bits": (wild("indices", 5, 2**32 + 3, "i8"), "an index is 4294967299"),
+    "index twice in a row": (lambda g: put(g, "indices", g["indices"][:] * 0), "twice"),
+    "indices that are fractions": (wild("indices", 5, 1, "f4"), "float32"),
+    "pointer that falls": (wild("indptr", 3, 30), "indptr falls"),
+    "pointer below zero": (wild("indptr", 3, -5), "indptr falls"),
+    "pointer beyond the end": (wild("indptr", -1, 10**6), "indptr goes"),
+    "pointers that are too few": (lambda g: put(g, "indptr", g["indptr"][:-1]), "indptr has shape"),
+    "values that are too few": (lambda g: put(g, "data", g["data"][:-2]), "data have shape"),
+    "values of two axes": (lambda g: put(g, "data", g["data"][:][:, None]), "data have shape"),
+    "values that are missing": (lambda g: g.__delitem__("data"), "data is missing"),
+    "values that are complex": (wild("data", 0, 1j, "c8"), "complex64"),
+    "values that are texts": (lambda g: put(g, "data", g["data"][:].astype("S")), "type |S"),
+    "a shape of 2⁴⁰ cells": (shape_of(2**40, 7), "says its shape is"),
+    "fewer genes": (shape_of(12, 6), "says its shape is"),
+    "columns that say they are rows": (
+        lambda g: g.attrs.__setitem__("encoding-type", "csc_matrix"), "indptr has shape",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lazily", LAZY)
+@pytest.mark.parametrize("where", ["X", "counts"])
+@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
+def test_a_matrix_whose_arrays_do_not_fit_together_is_named(
+    cells, tmp_path, change, said, where, lazily
+):
+    element, path = "X" if where == "X" else "layers/counts", tmp_path / "a.h5ad"
+    cells.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        change(file[element])
+    began = time.monotonic()
+    error = refused(path, where, lazily)
+    assert error.code == "FILE_UNREADABLE" and said in error.found and element in error.found
+    assert time.monotonic() - began < 1
+    other = "counts" if where == "X" else "X"  # nobody needs the other one
+    assert (read(path, other, lazily) != cells.X).nnz == 0
+
+
+@pytest.mark.parametrize("lazily", LAZY)
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense", "zarr", "h5mu"])
+def test_every_way_to_store_a_matrix_is_checked_and_read_right(cells, tmp_path, kind, lazily):
+    path = tmp_path / f"a.{kind if kind in ('zarr', 'h5mu') else 'h5ad'}"
+    if kind in ("csc", "dense"):
+        cells.X = sparse.csc_matrix(cells.X) if kind == "csc" else cells.X.toarray()
+    if kind == "zarr":
+        cells.write_zarr(path)
+    elif kind == "h5mu":
+        with h5py.File(path, "w") as file:
+            anndata.io.write_elem(file, "mod/rna", cells)
+            anndata.io.write_elem(file, "obs", cells.obs[["n"]])
+    else:
+        cells.write_h5ad(path)
+    right = cells.layers["counts"]
+    assert (read(path, "X", lazily) != right).nnz == 0
+    if kind in ("csc", "csr", "h5mu"):
+        with h5py.File(path, "a") as file:
+            wild("indices", 5, 12)(file["mod/rna/X" if kind == "h5mu" else "X"])
+    elif kind == "dense":
+        with h5py.File(path, "a") as file:
+            put(file, "X", right.toarray()[:, :6])
+    else:
+        import zarr
+
+        zarr.open_group(path, mode="a")["X/indices"][5] = 12
+    assert refused(path, "X", lazily).code == "FILE_UNREADABLE"
+
+
+@pytest.mark.parametrize("lazily", LAZY)
+@pytest.mark.parametrize(
+    ("value", "kind", "code"),
+    [
+        (16777217.5, "f8", "COUNTS_TOO_LARGE"), (2**24 + 1, "i8", "COUNTS_TOO_LARGE"),
+        (1e38, "f4", "COUNTS_TOO_LARGE"), (1e39, "f8", "COUNTS_TOO_LARGE"),
+        (2**63 + 5, "u8", "COUNTS_TOO_LARGE"), (-1, "i8", "COUNTS_NEGATIVE"),
+        (1.5, "f2", "COUNTS_NOT_INTEGER"), (np.nan, "f8", "COUNTS_NOT_FINITE"),
+    ],
+)  # fmt: skip
+def test_values_are_judged_before_they_become_float32(cells, tmp_path, value, kind, code, lazily):
+    path = tmp_path / "a.h5ad"
+    cells.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        wild("data", 5, value, kind)(file["X"])
+    assert refused(path, "X", lazily).code == code
+
+
+@pytest.mark.parametrize("lazily", LAZY)
+@pytest.mark.parametrize("kind", ["u1", "i8", "u8", "f2", ">f4", "f8", "bool"])
+def test_counts_of_any_type_are_the_same_numbers(cells, tmp_path, kind, lazily):
+    path = tmp_path / "a.h5ad"
+    cells.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        put(file["X"], "data", file["X/data"][:].astype(kind))
+    right = cells.X > 0 if kind == "bool" else cells.X
+    assert (read(path, "X", lazily) != right.astype(np.float32)).nnz == 0
+
+
+def test_what_nobody_needs_and_cannot_be_read_blocks_nothing(cells, tmp_path, caplog):
+    path = tmp_path / "a.h5ad"
+    cells.obs["n"] = pd.Categorical(cells.obs["n"].astype(str))
+    cells.uns["colours"], cells.varm["pcs"] = np.arange(3), np.zeros((7, 2))
+    cells.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        del file["obsp/near/data"], file["varm/pcs"], file["raw/X/indptr"]
+        file["obs/n/codes"][3] = 99
+        file["uns/colours"].attrs["encoding-type"] = "of tomorrow"
+        file["obsm/adt/indices"][0] = 3
+        file["obsm/gone"] = h5py.SoftLink("/nowhere")
+    adata = read_any(path)
+    assert (adata.X != cells.X).nnz == 0 and list(adata.obs.columns) == ["batch"]
+    unreadable = {"obs/n", "uns/colours", "obsm/adt", "obsm/gone", "raw"}
+    assert set(adata.uns["unreadable"]) == unreadable
+    assert all(f"{element} is left out" in caplog.text for element in unreadable)
+
+
+@pytest.mark.parametrize("missing", ["var", "obs", "var/_index", "obs/_index"])
+def test_names_that_are_missing_are_named(cells, tmp_path, missing):
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "a") as file:
+        del file[missing]
+    with pytest.raises(AtlasmapError) as error:
+        read_any(tmp_path / "a.h5ad")
+    assert error.value.code == "FILE_UNREADABLE" and missing in error.value.found
+
+
+def test_a_10x_file_is_checked_as_well(tmp_path):
+    parts = {"data": [1, 2, 3], "indices": [0, 1, 9], "indptr": [0, 1, 3], "shape": [2, 2]}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, values in parts.items():
+            file[f"matrix/{name}"] = np.array(values)
+        file["matrix/barcodes"] = np.array([b"a", b"b"])
+        for name in ("id", "name", "feature_type", "genome"):
+            file[f"matrix/features/{name}"] = np.array([b"Gene Expression", b"g"])
+    with pytest.raises(AtlasmapError) as error:
+        read_any(tmp_path / "a.h5")
+    assert error.value.code == "FILE_UNREADABLE" and "an index is 9, of 2" in error.value.found
+
+
+def test_prepared_cells_are_checked_where_they_are_opened(cells, tmp_path):
+    path = tmp_path / "prepared.h5ad"
+    cells.write_h5ad(path)
+    open_cells(path, None)
+    with h5py.File(path, "a") as file:
+        file["X/indices"][5] = 7
+    with pytest.raises(AtlasmapError) as error:
+        open_cells(path, None)
+    assert error.value.code == "FILE_UNREADABLE" and "of 7" in error.value.found
+    streamed = StreamedCounts(anndata.read_h5ad(path, backed="r").X, None)
+    with pytest.raises(Damaged, match="of 7"):
+        streamed.csr(np.arange(12))
+
+
+def test_the_order_of_indices_in_a_row_is_free(rng, monkeypatch):
+    monkeypatch.setattr("atlasmap.data.structure.PIECE", 5)
+    right = sparse.random(30, 20, 0.3, "csr", random_state=0)
+    turned = right.copy()
+    for row in range(30):
+        at = slice(turned.indptr[row], turned.indptr[row + 1])
+        turned.indices[at], turned.data[at] = turned.indices[at][::-1], turned.data[at][::-1]
+    assert strictly_rising(right.indices, right.indptr)
+    assert not strictly_rising(turned.indices, turned.indptr)
+    turned.has_sorted_indices = False
+    check_sparse(turned)
+    assert np.array_equal(turned.toarray(), right.toarray())
+    for empty in (sparse.csr_matrix((0, 5)), sparse.csr_matrix((5, 0)), sparse.csr_matrix((3, 3))):
+        check_sparse(empty)
+
+
+CASES = SHARED / "cases/structure"
+
+
+@needs_shared
+@pytest.mark.parametrize("lazily", LAZY)
+@pytest.mark.parametrize("name", sorted(path.name for path in CASES.glob("*.h5ad")))
+def test_files_that_crashed_or_slipped_through_are_refused(name, lazily, tmp_path):
+    shutil.copy(CASES / name, tmp_path)
+    error = refused(tmp_path / name, "X", lazily)
+    assert error.code == "FILE_UNREADABLE" and "X" in error.found
+
+
+N_ALTERED = 40
+
+
+@pytest.mark.skipif(not ALTER.is_file(), reason="shared/cases is not beside this checkout")
+def test_altered_files_are_refused_with_a_code_or_read_right(tmp_path):
+    base = tmp_path / "base.h5ad"
+    alter().make_base(base)
+    cases, blobs = alter().altered(base, 7)
+    chosen = random.Random(0).sample(sorted(cases | blobs), N_ALTERED)
+    found = list(all_judged(base, {name: (cases | blobs)[name] for name in chosen}, tmp_path))
+    assert not [row for row in found if row[2] == "wrong"]
+    assert {row[2] for row in found} == {"coded", "right"} and len(found) > 4 * N_ALTERED
