@@ -10,16 +10,18 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NotRequired
 
 import anndata
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from scipy import sparse
+from typing_extensions import TypedDict
 
 import atlasmap
 from atlasmap.data.blocks import parts_of
@@ -32,7 +34,7 @@ from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.surgery import append_categories, split_state, vae_of
 from atlasmap.models.totalvi import Totalvi
-from atlasmap.settings import ScviSettings, TotalviSettings
+from atlasmap.settings import ScanviSettings, ScviSettings, TotalviSettings, Variant
 from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.checkpoint import weights_hash
 
@@ -195,19 +197,51 @@ def refuse(code: str, folder: Path, expected: str, found: str) -> AtlasmapError:
     )
 
 
+class Said(TypedDict):
+    """What settings.json must say, whatever else it says."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore
+    kind: Literal["scvi", "scanvi", "totalvi", "delta"]
+    seed: int
+    versions: dict[str, str]
+    files: dict[str, str]
+    numerics: NotRequired[int]
+    library: NotRequired[list[tuple[float, float]] | None]
+    scvi: NotRequired[ScviSettings]
+    scanvi: NotRequired[ScanviSettings]
+    totalvi: NotRequired[TotalviSettings]
+    variant: NotRequired[Variant]
+    data: NotRequired[dict[str, int | str]]
+    training: NotRequired[dict[str, int | float | str]]
+    parent: NotRequired[str]
+    new_categories: NotRequired[dict[str, list[str]]]
+
+
+def fitting(schema: type, content: dict, name: str, folder: Path) -> None:
+    """Raise BUNDLE_ALTERED where a file of a bundle says something of another type."""
+    try:
+        TypeAdapter(schema).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        found = f"{where} is {first['input']!r:.80}: {first['msg']}"
+        raise refuse("BUNDLE_ALTERED", folder, f"{name} as it was written", found) from error
+
+
 def read_about(folder: Path) -> dict:
     """settings.json, after checking that all files are there and whole; BUNDLE_* errors."""
     if not (folder / "settings.json").is_file():
         raise refuse("BUNDLE_MISSING", folder, "a bundle: a folder with settings.json", "none")
     about = migrated(read_json(folder / "settings.json", folder), folder)
-    if set(about.get("files", ())) != set(FILES):
-        found = f"checksums of {listed(about.get('files', ()))}"
+    if set(about.get("files") or ()) != set(FILES):
+        found = f"checksums of {listed(about.get('files') or ())}"
         raise refuse("BUNDLE_ALTERED", folder, f"checksums of {listed(FILES)}", found)
     for name, expected in about["files"].items():
         if not (folder / name).is_file():
             raise refuse("BUNDLE_INCOMPLETE", folder, f"the file {name}", "it is not there")
         if sha256(folder / name) != expected:
             raise refuse("BUNDLE_ALTERED", folder, f"{name} as it was written", "other contents")
+    fitting(Said, about, "settings.json", folder)
     return about
 
 
@@ -244,6 +278,7 @@ def read_json(path: Path, folder: Path) -> dict:
 def read_registry(folder: Path) -> Registry:
     """registry.json; raises BUNDLE_ALTERED."""
     content = read_json(folder / "registry.json", folder)
+    fitting(Registry, content, "registry.json", folder)
     try:
         return Registry(**content)
     except TypeError as error:

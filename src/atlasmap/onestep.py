@@ -15,6 +15,7 @@ from atlasmap.denoise import denoise, take_proteins
 from atlasmap.mapping import Mapping, joined, map_query
 from atlasmap.minified import latent_of
 from atlasmap.projection import FittedMap, fit_map
+from atlasmap.seal import check_seal
 from atlasmap.settings import (
     DataConfig,
     DenoiseSettings,
@@ -71,6 +72,7 @@ def trust_in(folder: Path, bundle: Bundle) -> Trust | None:
 
 def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapped:
     """Map every batch of `request.dataset` onto the reference bundle in `folder`."""
+    check_seal(folder)
     bundle = load(folder, device)
     registry, coarser = bundle.registry, None
     if request.label_tree and registry.labels:

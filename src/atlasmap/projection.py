@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from atlasmap.compiled import keep_numba
+from atlasmap.errors import AtlasmapError
 from atlasmap.models.random import keyed_seed
 from atlasmap.settings import UmapSettings
 from atlasmap.transfer import Nearest
@@ -35,10 +36,24 @@ class FittedMap:
 
     @classmethod
     def load(cls, path: Path) -> "FittedMap":
-        """Read what `save` wrote."""
-        with np.load(path) as file:
-            scalars = {key: file[key].item() for key in ("n_neighbors", "a", "b", "seed")}
-            return cls(file["latent"], file["positions"], **scalars)
+        """Read what `save` wrote; raises UMAP_UNREADABLE."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                scalars = {key: file[key].item() for key in ("n_neighbors", "a", "b", "seed")}
+                out = cls(file["latent"], file["positions"], **scalars)
+            numbers = (out.latent, out.positions, [out.a, out.b, out.n_neighbors, out.seed])
+            if out.latent.ndim != 2 or out.positions.shape != (len(out.latent), 2):
+                raise ValueError(f"shapes {out.latent.shape} and {out.positions.shape}")
+            if not all(np.isfinite(part).all() for part in numbers):
+                raise ValueError("values that are not finite")
+        except Exception as error:  # numpy, zipfile and zlib raise what they like
+            raise AtlasmapError(
+                "UMAP_UNREADABLE",
+                expected=f"{path}, a fitted map",
+                found=f"{type(error).__name__} {error}",
+                mend="fit it again (atlasmap fit-umap), or delete it: it is then fitted anew",
+            ) from error
+        return out
 
 
 def umap_unfitted(**settings):

@@ -63,6 +63,7 @@ NUMERICS = {
     "classification": 3,
     "scib": 2,
     "card": 1,
+    "seal": 1,
     "figures": 1,
     "pages": 1,
 }

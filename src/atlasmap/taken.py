@@ -8,9 +8,10 @@ import torch
 
 from atlasmap.bundle import Bundle, architecture, load, read_about, read_registry
 from atlasmap.data.proteins import panel_facts
+from atlasmap.data.readers import read_any
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.inference import soft_labels_at
-from atlasmap.minified import latent_of
+from atlasmap.minified import latent_of, variance_of
 from atlasmap.models.surgery import encoder_sees
 from atlasmap.trust.calibrated import FILE
 
@@ -81,13 +82,14 @@ def read_latent(folder: Path) -> anndata.AnnData:
             mend="copy it from the run that trained this bundle; of a scvi-tools reference give "
             "the cells too (reference.adata, or --adata)",
         )
-    latent = anndata.read_h5ad(path)
+    latent = read_any(path)
     n_latent = architecture(about)["n_latent"]
-    if latent_of(latent).shape[1] != n_latent:
+    posterior = (latent_of(latent), variance_of(latent))
+    if any(part.shape[1] != n_latent or not np.isfinite(part).all() for part in posterior):
         raise AtlasmapError(
             "BUNDLE_LATENT_DIFFERS",
-            expected=f"{n_latent} latent dimensions, as this model has",
-            found=f"{latent_of(latent).shape[1]} in {path}",
+            expected=f"{n_latent} finite latent dimensions, as this model has",
+            found=f"{posterior[0].shape[1]} in {path}, or some that are not finite",
             mend="copy the file again from where this bundle came",
         )
     return latent

@@ -413,6 +413,16 @@ def calibration_of(w):
     return f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/calibration.json"
 
 
+def beside_reference(w):
+    """What lies beside a reference's bundle for whoever maps onto it."""
+    top = f"results/{w.atlas}/seed{w.seed}/reference/{w.folder}"
+    mapped_onto = w.folder in map(model_folder, MODELS)
+    made = ["umap.npz"] if mapped_onto and QUERIES else []
+    made += ["calibration.json"] if mapped_onto and CALIBRATED else []
+    made += OF_REFERENCE if w.folder == "totalvi" else []
+    return [f"{top}/{file}" for file in made]
+
+
 def mappings(seeds):
     """(seed, variant, strategy, path of the atlas) of everything that was mapped."""
     return [
@@ -541,9 +551,10 @@ def reported(wildcards):
             f"results/{CONFIG.atlas}/figures/risk_coverage.svg",
         ]
     targets += [
-        f"results/{CONFIG.atlas}/seed{seed}/reference/{folder}/card.md"
+        f"results/{CONFIG.atlas}/seed{seed}/reference/{folder}/{file}"
         for seed in CONFIG.seeds
         for folder in REFERENCE_FOLDERS
+        for file in ("card.md", "seal.json")
     ]
     if CALIBRATED:
         targets += [

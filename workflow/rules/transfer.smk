@@ -22,6 +22,34 @@ rule fit_umap:
         " fit-umap {input:q} --out {output:q} --seed {wildcards.seed} {params.settings}"
 
 
+# Last of what is made of a reference: one fingerprint over its files, for whoever maps onto it.
+rule seal_reference:
+    input:
+        bundle=expand(
+            "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
+            file=[*BUNDLE, "reference_latent.h5ad"],
+        ),
+        beside=beside_reference,
+    output:
+        "results/{atlas}/seed{seed}/reference/{folder}/seal.json",
+    log:
+        "results/{atlas}/logs/seed{seed}/seal_{folder}.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/seal_{folder}.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("seal_reference", 1500, 6),
+        runtime=minutes("seal_reference", 30),
+    params:
+        bundle=subpath(output[0], parent=True),
+        numerics=NUMERICS["seal"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}" " seal {params.bundle:q}"
+
+
 rule assemble:
     input:
         reference=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad",

@@ -35,6 +35,7 @@ COMMANDS = {
     "plan": ("cluster:plan", "Forecast memory, time and GPU-hours."),
     "why": ("cluster:why", "Say why a job failed, and what to do."),
     "card": ("reference:card", "Write a bundle's model card."),
+    "seal": ("reference:seal", "Seal a reference: one fingerprint over its files."),
     "status": ("cluster:status", "Say how far a run is."),
     "import-scvi": ("exchange:import_scvi", "Make a bundle of a model that scvi-tools saved."),
     "export-scvi": ("exchange:export_scvi", "Write a bundle as scvi-tools loads it."),
@@ -84,8 +85,8 @@ COMMANDS = {
     "plot-risk-coverage": ("figures:plot_risk_coverage", "Accuracy of the surest cells."),
 }
 
-BY_HAND = ("map", "explore", "status", "why", "doctor", "plan", "check-results", "card", "simulate",
-           "import-scvi", "export-scvi", "compare-scvi")  # fmt: skip
+BY_HAND = ("map", "explore", "status", "why", "doctor", "plan", "check-results", "card", "seal",
+           "simulate", "import-scvi", "export-scvi", "compare-scvi")  # fmt: skip
 FOR_YOU = Group("Commands for you", sort_key=1)
 OF_THE_WORKFLOW = Group("Commands that the workflow calls", sort_key=2)
 OTHER = Group("Other", sort_key=3)

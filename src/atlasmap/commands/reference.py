@@ -4,9 +4,10 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import anndata
+from cyclopts import Parameter
 
 from atlasmap.commands.running import Running
 from atlasmap.files import written_aside
@@ -246,9 +247,12 @@ def take_reference(
     from atlasmap.bundle import FILES
     from atlasmap.commands.exchange import GivenCells, import_scvi
     from atlasmap.files import folder_aside
+    from atlasmap.seal import check_seal
     from atlasmap.taken import check_taken
     from atlasmap.trust.calibrated import FILE
 
+    if not scvi_tools:
+        check_seal(source)
     if scvi_tools:
         import_scvi(source, out=out, cells=GivenCells(adata, counts=counts))
     taken = out if scvi_tools else source
@@ -262,6 +266,27 @@ def take_reference(
         for name in (*FILES, "settings.json", "reference_latent.h5ad", *optional):
             if name not in optional or (source / name).is_file():
                 shutil.copyfile(source / name, scratch / name)
+
+
+def seal(bundle: Path, *, check: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Seal a reference: one fingerprint over every file that a mapping onto it reads.
+
+    Whoever maps onto it is told which file was altered, taken from elsewhere or left out. Two
+    references are the same where their fingerprints are.
+
+    Example: atlasmap seal results/ATLAS/seed0/reference/scanvi_fixed
+
+    Parameters
+    ----------
+    bundle
+        Folder of a reference's bundle, with whatever lies beside it.
+    check
+        Write nothing: say whether its files are as they were sealed.
+    """
+    from atlasmap.seal import check_seal, seal
+
+    said = check_seal(bundle) if check else seal(bundle)
+    print(said or "not sealed")
 
 
 def describe_reference(folder: Path, *, out: Path) -> None:

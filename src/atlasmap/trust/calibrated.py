@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+from pydantic import TypeAdapter
 
 from atlasmap.errors import AtlasmapError
 from atlasmap.inference import posterior_soft_labels
@@ -86,15 +87,16 @@ class Calibration:
 
 def read_calibration(path: Path) -> Calibration:
     """What `write` wrote; raises CALIBRATION_FORMAT."""
+
+    def no_number(word: str) -> None:
+        raise ValueError(f"{word} is no number")
+
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_number)
         if said.pop("format") != FORMAT:
             raise ValueError("another format")
-        parts = {"scaling": Scaling, "thresholds": Thresholds, "cut_offs": CutOffs}
-        if said.get("batch_fit"):
-            parts["batch_fit"] = BatchFit
-        return Calibration(**said | {key: cls(**said[key]) for key, cls in parts.items()})
-    except (ValueError, KeyError, TypeError) as error:
+        return TypeAdapter(Calibration).validate_python(said)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AtlasmapError(
             "CALIBRATION_FORMAT",
             expected=f"a calibration of format {FORMAT}",
