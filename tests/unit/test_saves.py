@@ -132,6 +132,13 @@ def test_arrays_beyond_their_bytes_are_refused(tmp_path):
         refused(archive(path, pickled.replace(old, new)), "SAVE_BROKEN")
 
 
+def test_keys_are_texts_small_numbers_or_none(tmp_path):
+    known = {None: 1, np.int64(3): 2, -4: 3, "a": 4}
+    assert read_archive(archive(tmp_path / "x.pt", pickle.dumps(known, 2))) == known
+    for key in (2**40, np.int64(2**40), 1.5, (1,), b"a"):
+        refused(archive(tmp_path / "x.pt", pickle.dumps({key: 1}, 2)), "SAVE_BROKEN")
+
+
 def tensor_pickle(size: tuple, stride: tuple, offset: int = 0, n: int = 4, kind="Float") -> bytes:
     """One tensor over a storage of `n` numbers."""
 

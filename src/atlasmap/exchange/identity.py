@@ -57,5 +57,6 @@ def check_identity(content: Any, path: Path) -> None:
     if not OLDEST <= numbers(version) < TOO_NEW:
         raise refuse(
             path, "SAVE_VERSION", expected="a save of scvi-tools 0.20 to 1.x", found=found,
-            mend="load it with scvi-tools 1.2 and save it again",
+            mend="load one of before 0.20 with scvi-tools 1.2 and save it again; of later ones "
+            "give a save of 1.x",
         )  # fmt: skip

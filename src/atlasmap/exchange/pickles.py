@@ -283,8 +283,9 @@ class Reader:
         need(isinstance(target, dict), "keys of something that is no dictionary")
         self.spend(CONTAINER * len(items))
         for key, value in zip(items[::2], items[1::2], strict=True):
-            small = isinstance(key, int) and abs(key) < LONGEST_KEY
-            need(small or isinstance(key, str), "a key that is neither text nor a small number")
+            small = isinstance(key, int | np.integer) and abs(int(key)) < LONGEST_KEY
+            plain = small or key is None or isinstance(key, str)
+            need(plain, "a key that is neither text nor a small number")
             target[key] = value
 
     def named(self, argument: str) -> None:

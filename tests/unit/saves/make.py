@@ -1,6 +1,19 @@
 """Tiny models of a version of scvi-tools and what it computes from them, for test_saves.py.
 
-python make.py FOLDER, in an environment with that version and torch 2.13.
+python make.py FOLDER; then make_refused.py. Versions used, with Python 3.11 and torch 2.13 on a
+CPU, and what had to be pinned besides for an environment that works (pip install scvi-tools==…):
+
+- 1.4.2 (the newest for Python 3.11) and 1.3.3: nothing
+- 1.2.2: nothing, but pooch, which it does not name
+- 1.1.6: numpy<2 pandas<3 anndata<0.11 scipy<1.13 setuptools<81 jax==0.4.38 flax==0.10.4
+  numpyro==0.18.0 optax==0.2.4 chex==0.1.89 requests. SCVI_plain of 1.1.6-pandas3: with pandas 3.0.6
+- 1.0.4: numpy<2 pandas<2.2 anndata<0.11 scipy<1.13 setuptools<81 jax==0.4.29 flax==0.8.5
+  numpyro==0.15.3 optax==0.2.1 requests, and then chex==0.1.86, which it says it cannot take
+- 0.20.3: numpy<2 pandas<2 anndata<0.10 scipy<1.13 setuptools<81 jax==0.4.38 and the rest as 1.1.6
+- 0.15.5 (make_refused.py alone): as 0.20.3, but anndata<0.9 scipy<1.12, and mudata<0.3
+
+TOTALVI cannot be minified before 1.2, and 0.20 has no linear classifier. Of what is refused, 0.20.3
+cannot make JaxSCVI there, and 1.4.2 neither it nor, in this way, DestVI.
 """
 
 import os

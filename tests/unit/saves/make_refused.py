@@ -1,6 +1,7 @@
 """Tiny saves of scvi-tools that are refused: other classes, TOTALVI of a MuData, an old SCVI.
 
-python make_refused.py FOLDER, in an environment of make.py or with scvi-tools 0.15.5.
+python make_refused.py FOLDER, in an environment of make.py; those of 0.15.5, 0.20.3, 1.2.2 and
+1.4.2 were kept.
 """
 
 import sys
