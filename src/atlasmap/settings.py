@@ -239,6 +239,9 @@ class TotalviSettings:
     """Networks with layer norm."""
     background_activation: Literal["softplus", "exp"] = "softplus"
     """What makes the background's standard deviation positive (exp: scvi-tools before 1.2)."""
+    input_scaling: Literal["mean", "none"] = "mean"
+    """The encoder sees log(1 + count / (1 + the cell's mean)), genes and proteins apart; none:
+    log(1 + count) (scvi-tools before 1.3.1)."""
     empirical_protein_background_prior: bool | None = None
     """Start the background's prior where mixtures fitted to single cells have it; null: with more
     than 10 proteins."""

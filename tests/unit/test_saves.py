@@ -35,6 +35,8 @@ from atlasmap.minified import latent_of
 from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
 from atlasmap.settings import DataConfig, ScviSettings, SurgerySettings, TrainSettings
 
+SAVES = Path(__file__).parent / "saves"
+
 
 def archive(path: Path, pickled: bytes, compression=zipfile.ZIP_STORED, **parts: bytes) -> Path:
     """A file in the form of torch.save."""
@@ -128,6 +130,13 @@ def test_arrays_beyond_their_bytes_are_refused(tmp_path):
         (shape, b"K\x01J\xff\xff\xff\xff\x85"), (code, code[:5] + b"V8"), (code, code[:5] + b"O8"),
     ]:  # fmt: skip
         refused(archive(path, pickled.replace(old, new)), "SAVE_BROKEN")
+
+
+def test_keys_are_texts_small_numbers_or_none(tmp_path):
+    known = {None: 1, np.int64(3): 2, -4: 3, "a": 4}
+    assert read_archive(archive(tmp_path / "x.pt", pickle.dumps(known, 2))) == known
+    for key in (2**40, np.int64(2**40), 1.5, (1,), b"a"):
+        refused(archive(tmp_path / "x.pt", pickle.dumps({key: 1}, 2)), "SAVE_BROKEN")
 
 
 def tensor_pickle(size: tuple, stride: tuple, offset: int = 0, n: int = 4, kind="Float") -> bytes:
@@ -484,35 +493,168 @@ def test_golden_registries_come_across():
     assert bundle.about["scvi"]["n_latent"] == about["init_params"]["non_kwargs"]["n_latent"]
 
 
-@pytest.mark.parametrize("version", ["0.20.3", "1.0.4", "1.1.6"])
-def test_saves_of_older_versions_compute_what_they_did_there(version, tmp_path):
-    folder, adata = Path(__file__).parent / "saves" / version, cells()
+def made(pattern: str) -> list:
+    """Folders of saves that real versions wrote (saves/make.py, saves/make_refused.py)."""
+    found = sorted(path.parent for path in SAVES.glob(f"*/{pattern}/model.pt"))
+    return [pytest.param(path, id=f"{path.parent.name} {path.name}") for path in found]
+
+
+def test_every_version_has_its_saves():
+    both = {"plain", "covariates", "minified", "surgery"}
+    cases = {f"SCVI_{case}" for case in both | {"bare", "library", "pyro"}}
+    cases |= {f"SCANVI_{case}" for case in both | {"linear"}}
+    cases |= {f"TOTALVI_{case}" for case in both | {"lacking"}}
+    lacking = {  # what these versions cannot do themselves
+        "0.20.3": {"SCANVI_linear", "TOTALVI_minified"},
+        "1.0.4": {"TOTALVI_minified"}, "1.1.6": {"TOTALVI_minified"},
+    }  # fmt: skip
+    for version in ("0.20.3", "1.0.4", "1.1.6", "1.2.2", "1.3.3", "1.4.2"):
+        there = {path.parent.name for path in SAVES.glob(f"{version}/*/expected.npz")}
+        assert there == cases - lacking.get(version, set()), version
+
+
+@pytest.mark.parametrize("folder", made("[ST]*"))
+def test_saves_of_real_versions_compute_what_they_did_there(folder, tmp_path):
+    kind, case = folder.name.split("_")
+    version = folder.parent.name.split("-")[0]
     with np.load(folder / "expected.npz") as file:
         expected = dict(file)
-    for name in ("scvi", "scanvi"):
-        read = read_save(folder / name)
-        bundle = bundle_of(read, folder / name / "model.pt", None)
+    read = read_save(folder)
+    bundle = bundle_of(read, folder / "model.pt", None)
+    save(bundle, tmp_path / "b")
+    bundle = load(tmp_path / "b", CPU)
+    own = [cells(case), *([anndata.read_h5ad(folder / "adata.h5ad")] if case == "minified" else [])]
+    for adata in own:
         latent = latent_in(Cells(adata, "cells", own=True), bundle, read)
-        assert np.abs(latent_of(latent) - expected[f"{name}_latent"]).max() < 1e-5
-        assert read.version == version and bundle.registry.batches == ["p1", "p2"]
-        assert bundle.registry.categorical == {"sex": ["f", "m"]}
-        assert bundle.registry.continuous == ["age"]
-        # before 1.1 SCANVI's own indices named cells twice and others never: not to be trusted
-        n = 6 if name == "scvi" else 5 if version == "1.1.6" else 0
-        assert (latent.obs["split"] == "validation").sum() == n
-        save(bundle, tmp_path / name)
-        load(tmp_path / name, CPU)
-    # "Unknown" was swapped with the last category there, the others were not sorted again
-    assert bundle.registry.labels == ["c", "a", "b"]
-    assert bundle.about["variant"] == ("fixed" if version == "1.1.6" else "prefix")
-    assert np.abs(latent.obsm["soft_labels"] - expected["scanvi_soft_labels"]).max() < 1e-5
-    assert list(latent.obs["label"].cat.categories) == ["Unknown", "a", "b", "c"]
+        assert np.abs(latent_of(latent) - expected["latent"]).max() < 1e-5
+        if kind == "SCANVI":
+            assert np.abs(latent.obsm["soft_labels"] - expected["soft_labels"]).max() < 1e-5
+    assert (read.model, read.version) == (kind, version)
+    assert bundle.registry.batches == {
+        "bare": ["0"], "surgery": ["p1", "p2", "p3"]
+    }.get(case, ["p1", "p2"])  # fmt: skip
+    with_covariates = case in ("covariates", "minified")
+    assert bundle.registry.categorical == ({"sex": ["f", "m"]} if with_covariates else {})
+    assert bundle.registry.continuous == (["age"] if with_covariates else [])
+    lacks = {"p1": ["protein1"]} if case == "lacking" else {}
+    assert bundle.registry.proteins_missing == lacks
+    new = tuple(map(int, version.split("."))) >= (1, 1)
+    if kind == "SCANVI":
+        # "Unknown" was swapped with the last category there, the others were not sorted again
+        assert bundle.registry.labels == list(expected["labels"]) == ["c", "a", "b"]
+        variant = "linear" if case == "linear" else "fixed" if new else "prefix"
+        assert bundle.about["variant"] == variant
+
+
+@pytest.mark.parametrize("folder", made("*_covariates"))
+def test_which_cells_validated_is_read_where_the_save_has_each_once(folder):
+    read = read_save(folder)
+    bundle = bundle_of(read, folder / "model.pt", None)
+    latent = latent_in(Cells(cells(), "cells", own=True), bundle, read)
+    n = int((latent.obs["split"] == "validation").sum())
+    # before 1.1 SCANVI's own indices named cells twice and others never: not to be trusted
+    old = read.model == "SCANVI" and folder.parent.name in ("0.20.3", "1.0.4")
+    assert n == (0 if old else 5 if read.model == "SCANVI" else 6)
+
+
+@pytest.mark.parametrize("folder", made("refused_*"))
+def test_other_saves_of_real_versions_are_refused_by_class_or_version(folder):
+    version, model = folder.parent.name, folder.name.removeprefix("refused_")
+    with pytest.raises(AtlasmapError) as error:
+        read_save(folder)
+    old = version == "0.15.5" and model == "SCVI"
+    assert error.value.code == ("SAVE_VERSION" if old else "SAVE_CLASS")
+    assert f"{model} of scvi-tools {version}" in error.value.found
+    assert ("MuData" in error.value.found) == (model == "TOTALVI")
+
+
+def content_of(name: str, version: str, *parts) -> dict:
+    """What a save of scvi-tools must hold to be known as one, and `parts`."""
+    registry = {"model_name": name, "scvi_version": version}
+    return {"attr_dict": {"registry_": registry, "parts_": list(parts)}, "var_names": {"rna": []}}
+
+
+@pytest.mark.parametrize("name, version", [("CondSCVI", "1.2.2"), ("SCVI", "0.15.5")])
+def test_what_is_dangerous_is_not_excused_by_another_class_or_version(tmp_path, name, version):
+    mark = tmp_path / "ran"
+    for call in (
+        Call(os.system, f"touch {mark}"), Call(eval, f"open({str(mark)!r}, 'w')"),
+        Call(getattr, "", "join"), Call(pd.read_pickle, str(mark)), Call(torch.load, str(mark)),
+        Call(torch.nn.init.eye_, 1), torch.nn.init.eye_,
+    ):  # fmt: skip
+        path = archive(tmp_path / "model.pt", pickle.dumps(content_of(name, version, call), 2))
+        with pytest.raises(AtlasmapError) as error:
+            read_save(path)
+        assert error.value.code == "SAVE_UNTRUSTED"
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "name, version, code",
+    [
+        ("CondSCVI", "1.2.2", "SAVE_CLASS"), ("SCANVI", "0.19.0", "SAVE_VERSION"),
+        ("SCANVI", "2.1", "SAVE_VERSION"), ("TOTALVI", "1.3.0", "SAVE_CLASS"),
+        ("SCANVI", "1.4.2", "SAVE_UNTRUSTED"), (None, "1.4.2", "SAVE_UNTRUSTED"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("part", [b"scvi.nn\nEncoder", b"jax._src.array\n_reconstruct_array"])
+def test_parts_of_other_models_are_refused_by_class_and_never_read(
+    tmp_path, part, name, version, code
+):
+    content = content_of(name, version, Call(__import__("collections").Counter, [1]))
+    if name == "SCANVI":
+        content["var_names"] = []
+    pickled = pickle.dumps(content, 2)
+    assert pickled.count(b"collections\nCounter") == 1
+    path = archive(tmp_path / "model.pt", pickled.replace(b"collections\nCounter", part))
+    with pytest.raises(AtlasmapError) as error:
+        read_save(path)
+    assert error.value.code == code
+    asked = part.decode().replace("\n", ".")
+    assert (asked if code == "SAVE_UNTRUSTED" else version) in error.value.found
+    refused(path, "SAVE_UNTRUSTED")
+
+
+def test_networks_among_the_settings_are_unsupported(written, tmp_path):
+    for k, value in enumerate([torch.nn.ELU, torch.nn.Softplus()]):
+        folder = altered(written[0], set_init(var_activation=value), tmp_path / str(k))
+        with pytest.raises(AtlasmapError, match="var_activation") as error:
+            read_save(folder)
+        assert error.value.code == "SAVE_UNSUPPORTED"
+
+
+def drop_efficiency(content):
+    del content["model_state_dict"]["log_per_batch_efficiency"]
+
+
+def test_only_versions_without_efficiencies_may_lack_them(tmp_path):
+    folder = altered(SAVES / "1.3.3/TOTALVI_plain", drop_efficiency, tmp_path / "save")
+    with pytest.raises(AtlasmapError, match="log_per_batch_efficiency is missing") as error:
+        bundle_of(read_save(folder), folder / "model.pt", None)
+    assert error.value.code == "SAVE_WEIGHTS"
+
+
+@pytest.mark.parametrize("version", ["1.2.2", "1.3.3"])
+def test_what_scvi_tools_would_get_wrong_does_not_go_out(version, tmp_path):
+    """1.4.2 scales the input of each TOTALVI, also of those that were trained before 1.3.1."""
+    folder = SAVES / version / "TOTALVI_plain"
+    bundle = bundle_of(read_save(folder), folder / "model.pt", None)
+    if version == "1.2.2":
+        with pytest.raises(AtlasmapError, match="EXPORT_UNSUPPORTED"):
+            write_save(bundle, tmp_path / "out", None)
+        assert not (tmp_path / "out").exists()
+    else:
+        write_save(bundle, tmp_path / "out", None)
+        ours, theirs = read_save(tmp_path / "out").weights, read_save(folder).weights
+        assert ours.keys() == theirs.keys()
+        used = {key for key in weights_out(bundle.model) if not key.endswith("_tracked")}
+        assert all(torch.equal(ours[key], theirs[key]) for key in used)
 
 
 @pytest.fixture
 def older():
     """A save of scvi-tools 1.1 with its cells, and the bundle."""
-    folder = Path(__file__).parent / "saves/1.1.6/scanvi"
+    folder = SAVES / "1.1.6/SCANVI_covariates"
     read = read_save(folder)
     return read, bundle_of(read, folder / "model.pt", None), cells()
 

@@ -56,8 +56,8 @@ def import_scvi(
     Parameters
     ----------
     path
-        Folder that model.save() wrote (SCVI, SCANVI or TOTALVI, scvi-tools 0.20 to
-        1.x), or its model.pt.
+        Folder that model.save() wrote (SCVI, SCANVI or TOTALVI of an AnnData, scvi-tools
+        0.20 to 1.x), or its model.pt.
     out
         Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
     prefix
@@ -92,6 +92,8 @@ def import_scvi(
 
 def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> None:
     """Write a folder that scvi-tools 1.4.2 loads: SCVI.load(OUT, adata), SCANVI.load(OUT, adata).
+
+    A TOTALVI that came from scvi-tools before 1.3.1 is refused: 1.4.2 would get its latent wrong.
 
     Example: atlasmap export-scvi bundle --out for_scvi_tools
 

@@ -1,6 +1,7 @@
 """model.pt: a zip of one pickle and the bytes of its tensors, read without torch.load."""
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from atlasmap.errors import AtlasmapError
-from atlasmap.exchange.pickles import Name, Reader, Unreadable, count, need
+from atlasmap.exchange.pickles import Name, Reader, Unreadable, count, need, untrusted
 
 # torch's storages → numpy's reading of their bytes (bfloat16 has none there: as its 16 bits).
 STORAGES = {
@@ -97,8 +98,11 @@ class Archive:
         return torch.from_numpy(np.array(seen, copy=True))
 
 
-def read_archive(path: Path) -> Any:
-    """What model.pt holds, as plain data; raises SAVE_MISSING, SAVE_BROKEN, SAVE_UNTRUSTED."""
+def read_archive(path: Path, check: Callable[[Any, Path], None] | None = None) -> Any:
+    """What model.pt holds, as plain data; raises SAVE_MISSING, SAVE_BROKEN, SAVE_UNTRUSTED.
+
+    `check` sees it first and may refuse it, before names of other models' parts are.
+    """
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*model.pt"))[:5]
         raise AtlasmapError(
@@ -108,7 +112,8 @@ def read_archive(path: Path) -> Any:
             mend="name the folder that holds model.pt, and --prefix where it was saved with one",
         )
     try:
-        return Archive(path).contents()
+        archive = Archive(path)
+        content = archive.contents()
     except AtlasmapError:
         raise
     except Exception as error:  # whatever the bytes of a file bring about, they are to blame
@@ -119,3 +124,8 @@ def read_archive(path: Path) -> Any:
             found=f"{path}: {kind}{str(error)[:200]}",
             mend="copy it again from where it came",
         ) from error
+    if check:
+        check(content, path)
+    if archive.reader.foreign:
+        raise untrusted(archive.reader.foreign)
+    return content

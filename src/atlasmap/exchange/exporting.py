@@ -11,6 +11,7 @@ from scipy import sparse
 
 from atlasmap.bundle import Bundle, architecture
 from atlasmap.data.registry import Registry
+from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.weights import unused, weights_out
 from atlasmap.files import folder_aside
 from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE
@@ -171,7 +172,7 @@ def totalvi_params(bundle: Bundle) -> dict[str, dict]:
     settings = {
         key: value
         for key, value in bundle.about["totalvi"].items()
-        if key not in ("train", "classifier", "adversarial")
+        if key not in ("train", "classifier", "adversarial", "input_scaling")
     }
     named = ("n_latent", "gene_dispersion", "protein_dispersion", "gene_likelihood")
     named += ("latent_distribution", "empirical_protein_background_prior")
@@ -228,13 +229,25 @@ def minified_beside(bundle: Bundle, latent: anndata.AnnData) -> anndata.AnnData:
     return out
 
 
+def check_input(bundle: Bundle) -> None:
+    """Raise EXPORT_UNSUPPORTED for a TOTALVI whose latent scvi-tools 1.4.2 would get wrong."""
+    if bundle.about["totalvi"].get("input_scaling", "mean") != "mean":
+        raise AtlasmapError(
+            "EXPORT_UNSUPPORTED",
+            expected=f"a TOTALVI whose encoder sees what scvi-tools {VERSION} gives it",
+            found="input_scaling: none, as in scvi-tools before 1.3.1",
+            mend="map with the bundle, or with scvi-tools before 1.3.1 and the model's own save",
+        )
+
+
 def write_save(bundle: Bundle, folder: Path, latent: anndata.AnnData | None) -> None:
     """Write `folder`/model.pt, and adata.h5ad where there is a latent, whole or not at all.
 
     Of TOTALVI there is none: scvi-tools 1.4.2 does not read minified data of it (not even its own:
-    it encodes the empty counts).
+    it encodes the empty counts). Raises EXPORT_UNSUPPORTED.
     """
     if bundle.registry.proteins:
+        check_input(bundle)
         latent = None
     with folder_aside(folder, last="model.pt") as scratch:
         if latent is not None:

@@ -18,15 +18,9 @@ from atlasmap.data.proteins import put, table_of
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.exchange.saves import (
-    Save,
-    latent_bias,
-    refuse,
-    registry_of,
-    settings_of,
-    variant_of,
-)
-from atlasmap.exchange.weights import differences, weights_in
+from atlasmap.exchange.identity import numbers, refuse
+from atlasmap.exchange.saves import SCALED, Save, latent_bias, registry_of, settings_of, variant_of
+from atlasmap.exchange.weights import Weights, differences, weights_in
 from atlasmap.files import sha256
 from atlasmap.inference import Embedding, embed, soft_labels_at
 from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE, minified
@@ -36,6 +30,14 @@ from atlasmap.models.scvi import Scvi
 from atlasmap.models.totalvi import Totalvi
 from atlasmap.settings import NUMERICS
 from atlasmap.training.history import History
+
+
+def weights_of(save: Save) -> Weights:
+    """The save's weights; where TOTALVI had no efficiencies yet, those that change nothing."""
+    if save.model != "TOTALVI" or numbers(save.version) >= SCALED:
+        return save.weights
+    zeros = torch.zeros(len(save.proteins), len(save.batches))
+    return {"log_per_batch_efficiency": zeros} | save.weights
 
 
 def library_of(save: Save) -> tuple[tuple[float, ...], ...] | None:
@@ -76,16 +78,18 @@ def bundle_of(save: Save, path: Path, symbols: list[str] | None) -> Bundle:
         variant = variant_of(save)
         model = Scanvi(model, variant, len(registry.labels), rng)
         about |= {"kind": "scanvi", "variant": variant}
-    prior = save.weights.get("y_prior")
-    wrong = differences(model, save.weights)
+    weights = weights_of(save)
+    prior = weights.get("y_prior")
+    wrong = differences(model, weights)
     if prior is not None and not torch.allclose(prior, torch.full_like(prior, 1 / prior.numel())):
         wrong.append("y_prior is not uniform")
     if wrong:
         raise refuse(
-            path, "SAVE_WEIGHTS", f"the weights of {save.model} with these settings",
-            listed(wrong), "save it again with scvi-tools 1.x, or report this version",
+            path, "SAVE_WEIGHTS", expected=f"the weights of {save.model} with these settings",
+            found=listed(wrong),
+            mend="save it again with the scvi-tools that trained it, or report this version",
         )  # fmt: skip
-    weights_in(model, save.weights)
+    weights_in(model, weights)
     return Bundle(model.eval(), registry, about, History().table())
 
 

@@ -27,6 +27,7 @@ from atlasmap.settings import (
     Variant,
 )
 
+NOT_ARGUMENTS = ("background_activation", "input_scaling")  # of TOTALVI
 CLASSIFIER = {
     "prefix": {"classifier_parameters": {"logits": False}},
     "fixed": {},
@@ -181,7 +182,7 @@ def train_totalvi(
     shared = {
         key: value
         for key, value in asdict(settings).items()
-        if key not in ("train", "classifier", "adversarial", "background_activation")
+        if key not in ("train", "classifier", "adversarial", *NOT_ARGUMENTS)
     }
     with quiet():
         scvi.settings.seed = seed

@@ -2,8 +2,9 @@
 
 Opcodes are decoded by `pickletools` (which runs nothing) and carried out on plain values. A global
 is a name on the stack and never becomes a Python object: what it would build, a rule of ours builds
-(`Reader.rules`), or, for pandas' classes, an inert `Unbuilt`. Any other name is refused when it is
-read. What is built is paid for from a budget of bytes, so that a small file cannot fill the memory.
+(`Reader.rules`), or, for tables and other models' classes, an inert `Unbuilt`. Any other name is
+refused when it is read. What is built is paid for from a budget of bytes, so that a small file
+cannot fill the memory.
 """
 
 import pickletools
@@ -15,28 +16,11 @@ from typing import Any
 import numpy as np
 
 from atlasmap.errors import AtlasmapError
+from atlasmap.exchange.names import PLAIN_NAMES, canonical, is_foreign, is_inert
 
 CONTAINER = 64  # bytes that a list, tuple or dictionary costs at least
 LONGEST_KEY = 2**31  # of numbers as keys: larger ones could be chosen to collide
 DTYPE = re.compile(r"[<>|=]?[biufUS]\d{1,6}")
-PANDAS = {
-    "pandas._libs.internals _unpickle_block",
-    "pandas._libs.tslibs.timestamps _unpickle_timestamp",
-    "pandas.core.arrays.categorical Categorical",
-    "pandas.core.arrays.string_ StringArray",
-    "pandas.core.arrays.string_ StringDtype",
-    "pandas.core.dtypes.dtypes CategoricalDtype",
-    "pandas.core.frame DataFrame",
-    "pandas.core.indexes.base Index",
-    "pandas.core.indexes.base _new_Index",
-    "pandas.core.indexes.numeric Float64Index",
-    "pandas.core.indexes.numeric Int64Index",
-    "pandas.core.indexes.range RangeIndex",
-    "pandas.core.internals.blocks new_block",
-    "pandas.core.internals.managers BlockManager",
-    "pandas.core.internals.managers SingleBlockManager",
-    "pandas.core.series Series",
-}
 
 
 class Unreadable(ValueError):
@@ -88,23 +72,23 @@ def need(ok: bool, what: str) -> None:
         raise Unreadable(what)
 
 
-# Names that are arguments only.
-PLAIN_NAMES = {"__builtin__ dict", "__builtin__ slice", "numpy ndarray"}
-
-
-def canonical(module: str, name: str) -> str:
-    """One spelling of a global."""
-    module = {"builtins": "__builtin__"}.get(module, module)
-    if module.startswith("numpy.core."):  # the folder was renamed in numpy 2
-        module = "numpy._core." + module.removeprefix("numpy.core.")
-    return f"{module} {name}"
+def untrusted(full: str) -> AtlasmapError:
+    """A refusal of a file that names this global."""
+    return AtlasmapError(
+        "SAVE_UNTRUSTED",
+        expected="numbers, texts and tables, as scvi-tools saves them",
+        found=f"the file asks for {full.replace(' ', '.')[:200]}",
+        mend="do not open this file with anything that unpickles it; ask whoever made it "
+        "for a plain save (model.save), or for an atlasmap bundle",
+    )
 
 
 class Reader:
     """The stack machine.
 
     `persistent` resolves persistent ids, `names` are further names that are arguments only, and
-    `budget` is how many bytes may be built. Further rules are added to `rules`.
+    `budget` is how many bytes may be built. Further rules are added to `rules`. `foreign` is the
+    first name, if any, that no model has that can be imported.
     """
 
     def __init__(self, persistent: Callable[[Any], Any], names: frozenset[str], budget: int):
@@ -121,6 +105,7 @@ class Reader:
         self.stack: list = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.foreign: str | None = None
 
     def read(self, data: bytes) -> Any:
         """The value that `data` describes; raises SAVE_UNTRUSTED, Unreadable."""
@@ -298,8 +283,9 @@ class Reader:
         need(isinstance(target, dict), "keys of something that is no dictionary")
         self.spend(CONTAINER * len(items))
         for key, value in zip(items[::2], items[1::2], strict=True):
-            small = isinstance(key, int) and abs(key) < LONGEST_KEY
-            need(small or isinstance(key, str), "a key that is neither text nor a small number")
+            small = isinstance(key, int | np.integer) and abs(int(key)) < LONGEST_KEY
+            plain = small or key is None or isinstance(key, str)
+            need(plain, "a key that is neither text nor a small number")
             target[key] = value
 
     def named(self, argument: str) -> None:
@@ -316,14 +302,11 @@ class Reader:
     def name(self, module: str, name: str) -> None:
         """Put a global on the stack, as a name; raises SAVE_UNTRUSTED."""
         full = canonical(module, name)
-        if not any(full in known for known in (self.rules, PLAIN_NAMES, PANDAS, self.names)):
-            raise AtlasmapError(
-                "SAVE_UNTRUSTED",
-                expected="numbers, texts and tables, as scvi-tools saves them",
-                found=f"the file asks for {f'{module}.{name}'[:200]}",
-                mend="do not open this file with anything that unpickles it; ask whoever made it "
-                "for a plain save (model.save), or for an atlasmap bundle",
-            )
+        known = any(full in names for names in (self.rules, PLAIN_NAMES, self.names))
+        if not known and not is_inert(full):
+            if not is_foreign(full):
+                raise untrusted(full)
+            self.foreign = self.foreign or full
         self.stack.append(Name(full))
 
     def reduce(self, _) -> None:
@@ -332,20 +315,21 @@ class Reader:
         self.build_of(made, arguments)
 
     def new_object(self, _) -> None:
-        """An object of a class: pandas' alone."""
+        """An object of a class, which stays unbuilt."""
         arguments, made = self.pop(), self.pop()
-        need(isinstance(made, Name) and made.name in PANDAS, "an object of unknown make")
+        need(isinstance(made, Name) and made.name not in self.rules, "an object of unknown make")
         self.build_of(made, arguments)
 
     def build_of(self, made: Any, arguments: Any) -> None:
         """What a name makes of arguments."""
         need(isinstance(made, Name) and isinstance(arguments, tuple), "a call of something else")
         self.spend(CONTAINER)
-        if made.name in PANDAS or made.name == "__builtin__ slice":
-            self.stack.append(Unbuilt(made.name))
-        else:
-            need(made.name in self.rules, "a call of a name that is an argument only")
+        if made.name in self.rules:
             self.stack.append(self.rules[made.name](*arguments))
+        else:
+            unbuilt = is_inert(made.name) or is_foreign(made.name)
+            need(unbuilt, "a call of a name that is an argument only")
+            self.stack.append(Unbuilt(made.name))
 
     def set_state(self, _) -> None:
         """The state of an array or a dtype; what is unbuilt forgets it."""

@@ -1,6 +1,5 @@
 """What a scvi-tools save says: its class, genes, categories, architecture and classifier."""
 
-import re
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -14,10 +13,10 @@ from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.exchange.archive import read_archive
 from atlasmap.exchange.files import model_file
+from atlasmap.exchange.identity import check_identity, numbers, refuse
+from atlasmap.exchange.pickles import Name, Unbuilt
 from atlasmap.settings import ScviSettings, TotalviSettings, Variant
 
-CLASSES = ("SCVI", "SCANVI", "TOTALVI")
-OLDEST, TOO_NEW = (0, 20), (2, 0)
 LONGEST = 500  # characters of a text in settings; items of a list there
 BACKGROUND = ({"activation_function_bg": "softplus"}, {"activation_function_bg": "exp"})
 # Defaults of scvi-tools' modules, which saves leave out.
@@ -73,6 +72,7 @@ IGNORED = {"unlabeled_category", "pretrained_model", "use_cuda"}
 IGNORED |= {"extra_payload_autotune", "linear_classifier", "classifier_parameters"}
 IGNORED |= {"override_missing_proteins"}
 SOFTPLUS = (1, 2)  # before, the background's standard deviation of totalVI was an exp
+SCALED = (1, 3, 1)  # before, totalVI's encoder saw log(1 + count), and batches had no efficiencies
 
 
 @dataclass(frozen=True)
@@ -105,29 +105,26 @@ class Save:
     split: dict[str, np.ndarray]
 
 
-def refuse(path: Path, code: str, expected: str, found: str, mend: str) -> AtlasmapError:
-    """An error about a save."""
-    return AtlasmapError(code, expected=expected, found=f"{path}: {found}", mend=mend)
-
-
 def read_save(folder: Path, prefix: str = "") -> Save:
     """Read `folder`/`prefix`model.pt; raises SAVE_* errors. Nothing in the file is run."""
     path = model_file(folder, prefix)
     old = path.with_name(f"{prefix}model_params.pt")
     if old.is_file() and not path.is_file():
         raise refuse(
-            old, "SAVE_VERSION", "one file model.pt, as scvi-tools writes it since 0.15",
-            "the three files of older versions",
-            "let whoever trusts them convert them with scvi-tools: "
+            old, "SAVE_VERSION", expected="one file model.pt, as scvi-tools writes it since 0.15",
+            found="the three files of older versions",
+            mend="let whoever trusts them convert them with scvi-tools: "
             "SCVI.convert_legacy_save (or SCANVI's) and a save from 1.x",
         )  # fmt: skip
-    content = read_archive(path)
+    content = read_archive(path, check_identity)
     try:
         save = understood(content)
     except Exception as error:  # whatever is amiss in a file's contents, they are to blame
         raise refuse(
-            path, "SAVE_BROKEN", "model_state_dict, var_names and attr_dict of model.save()",
-            f"{type(error).__name__} {str(error)[:200]}", "save the model again with scvi-tools",
+            path, "SAVE_BROKEN",
+            expected="model_state_dict, var_names and attr_dict of model.save()",
+            found=f"{type(error).__name__} {str(error)[:200]}",
+            mend="save the model again with scvi-tools",
         ) from error  # fmt: skip
     check_known(save, path)
     return save
@@ -137,12 +134,21 @@ def names(values: Any) -> list[str]:
     """A column of texts or numbers as texts, each once."""
     if not isinstance(values, list | tuple | np.ndarray) or np.ndim(values) != 1:
         raise TypeError("a list of names is something else")
+    if any(isinstance(value, Name | Unbuilt) for value in values):
+        raise TypeError("a name that is an object")
     out = [str(plain(value)) for value in values]
     for text in out:
         text.encode()  # what JSON could not hold
     if len(set(out)) < len(out):
         raise ValueError("a name more than once")
     return out
+
+
+def text(value: Any) -> str:
+    """A text that must be there."""
+    if not isinstance(value, str):
+        raise TypeError("something else where a text must be")
+    return str(value)
 
 
 def plain(value: Any, depth: int = 0) -> Any:
@@ -153,6 +159,8 @@ def plain(value: Any, depth: int = 0) -> Any:
         if len(str(value)) > LONGEST:
             raise ValueError("a setting that is too long")
         return value
+    if isinstance(value, Name | Unbuilt):
+        return f"an object: {value.name[:100]}"
     if depth > 5 or not isinstance(value, dict | list | tuple | np.ndarray) or len(value) > LONGEST:
         raise ValueError("a setting that is too deep, too long or of another kind")
     if isinstance(value, dict):
@@ -177,8 +185,8 @@ def understood(content: dict[str, Any]) -> Save:
     posterior = {name: column(name) for name in ("latent_qzm", "latent_qzv", "observed_lib_size")}
     keys = {"batch": state("batch").get("original_key"), "label": label_state.get("original_key")}
     return Save(
-        model=str(registry["model_name"]),
-        version=str(plain(registry["scvi_version"])),
+        model=text(registry["model_name"]),
+        version=text(registry["scvi_version"]),
         genes=names(content["var_names"]),
         batches=names(state("batch")["categorical_mapping"]),
         labels=names(label_state.get("categorical_mapping", [])),
@@ -236,24 +244,16 @@ def flattened(init: dict) -> dict[str, Any]:
     return {key: value for key, value in out.items() if key not in ("registry", "datamodule")}
 
 
-def numbers(version: str) -> tuple[int, int]:
-    """Major and minor version; (-1, -1) if it is none."""
-    found = re.match(r"(\d{1,4})\.(\d{1,4})", version)
-    return (int(found[1]), int(found[2])) if found else (-1, -1)
+def unsupported(path: Path, found: str) -> AtlasmapError:
+    """A refusal of options that are not built here."""
+    return refuse(
+        path, "SAVE_UNSUPPORTED", expected="a model that atlasmap can compute", found=found,
+        mend="map with scvi-tools, or train a reference without these options",
+    )  # fmt: skip
 
 
 def check_known(save: Save, path: Path) -> None:
-    """Raise SAVE_VERSION, SAVE_CLASS or SAVE_UNSUPPORTED for what cannot be brought over."""
-    if not OLDEST <= numbers(save.version) < TOO_NEW:
-        raise refuse(
-            path, "SAVE_VERSION", "a save of scvi-tools 0.20 to 1.x",
-            f"scvi_version {save.version}", "load it with scvi-tools 1.x and save it again",
-        )  # fmt: skip
-    if save.model not in CLASSES:
-        raise refuse(
-            path, "SAVE_CLASS", f"a model of class {listed(CLASSES)}", save.model[:100],
-            "import one of these",
-        )  # fmt: skip
+    """Raise SAVE_UNSUPPORTED for what cannot be brought over."""
     odd = [
         f"{key}: {value!r}"
         for key, value in save.init.items()
@@ -276,10 +276,7 @@ def check_known(save: Save, path: Path) -> None:
     if reserved:
         odd.append(f"covariates called {listed(sorted(reserved))}, as columns of ours are")
     if odd:
-        raise refuse(
-            path, "SAVE_UNSUPPORTED", "a model that atlasmap can compute", listed(odd),
-            "map with scvi-tools, or train a reference without these options",
-        )  # fmt: skip
+        raise unsupported(path, listed(odd))
 
 
 def defaults_of(save: Save) -> dict[str, Any]:
@@ -295,13 +292,12 @@ def settings_of(save: Save, path: Path) -> ScviSettings | TotalviSettings:
     told = (save.init.get("extra_decoder_kwargs") or {}).get("activation_function_bg")
     if totalvi and (told or ("exp" if numbers(save.version) < SOFTPLUS else "softplus")) == "exp":
         given["background_activation"] = "exp"
+    if totalvi and numbers(save.version) < SCALED:
+        given["input_scaling"] = "none"
     try:
         settings = checked(TotalviSettings if totalvi else ScviSettings, given, str(path), "SAVE")
     except AtlasmapError as error:
-        raise refuse(
-            path, "SAVE_UNSUPPORTED", "a model that atlasmap can compute", error.found,
-            "map with scvi-tools, or train a reference without these options",
-        ) from error  # fmt: skip
+        raise unsupported(path, error.found) from error
     layers = "encoder.encoder.fc_layers.Layer {}.0.bias"
     layers = layers if totalvi else f"z_{layers}"
     n_layers = sum(layers.format(k) in save.weights for k in range(len(save.weights)))
@@ -310,9 +306,9 @@ def settings_of(save: Save, path: Path) -> ScviSettings | TotalviSettings:
     said = (depth, settings.n_hidden, settings.n_latent)
     if said != (n_layers, *sizes):  # before a model of that size is made
         raise refuse(
-            path, "SAVE_WEIGHTS", "weights of the size that its settings say: "
-            f"(layers, n_hidden, n_latent) = {said}", f"{(n_layers, *sizes)}",
-            "save the model again with scvi-tools",
+            path, "SAVE_WEIGHTS", expected="weights of the size that its settings say: "
+            f"(layers, n_hidden, n_latent) = {said}", found=f"{(n_layers, *sizes)}",
+            mend="save the model again with scvi-tools",
         )  # fmt: skip
     return settings
 
@@ -325,15 +321,14 @@ def latent_bias(save: Save) -> str:
 def variant_of(save: Save) -> Variant:
     """Which classifier a SCANVI runs.
 
-    Before scvi-tools 1.1 softmax outputs went into cross-entropy, whatever the settings say; since
-    then `classifier_parameters.logits` decides, and a classifier without hidden layers is linear.
+    One without hidden layers is linear. Before scvi-tools 1.1 softmax outputs of the others went
+    into cross-entropy, whatever the settings say; since then `classifier_parameters.logits`
+    decides. (How a linear one was trained makes no difference to what it computes.)
     """
-    if numbers(save.version) < (1, 1):
-        return "prefix"
-    if not (save.init.get("classifier_parameters") or {}).get("logits", True):
-        return "prefix"
-    hidden = any(name.startswith("classifier.classifier.0.fc_layers.") for name in save.weights)
-    return "fixed" if hidden else "linear"
+    if not any(name.startswith("classifier.classifier.0.fc_layers.") for name in save.weights):
+        return "linear"
+    logits = (save.init.get("classifier_parameters") or {}).get("logits", True)
+    return "fixed" if logits and numbers(save.version) >= (1, 1) else "prefix"
 
 
 def registry_of(save: Save, symbols: list[str] | None) -> Registry:

@@ -174,6 +174,8 @@ class Totalvi(Vae):
 
     def features(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
         entries, y = cells.entries, cells.proteins
+        if self.settings.input_scaling == "none":
+            return torch.log1p(entries.count), torch.log1p(y)
         scale = 1 + cells.depth[:, 0] / cells.n_genes
         genes = torch.log1p(entries.count / scale[entries.cell])
         return genes, torch.log1p(y / (1 + y.mean(1, keepdim=True)))
