@@ -43,7 +43,8 @@ class Report:
         self.figures.append(figure)
         with written_aside(self.out) as aside:
             ran = self.about | {"figures": self.figures}
-            aside.write_text(json.dumps([*self.known, ran], indent=1) + "\n")
+            text = json.dumps([*self.known, ran]).replace('{"stage"', '\n{"stage"')  # a line each
+            aside.write_text(text + "\n")
 
     @property
     def failed(self) -> list[dict]:
