@@ -119,7 +119,7 @@ def check(told: argparse.Namespace) -> int:
     about = {"begun": time.strftime("%Y-%m-%d %H:%M"), "device": told.device, "size": told.size}
     report = Report(told.out, about)
     for stage in told.stages:
-        left = told.seconds - (time.monotonic() - began)
+        left = max(0.0, told.seconds - (time.monotonic() - began))
         run_stage(stage, told, min(left, SECONDS[stage]), report)
     took = time.monotonic() - began
     print(f"{len(report.figures)} figures, {len(report.failed)} failed, {took:.0f} s: {told.out}")
