@@ -3,7 +3,8 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test test-slurm fuzz parity bench bench-gpu bench-streaming env env-cellxgene docs vendor lint schemas lock clean
+.PHONY: run test test-slurm fuzz parity bench bench-gpu bench-streaming gpu-check wheels env \
+  env-cellxgene docs vendor lint schemas lock clean
 
 run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
@@ -49,17 +50,36 @@ bench: env .venv-parity/stamp
 	@$(BIN)/python tests/bench/bench.py metrics
 	@$(BIN)/python tests/bench/bench.py page
 
-# The same on a GPU: the tasks, and a whole comparison of the size and with the epochs of the lung
-# atlas's tutorial: docs/benchmarks_gpu.md.
+# On a GPU, with .venv's Python or, on a bare machine (torch 2.11 or newer, numpy, scipy, numba), its own
+# and the wheels that were carried there: docs/gpu.md.
+SITE := .wheels/site
+OWN := $(wildcard $(BIN)/python)
+ON_GPU := PYTHONPATH=src:$(SITE) $(or $(OWN),$(PYTHON))
+
+# The tests that need CUDA, golden numbers, equality with a CPU, bits, seconds a step: within eight
+# minutes. CHECK="--device forced" shows without a GPU that the check itself works.
+gpu-check: $(if $(OWN),,$(SITE))
+	@$(ON_GPU) tests/gpu/check.py $(CHECK)
+
+# The tasks of `make bench`, and a whole comparison of the size and with the epochs of the lung
+# atlas's tutorial, beside scvi-tools where it is installed: docs/benchmarks_gpu.md.
 GPU = --device cuda --out docs/benchmarks_gpu.json
-bench-gpu: env .venv-parity/stamp
-	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || { \
-	  printf "error: GPU_MISSING\n  expected: a GPU that torch sees\n  found:    none\n  mend:     run it where nvidia-smi shows one\n" >&2; exit 2; }
-	@$(BIN)/python tests/bench/bench.py run $(GPU) --tasks $(TASKS)
-	@$(BIN)/python tests/bench/bench.py run $(GPU) --types 10 --tasks scanvi surgery_per_batch
-	@$(BIN)/python tests/bench/bench.py run $(GPU) --cells 32472 --rounds 1 --scvi 300 \
+bench-gpu: $(if $(OWN),,$(SITE))
+	@$(ON_GPU) tests/bench/bench.py run $(GPU) --tasks $(TASKS)
+	@$(ON_GPU) tests/bench/bench.py run $(GPU) --types 10 --tasks scanvi surgery_per_batch
+	@$(ON_GPU) tests/bench/bench.py run $(GPU) --cells 32472 --rounds 1 --scvi 300 \
 	  --scanvi 100 --tasks whole
-	@$(BIN)/python tests/bench/bench.py page --results docs/benchmarks_gpu.json
+	@$(ON_GPU) tests/bench/bench.py page --results docs/benchmarks_gpu.json
+
+# What a bare GPU machine lacks, collected where there is a network (FOR: its Python), and unpacked there.
+FOR = 3.12
+wheels:
+	@$(PYTHON) tests/gpu/wheels.py .wheels $(FOR)
+
+$(SITE): $(wildcard .wheels/*.whl)
+	@mkdir -p $@
+	@$(if $^,$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $@ $^)
+	@touch $@
 
 # Counts larger than memory, at 0.3 and 3 million simulated cells (an hour, 12 GB of disk):
 # docs/larger_than_memory.md.

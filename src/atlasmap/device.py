@@ -47,8 +47,10 @@ def pick_device(device: Device) -> torch.device:
                 "or set device: cpu",
             )
         chosen = torch.device("cpu" if why else "cuda")
-        # The same bits in every run; what has no such kernel is said in the log.
-        torch.use_deterministic_algorithms(chosen.type == "cuda", warn_only=True)
+        # The same bits in every run; what has no such kernel is said in the log. (What torch has
+        # for this first loads its compiler, two seconds a process; cuBLAS is told by a variable.)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.set_deterministic_debug_mode("warn" if chosen.type == "cuda" else "default")
     name = torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu"
     log.info("device: %s (%s), %d threads", chosen.type, name, torch.get_num_threads())
     return chosen

@@ -1,12 +1,12 @@
 """Models saved by scvi-tools 1.4.2 (`../shared/golden`), imported."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
 import torch
+from golden_numbers import Golden
 
 from atlasmap.exchange.importing import bundle_of
 from atlasmap.exchange.saves import read_save
@@ -19,16 +19,6 @@ needs_shared = pytest.mark.skipif(
 REFERENCE = ["celseq2_5lines_p1", "celseq2_5lines_p2"]
 QUERIES = ["celseq2_3lines", "dropseq_3lines"]
 CITESEQ = ["citeseq_pbmc_5k_protein_v3", "citeseq_pbmc_10k_protein_v3"]
-
-
-@dataclass
-class Golden:
-    """A golden model of ours, the cells it was asked about, and what scvi-tools computes."""
-
-    model: torch.nn.Module
-    cells: Minibatch
-    expected: dict[str, np.ndarray]
-    labels: list[str]
 
 
 def load_cells(names: list[str], obs_names, var_names) -> np.ndarray:
@@ -58,7 +48,7 @@ def load_golden(name: str) -> Golden:
         None,
         torch.full((len(counts),), -1),
     )
-    return Golden(bundle.model, cells, expected, bundle.registry.labels)
+    return Golden(bundle, cells, expected)
 
 
 def load_citeseq(name: str) -> tuple[Golden, list[str]]:
@@ -81,4 +71,4 @@ def load_citeseq(name: str) -> tuple[Golden, list[str]]:
         torch.tensor(counts), (torch.tensor(batch),), None, torch.full((len(counts),), -1),
         torch.tensor(np.where(measured, proteins[at], 0)), torch.tensor(measured),
     )  # fmt: skip
-    return Golden(bundle.model, cells, expected, []), save.proteins
+    return Golden(bundle, cells, expected), save.proteins

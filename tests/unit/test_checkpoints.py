@@ -18,6 +18,7 @@ from atlasmap.cluster import stopping
 from atlasmap.cluster.slurm import JobTimes
 from atlasmap.cluster.stopping import Stopped, Watch
 from atlasmap.data.registry import Registry
+from atlasmap.device import pick_device
 from atlasmap.files import sha256
 from atlasmap.mapping import map_query
 from atlasmap.reference import fit_scanvi, fit_scvi, fit_totalvi
@@ -34,11 +35,9 @@ SURGERY = SurgerySettings(max_epochs=30)
 
 @pytest.fixture
 def device(request):
-    """The CPU, or where a test asks for it a GPU with deterministic kernels on."""
-    chosen = torch.device(getattr(request, "param", "cpu"))
-    torch.use_deterministic_algorithms(chosen.type == "cuda")
-    yield chosen
-    torch.use_deterministic_algorithms(False)
+    """The CPU, or where a test asks for it the GPU, as the package picks it."""
+    yield pick_device(getattr(request, "param", "cpu"))
+    torch.set_deterministic_debug_mode("default")
 
 
 ON_CPU_AND_GPU = pytest.mark.parametrize(
@@ -172,6 +171,7 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
     assert again.history.table().equals(whole) and steps == []
 
 
+@pytest.mark.gpu
 @ON_CPU_AND_GPU
 @pytest.mark.parametrize("kind", ["scvi", "scanvi", "surgery", "totalvi"])
 @pytest.mark.parametrize("step", [1, 2, 5, 6, 11])
