@@ -18,6 +18,7 @@ from atlasmap.data.stored import (
     UNREADABLE,
     child,
     close,
+    has_rows,
     is_sparse,
     lazy_matrix,
     naming,
@@ -140,7 +141,7 @@ def read_cells(file, at: str, path: Path, wanted: Wanted) -> anndata.AnnData:
 
     def matrix(key: str, shape: tuple[int, int], needed: bool):
         where = f"{at}/{key}".lstrip("/")
-        if needed and not wanted.lazily:
+        if needed and not (wanted.lazily and has_rows(file, where)):
             return read_matrix(file, where, shape)
         return lazy_matrix(path, where, file, shape)
 

@@ -103,6 +103,11 @@ def is_sparse(stored) -> bool:
     return told in (*SPARSE, "csr", "csc")
 
 
+def has_rows(file, path: str) -> bool:
+    """Whether some rows of a matrix can be read without the others."""
+    return not str(child(file, path, "").attrs.get("encoding-type", "")).startswith("csc")
+
+
 def naming(path: str, read: Callable):
     """What `read` gives; what is Damaged, or cannot be read, is said to be at `path`."""
     try:
@@ -135,23 +140,21 @@ def read_matrix(group, path: str, shape: tuple[int, int]):
 
 
 def lazy_matrix(file: Path, path: str, group, shape: tuple[int, int]):
-    """The same as a dask array of blocks of rows, each read and checked when it is asked for.
-
-    CSC has no rows to read: it is read whole. `path` leads to the matrix from the file's root.
+    """The same as a dask array of blocks of rows, each read and checked when it is asked for (CSC
+    has no rows to read: it is one block). `path` leads to the matrix from the file's root.
     """
     import dask.array as da
 
     def read():
         stored = child(group, path, "")
         parts = SparseParts.of(stored, shape, path) if is_sparse(stored) else None
-        if parts and parts.kind is sparse.csc_matrix:
-            return read_matrix(group, path, shape)
         if not parts and getattr(stored, "shape", None) != shape:
             raise Damaged(f"{path} has shape {getattr(stored, 'shape', 'no array')}, not {shape}")
         dtype = stored["data"].dtype if parts else stored.dtype
         numbers(np.empty(0, dtype))
-        steps = [min(ROWS, shape[0] - first) for first in range(0, shape[0], ROWS)] or [0]
-        block = BlockOf(file, path, shape, parts.pointers if parts else None)
+        rows = shape[0] if parts and parts.kind is sparse.csc_matrix else ROWS
+        steps = [min(rows, shape[0] - first) for first in range(0, shape[0], rows)] or [0]
+        block = BlockOf(file, path, shape, parts and (parts.kind, parts.pointers))
         meta = sparse.csr_matrix((0, 0), dtype=np.float32)
         blocks = da.from_array(np.arange(len(steps)), chunks=1)
         return blocks.map_blocks(
@@ -164,22 +167,25 @@ def lazy_matrix(file: Path, path: str, group, shape: tuple[int, int]):
 
 @dataclass(frozen=True, eq=False)
 class BlockOf:
-    """Reads the k-th block of ROWS rows of a matrix on disk; `pointers` of a sparse one."""
+    """Reads the k-th block of ROWS rows of a matrix on disk, or all of CSC; `sparse` is the kind
+    and the pointers of a sparse one."""
 
     file: Path
     path: str
     shape: tuple[int, int]
-    pointers: np.ndarray | None
+    sparse: tuple[type, np.ndarray] | None
 
     def __call__(self, k: np.ndarray):
         first = int(k[0]) * ROWS
         last, file = min(first + ROWS, self.shape[0]), opened(self.file)
         try:
             stored = file[self.path]
-            if self.pointers is None:
+            if self.sparse is None:
                 return numbers(stored[first:last])
-            parts = SparseParts(stored, sparse.csr_matrix, self.shape, self.pointers)
-            return naming(self.path, lambda: parts.rows(first, last))
+            kind, pointers = self.sparse
+            parts = SparseParts(stored, kind, self.shape, pointers)
+            ends = (first, last) if kind is sparse.csr_matrix else (0, len(pointers) - 1)
+            return naming(self.path, lambda: parts.rows(*ends))
         finally:
             close(file)
 
