@@ -36,7 +36,7 @@ LAYERS = [
     ["reference", "certificate"],
     ["mapping", "exchange"],
     ["transfer", "projection", "evaluation", "genegap", "denoise"],
-    ["assembly"],
+    ["assembly", "seal"],
     [
         "audit",
         "card",

@@ -244,23 +244,28 @@ def take_reference(
     frozen
         Queries are only embedded, not operated on: the encoder need not see the batch.
     """
-    from atlasmap.bundle import FILES
     from atlasmap.commands.exchange import GivenCells, import_scvi
-    from atlasmap.files import folder_aside
     from atlasmap.seal import check_seal
     from atlasmap.taken import check_taken
-    from atlasmap.trust.calibrated import FILE
 
-    if not scvi_tools:
-        check_seal(source)
     if scvi_tools:
         import_scvi(source, out=out, cells=GivenCells(adata, counts=counts))
-    taken = out if scvi_tools else source
+    else:
+        check_seal(source)
     check_taken(
-        taken, variant, unlabeled, categorical or [], continuous or [], levels or [], frozen=frozen
-    )
-    if scvi_tools:
-        return
+        out if scvi_tools else source, variant, unlabeled, categorical or [], continuous or [],
+        levels or [], frozen=frozen,
+    )  # fmt: skip
+    if not scvi_tools:
+        copy_bundle(source, out)
+
+
+def copy_bundle(source: Path, out: Path) -> None:
+    """A bundle and what was learned of it; the map is fitted anew."""
+    from atlasmap.bundle import FILES
+    from atlasmap.files import folder_aside
+    from atlasmap.trust.calibrated import FILE
+
     with folder_aside(out, last="settings.json") as scratch:
         optional = (FILE, "denoised.h5ad")
         for name in (*FILES, "settings.json", "reference_latent.h5ad", *optional):

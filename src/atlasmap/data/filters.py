@@ -1,50 +1,80 @@
-"""The sheet's obs_filter: a small closed language over columns of obs. Nothing in it is run.
+"""The language of the sheet's obs_filter: small, closed, and read rather than run.
 
 Column names (also in `backticks`), numbers, quoted texts, lists of these; == != < <= > >=, in,
 not in, and or not (also & | ~), parentheses; isna(column), notna(column), column.isna(),
-column.notna(). A missing value equals nothing: it is != and `not in` everything.
+column.notna(). What cells it keeps: masks.py. (The Snakefile reads filters, too: no pandas here.)
 """
 
 import ast
-import difflib
-import operator
 import re
-import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
-import pandas as pd
 
 LONGEST, MOST_NAMES = 100_000, 1000  # characters of a filter, and names of columns in it
 STAND_IN = "\N{MODIFIER LETTER GRAVE ACCENT}"  # begins what Python reads for a name in backticks
 COMPARISONS = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
-    ast.Gt: operator.gt, ast.GtE: operator.ge,
+    ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
+    ast.In: "in", ast.NotIn: "not in",
 }  # fmt: skip
 TOKEN = re.compile(
     r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|`(?P<column>[^`]*)`"""
     rf"""|(?P<assign>(?<![=!<>])=(?!=))|(?P<and>&)|(?P<or>\|)|(?P<odd>[@#$;?\\`{STAND_IN}])""",
     re.DOTALL,
 )
-
-Mask = Callable[[pd.DataFrame], np.ndarray]  # of cells
+TEXT, NUMBER, TRUTH, NOTHING = "text", "number", "true/false", "missing"  # kinds of values
 
 
 @dataclass(frozen=True)
-class Operand:
-    """Values to compare (a column, a constant or a list of constants): `kind` is text, number,
-    true/false, or missing where there is none; `said` how the filter calls them."""
+class Column:
+    """A column of obs; as a condition, one that is itself true or false."""
 
+    name: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant, or a list of constants of one kind; `said` is how the filter writes it."""
+
+    value: str | float | bool | list
     kind: str
-    values: np.ndarray | str | float | list
     said: str
 
 
-def parsed(text: str) -> Mask:
-    """The filter as a function from obs (cells × columns) to a mask of cells; raises ValueError
-    that says what is no part of the language. The function raises ValueError where obs lacks a
-    column, or where it holds another kind of value."""
+@dataclass(frozen=True)
+class Comparison:
+    """`how` is one of COMPARISONS' values; of `in` and `not in` the right side is a list."""
+
+    left: Column | Constant
+    how: str
+    right: Column | Constant
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Whether a column has no value."""
+
+    column: Column
+
+
+@dataclass(frozen=True)
+class Opposite:
+    """Whether a condition does not hold."""
+
+    part: "Condition"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Whether all conditions hold (`every`), or any."""
+
+    every: bool
+    parts: list["Condition"]
+
+
+Condition = Column | Comparison | Missing | Opposite | Joined
+
+
+def parsed(text: str) -> Condition:
+    """What a filter says; raises ValueError that names what is no part of the language."""
     if len(text) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST} characters")
     columns: dict[str, str] = {}  # stand-ins for names in backticks
@@ -61,7 +91,7 @@ def parsed(text: str) -> Mask:
 
     try:
         tree = ast.parse(TOKEN.sub(plain, text).strip(), mode="eval").body
-        filtering = Reader(columns).condition(tree)
+        said = Reader(columns).condition(tree)
     except SyntaxError as error:
         raise ValueError(f"it cannot be read ({error.msg})") from error
     except (RecursionError, MemoryError) as error:
@@ -71,13 +101,7 @@ def parsed(text: str) -> Mask:
         raise ValueError("it names no column (quotes make a text of a name)")
     if n_names > MOST_NAMES:
         raise ValueError(f"it names columns more than {MOST_NAMES} times: use `in` and a list")
-    return filtering
-
-
-def source(node: ast.AST) -> str:
-    """A part of a filter, for an error message."""
-    text = ast.unparse(node)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    return said
 
 
 class Reader:
@@ -86,80 +110,53 @@ class Reader:
     def __init__(self, columns: dict[str, str]):
         self.columns = columns
 
-    def condition(self, node: ast.expr) -> Mask:
+    def condition(self, node: ast.expr) -> Condition:
         """What is true or false of each cell."""
         match node:
-            case ast.BoolOp(ast.And(), parts):
-                every = [self.condition(part) for part in parts]
-                return lambda obs: np.logical_and.reduce([part(obs) for part in every])
-            case ast.BoolOp(ast.Or(), parts):
-                some = [self.condition(part) for part in parts]
-                return lambda obs: np.logical_or.reduce([part(obs) for part in some])
-            case ast.UnaryOp(ast.Not() | ast.Invert(), inner):
-                opposite = self.condition(inner)
-                return lambda obs: ~opposite(obs)
-            case ast.Compare():
-                return self.comparisons(node)
-            case ast.Call(ast.Name("isna" | "notna" as name), [ast.Name() as column], []):
-                return self.missing(column, name == "isna")
-            case ast.Call(ast.Attribute(ast.Name() as column, "isna" | "notna" as name), [], []):
-                return self.missing(column, name == "isna")
+            case ast.BoolOp(how, parts):
+                return Joined(isinstance(how, ast.And), [self.condition(part) for part in parts])
+            case ast.UnaryOp(ast.Not() | ast.Invert(), part):
+                return Opposite(self.condition(part))
+            case ast.Compare(left, hows, rights):  # a < b < c: both hold
+                lefts = [left, *rights]
+                links = map(self.comparison, lefts, hows, rights)
+                return Joined(True, list(links))
+            case ast.Call(
+                ast.Name("isna" | "notna" as name), [ast.Name() as column], []
+            ) | ast.Call(ast.Attribute(ast.Name() as column, "isna" | "notna" as name), [], []):
+                missing = Missing(self.column(column))
+                return missing if name == "isna" else Opposite(missing)
             case ast.Name():
-                name = self.name(node)
-                return lambda obs: truth(column_of(obs, name))
+                return self.column(node)
             case ast.Constant():
                 raise ValueError(f"{source(node)} is compared with nothing")
         raise refusal(node)
 
-    def name(self, node: ast.Name) -> str:
+    def column(self, node: ast.Name) -> Column:
         """The column that a name means."""
-        return self.columns.get(node.id, node.id)
+        return Column(self.columns.get(node.id, node.id))
 
-    def missing(self, node: ast.Name, wanted: bool) -> Mask:
-        """Whether a column's value is missing."""
-        name = self.name(node)
-        return lambda obs: is_missing(column_of(obs, name).values) == wanted
-
-    def comparisons(self, node: ast.Compare) -> Mask:
-        """A chain a < b < c holds where each of its comparisons does."""
-        sides = [node.left, *node.comparators]
-        links = [
-            self.comparison(left, how, right)
-            for left, how, right in zip(sides, node.ops, node.comparators, strict=False)
-        ]
-        return lambda obs: np.logical_and.reduce([link(obs) for link in links])
-
-    def comparison(self, left: ast.expr, how: ast.cmpop, right: ast.expr) -> Mask:
+    def comparison(self, left: ast.expr, how: ast.cmpop, right: ast.expr) -> Comparison:
         """One comparison of two operands, or whether a list holds a column's value."""
-        is_in = isinstance(how, ast.In | ast.NotIn)
-        if not is_in and type(how) not in COMPARISONS:
+        if type(how) not in COMPARISONS:
             raise ValueError("`is` is no comparison here: write ==, or isna(column)")
-        if isinstance(left, ast.List | ast.Tuple) or is_in != isinstance(
-            right, ast.List | ast.Tuple
-        ):
+        lists, wanted = ast.List | ast.Tuple, isinstance(how, ast.In | ast.NotIn)
+        if isinstance(left, lists) or isinstance(right, lists) != wanted:
             raise ValueError("lists stand on the right of `in` and `not in`, and nothing else does")
-        first, second = self.operand(left), self.operand(right)
-        if is_in:
-            wanted = isinstance(how, ast.In)
-            return lambda obs: contained(first(obs), second(obs), len(obs)) == wanted
-        compare = COMPARISONS[type(how)]
-        return lambda obs: compared(first(obs), second(obs), compare, len(obs))
+        return Comparison(self.operand(left), COMPARISONS[type(how)], self.operand(right))
 
-    def operand(self, node: ast.expr) -> Callable[[pd.DataFrame], Operand]:
+    def operand(self, node: ast.expr) -> Column | Constant:
         """A column, or constants."""
         if isinstance(node, ast.Name):
-            name = self.name(node)
-            return lambda obs: column_of(obs, name)
-        if isinstance(node, ast.List | ast.Tuple):
-            values = [constant(item) for item in node.elts]
-            kinds = {kind_of(value) for value in values} or {"missing"}
-            if len(kinds) > 1:
-                raise ValueError(f"texts and numbers in one list: {source(node)}")
-            told = Operand(kinds.pop(), values, source(node))
-        else:
+            return self.column(node)
+        if not isinstance(node, ast.List | ast.Tuple):
             value = constant(node)
-            told = Operand(kind_of(value), value, source(node))
-        return lambda obs: told
+            return Constant(value, kind_of(value), source(node))
+        values = [constant(item) for item in node.elts]
+        kinds = {kind_of(value) for value in values} or {NOTHING}
+        if len(kinds) > 1:
+            raise ValueError(f"texts and numbers in one list: {source(node)}")
+        return Constant(values, kinds.pop(), source(node))
 
 
 def constant(node: ast.expr) -> str | float | bool:
@@ -172,6 +169,17 @@ def constant(node: ast.expr) -> str | float | bool:
     raise refusal(node)
 
 
+def kind_of(value: str | float | bool) -> str:
+    """The kind of a constant."""
+    return TRUTH if isinstance(value, bool) else TEXT if isinstance(value, str) else NUMBER
+
+
+def source(node: ast.AST) -> str:
+    """A part of a filter, for an error message."""
+    text = ast.unparse(node)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
 def refusal(node: ast.AST) -> ValueError:
     """That something is no part of the language."""
     what = {
@@ -179,91 +187,6 @@ def refusal(node: ast.AST) -> ValueError:
         ast.Subscript: "a place in a list", ast.JoinedStr: "an f-string",
         ast.Constant: "a constant",
     }.get(type(node), "an expression")  # fmt: skip
-    hint = ""
-    if isinstance(node, ast.BinOp):
-        hint = (
-            "; names of columns with other characters than letters and digits go into `backticks`"
-        )
+    hint = "; names with other characters than letters and digits go into `backticks`"
+    hint = hint if isinstance(node, ast.BinOp) else ""
     return ValueError(f"{source(node)} is {what} that filters do not have{hint}")
-
-
-def kind_of(value: str | float | bool) -> str:
-    """The kind of a constant."""
-    return (
-        "true/false" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
-    )
-
-
-KINDS = {
-    "string": "text", "empty": "missing", "boolean": "true/false", "integer": "number",
-    "floating": "number", "mixed-integer-float": "number",
-}  # fmt: skip
-
-
-def column_of(obs: pd.DataFrame, name: str) -> Operand:
-    """A column of obs."""
-    # Python reads names in a normal form: µ (micro) as μ (mu).
-    same = [key for key in obs.columns if unicodedata.normalize("NFKC", str(key)) == name]
-    if name not in obs and len(same) == 1:
-        name = same[0]
-    if name not in obs:
-        near = difflib.get_close_matches(name, map(str, obs.columns), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"there is no column {name}{hint}")
-    values = obs[name]
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(object)
-    kind = KINDS.get(pd.api.types.infer_dtype(values, skipna=True))
-    if kind is None or values.isna().all():
-        kind = "missing" if values.isna().all() else f"of type {values.dtype}"
-    return Operand(kind, values.to_numpy(object), name)
-
-
-def is_missing(values: np.ndarray) -> np.ndarray:
-    """Which values are missing."""
-    return np.asarray(pd.isna(values))
-
-
-def truth(column: Operand) -> np.ndarray:
-    """A column that is itself true or false; what is missing is not true."""
-    if column.kind not in ("true/false", "missing"):
-        raise ValueError(f"column {column.said} is {column.kind}: compare it with something")
-    return np.where(is_missing(column.values), False, column.values).astype(bool)
-
-
-def check_kinds(first: Operand, second: Operand) -> None:
-    """A text equals no number, and a filter that says so is a slip: ValueError."""
-    kinds = {first.kind, second.kind} - {"missing"}
-    if len(kinds) > 1 and kinds != {"number", "true/false"}:
-        hint = "; quote what is text" if kinds == {"text", "number"} else ""
-        raise ValueError(
-            f"{first.said} ({first.kind}) is compared with {second.said} ({second.kind}){hint}"
-        )
-    odd = kinds - set(KINDS.values())
-    if odd:
-        raise ValueError(f"{first.said} is {odd.pop()}, which filters do not compare")
-
-
-def compared(first: Operand, second: Operand, compare: Callable, n: int) -> np.ndarray:
-    """A comparison, cell by cell (`n` of them)."""
-    check_kinds(first, second)
-    sides = [np.broadcast_to(np.asarray(side.values, object), n) for side in (first, second)]
-    known = ~is_missing(sides[0]) & ~is_missing(sides[1])
-    out = np.full(n, compare is operator.ne)
-    out[known] = compare(*(side[known] for side in sides))
-    return out
-
-
-def contained(first: Operand, second: Operand, n: int) -> np.ndarray:
-    """Whether the list `second` holds each value of `first`."""
-    check_kinds(first, second)
-    values = np.broadcast_to(np.asarray(first.values, object), n)
-    return pd.Series(values).isin(second.values).to_numpy()
-
-
-def kept(obs: pd.DataFrame, text: str) -> np.ndarray:
-    """Mask of the cells (rows of `obs`) for which a filter holds; raises ValueError."""
-    try:
-        return parsed(text)(obs)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error

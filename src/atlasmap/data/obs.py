@@ -4,7 +4,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from atlasmap.data.filters import kept
+from atlasmap.data.masks import kept
 from atlasmap.data.sheet import Dataset, filter_invalid
 from atlasmap.data.stored import check_readable
 from atlasmap.errors import AtlasmapError, listed
