@@ -65,7 +65,7 @@ def mask(said: Condition, obs: pd.DataFrame) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Values:
-    """Of a column (an array of objects) or a constant, their kind, and how the filter calls them."""
+    """Of a column (an array of objects) or a constant; their kind; what the filter calls them."""
 
     values: np.ndarray | str | float | list
     kind: str
