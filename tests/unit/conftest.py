@@ -1,6 +1,8 @@
 """A tiny simulated atlas, and a reference trained on it, shared by the tests."""
 
 import os
+import shutil
+from copy import deepcopy
 
 # One thread, numba's too: it sets the number for torch's OpenMP as well, and a forked child of a
 # process with idle threads waits for them for ever.
@@ -40,21 +42,21 @@ SCANVI = ScanviSettings(train=TrainSettings(max_epochs=3))
 
 
 @pytest.fixture(scope="session")
-def simulated():
-    """600 cells × 80 genes: batch0–3 are reference, query0–1 query."""
-    return simulate(
+def made_atlas(tmp_path_factory):
+    """The atlas that tests are given copies of, and its file."""
+    adata = simulate(
         SimulateSettings(
             n_cells=600, n_genes=80, n_reference_batches=4, n_query_batches=2, n_lineages=3,
             n_types_per_lineage=2, seed=1,
         )
     )  # fmt: skip
+    path = tmp_path_factory.mktemp("made") / "atlas.h5ad"
+    adata.write_h5ad(path)
+    return adata, path
 
 
-@pytest.fixture
-def rows(simulated, tmp_path):
-    """Sheet rows and the file they name."""
-    path = tmp_path / "atlas.h5ad"
-    simulated.write_h5ad(path)
+def rows_of(path) -> tuple[Dataset, Dataset]:
+    """Sheet rows of the atlas in a file."""
     shared = {"path": str(path), "batch_key": "batch"}
     reference = Dataset(
         id="ref",
@@ -69,33 +71,73 @@ def rows(simulated, tmp_path):
     return reference, query
 
 
-@pytest.fixture
-def reference(rows):
-    """The prepared reference."""
-    return prepare_reference([rows[0]], [rows[0].path], CONFIG).adata
+@pytest.fixture(scope="session")
+def made_reference(made_atlas):
+    """The prepared reference that tests are given copies of."""
+    row, _ = rows_of(made_atlas[1])
+    return prepare_reference([row], [row.path], CONFIG).adata
 
 
-@pytest.fixture
-def queries(rows, reference):
-    """Prepared query batches by name."""
-    registry = Registry.of(reference, "Unknown", [], [])
-    whole = checked_dataset(rows[1], rows[1].path, CONFIG)
+@pytest.fixture(scope="session")
+def made_queries(made_atlas, made_reference):
+    """The prepared query batches that tests are given copies of."""
+    _, row = rows_of(made_atlas[1])
+    registry = Registry.of(made_reference, "Unknown", [], [])
+    whole = checked_dataset(row, row.path, CONFIG)
     return {
-        name: prepare_query(whole, rows[1], name, registry, CONFIG).adata
+        name: prepare_query(whole, row, name, registry, CONFIG).adata
         for name in ("query0", "query1")
     }
 
 
+@pytest.fixture(scope="session")
+def made_scvi(made_reference):
+    """The trained scVI that tests are given copies of."""
+    registry = Registry.of(made_reference, "Unknown", [], [])
+    return fit_scvi(made_reference.copy(), registry, SCVI, 0, CPU)[0]
+
+
+@pytest.fixture(scope="session")
+def made_scanvi(made_reference, made_scvi):
+    """The trained scANVI that tests are given copies of."""
+    scvi = deepcopy(made_scvi)
+    return fit_scanvi(made_reference.copy(), scvi, SCANVI, "fixed", 0, CPU)[0]
+
+
 @pytest.fixture
-def scvi(reference):
+def simulated(made_atlas):
+    """600 cells × 80 genes: batch0–3 are reference, query0–1 query."""
+    return made_atlas[0].copy()
+
+
+@pytest.fixture
+def rows(made_atlas, tmp_path):
+    """Sheet rows and the file they name."""
+    return rows_of(shutil.copy(made_atlas[1], tmp_path / "atlas.h5ad"))
+
+
+@pytest.fixture
+def reference(made_reference):
+    """The prepared reference."""
+    return made_reference.copy()
+
+
+@pytest.fixture
+def queries(made_queries):
+    """Prepared query batches by name."""
+    return {name: adata.copy() for name, adata in made_queries.items()}
+
+
+@pytest.fixture
+def scvi(made_scvi):
     """A trained scVI bundle."""
-    return fit_scvi(reference, Registry.of(reference, "Unknown", [], []), SCVI, 0, CPU)[0]
+    return deepcopy(made_scvi)
 
 
 @pytest.fixture
-def scanvi(reference, scvi):
+def scanvi(made_scanvi):
     """A trained scANVI bundle (fixed)."""
-    return fit_scanvi(reference, scvi, SCANVI, "fixed", 0, CPU)[0]
+    return deepcopy(made_scanvi)
 
 
 def states_equal(a: dict, b: dict) -> bool:

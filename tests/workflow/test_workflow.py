@@ -1,14 +1,12 @@
-"""The whole workflow on a tiny atlas: run, rerun, remake, what is left out."""
+"""The whole workflow on a tiny atlas: what a finished run has."""
 
 import contextlib
-import json
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -16,26 +14,9 @@ import pandas as pd
 import pytest
 import requests
 from browser import opened
-from tiny import CONFIG, NAMES, ROOT, SHEET, TOP, hashes, jobs, new_folder, snakemake, write
+from tiny import NAMES, ROOT, TOP, snakemake
 
-from atlasmap.files import sha256, slug
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """A finished run; tests leave it as they found it."""
-    folder = new_folder(tmp_path_factory.mktemp("run") / "work")
-    folder.joinpath("output.txt").write_text(snakemake(folder))
-    return folder
-
-
-@pytest.fixture
-def changed(done, tmp_path):
-    """The finished run, whose config, sheet and results may be changed."""
-    kept = shutil.copytree(done, tmp_path / "kept")
-    yield done
-    shutil.rmtree(done)
-    kept.rename(done)
+from atlasmap.files import slug
 
 
 def test_every_promised_result_is_there(done):
@@ -205,271 +186,9 @@ def test_a_second_run_has_nothing_to_do(done):
     assert "Nothing to be done" in snakemake(done)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        ["--config", "device=any"],
-        ["--set-threads", "train_scvi=2"],
-        ["--set-resources", "train_scvi:mem_mb=9000"],
-        ["--config", "mapping={batches_per_job: 10}"],
-        ["--config", "checkpoint_minutes=1"],
-        ["--config", "data={memory_gb: 50}"],
-        ["--retries", "3"],
-    ],
-    ids="_".join,
-)
-def test_where_and_how_jobs_run_triggers_nothing(changed, change):
-    assert jobs(snakemake(changed, "-n", *change)) == {}
-
-
-def test_where_logs_are_triggers_nothing(changed, tmp_path):
-    for name in ("Snakefile", "workflow", "config", "envs"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    rules = [p for p in (tmp_path / "workflow/rules").iterdir() if "/logs/" in p.read_text()]
-    for path in rules:
-        path.write_text(path.read_text().replace("/logs/", "/elsewhere/"))
-    assert len(rules) > 4
-    assert jobs(snakemake(changed, "-n", "-s", str(tmp_path / "Snakefile"))) == {}
-
-
-def test_a_forecast_is_what_jobs_ask_for_and_triggers_nothing(changed):
-    assert "forecast: none; snakemake check" in snakemake(changed, "-n")
-    told = {"train_scvi": {"mem_mb": 1234, "runtime": 56}}
-    said = {"resources": told, "hours": 2.5, "gpu_hours": 1.25, "device": "cpu"}
-    plan = changed / TOP / "forecast.json"
-    plan.write_text(json.dumps(said))
-    text = snakemake(changed, "-n")
-    assert jobs(text) == {} and text.count("forecast: 2.50 h of jobs, 1.25 h of them") == 1
-    text = snakemake(changed, "-n", "--forcerun", "train_scvi")
-    plan.unlink()
-    assert re.search(r"\bmem_mb=1234\b", text) and re.search(r"\bruntime=56\b", text)
-
-
 def test_nothing_is_left_behind(done):
     left = [p.name for p in (done / TOP).rglob("*") if "partial" in p.name or "failure" in p.name]
     assert left == [] and list((done / TOP).rglob(".checkpoints")) == []
-
-
-def test_what_concerns_queries_alone_retrains_nothing(changed):
-    write(changed, CONFIG | {"data": {"n_top_genes": None, "min_gene_overlap": 0.7}}, SHEET)
-    planned = jobs(snakemake(changed, "-n"))
-    assert planned["prepare_query"] == 2
-    assert not {"prepare_reference", "find_batches", "train_scvi", "train_scanvi"} & set(planned)
-
-
-def test_a_final_file_is_remade_alone(changed):
-    (changed / TOP / "labels.csv").unlink()
-    assert jobs(snakemake(changed, "-n")) == {"publish": 1, "write_report": 1}
-
-
-def test_an_intermediate_that_is_named_is_remade(changed):
-    weights = TOP / "seed0/reference/scanvi_linear/weights.safetensors"
-    before = sha256(changed / weights)
-    (changed / weights).unlink()
-    assert jobs(snakemake(changed, "-n", str(weights))) == {"train_scanvi": 1}
-    snakemake(changed, str(weights))
-    assert sha256(changed / weights) == before
-
-
-def test_de_novo_alone_certifies_nothing_and_frozen_alone_is_calibrated_frozen(changed):
-    write(changed, CONFIG | {"strategies": ["de_novo"]}, SHEET)
-    planned = jobs(snakemake(changed, "-n"))
-    assert planned["assemble_de_novo"] == 2 and "gather_certificates" not in planned
-    write(changed, CONFIG | {"strategies": ["frozen"]}, SHEET)
-    text = snakemake(changed, "-np")
-    assert text.count("--strategy frozen") > text.count("operate") > 0
-    assert re.search(r"map-held-out .* --strategy frozen", text)
-
-
-def test_large_atlases_are_scored_one_embedding_a_job(changed):
-    write(changed, CONFIG | {"benchmark": {"split_above": 499}}, SHEET)
-    assert jobs(snakemake(changed, "-n"))["score_embeddings"] == 8
-    write(changed, CONFIG | {"benchmark": {"split_above": 500}}, SHEET)
-    assert jobs(snakemake(changed, "-n"))["score_embeddings"] == 1
-
-
-def test_one_variants_setting_retrains_that_variant_alone(changed):
-    write(changed, CONFIG | {"scanvi_linear": {"train": {"max_epochs": 5}}}, SHEET)
-    planned = jobs(snakemake(changed, "-n"))
-    assert planned["train_scanvi"] == 1 and "train_scvi" not in planned
-    assert planned["map_joint"] == 1 and planned["map_per_batch"] == 2
-
-
-def test_a_trained_reference_is_mapped_onto(done, tmp_path):
-    bundle = done / TOP / "seed0/reference/scanvi_fixed"
-    idle = ("scvi", "scanvi", "variants")
-    config = {key: value for key, value in CONFIG.items() if key not in idle}
-    config |= {"reference": {"bundle": str(bundle)}}
-    folder = new_folder(tmp_path, config, [SHEET[0], *SHEET[2:]])
-    text = snakemake(folder)
-    run = set(re.findall(r"^(?:rule|checkpoint|localrule) (\w+):", text, re.MULTILINE))
-    assert {"take_reference", "map_per_batch", "map_joint", "publish"} <= run
-    assert not {"train_scvi", "train_scanvi", "prepare_reference", "score_embeddings"} & run
-    for strategy in ("per_batch", "joint"):
-        for name in ("labels.csv", "soft_labels.parquet", "soft_labels_calibrated.parquet"):
-            part = TOP / f"seed0/mapping/fixed/{strategy}/{name}"
-            assert sha256(folder / part) == sha256(done / part), part
-    contract = json.loads((folder / TOP / "data/contract.json").read_text())["reference"]
-    assert "scib-metrics" in contract["left_out"] and contract["classifier"] == "fixed"
-    assert jobs(snakemake(folder, "-n")) == {}
-    # what scvi-tools saved, and seeds that vary the mapping alone
-    tool = str(Path(sys.executable).parent / "atlasmap")
-    out = folder / "saved"
-    subprocess.run([tool, "export-scvi", str(bundle), "--out", str(out)], check=True)
-    more = {"atlas": "other", "reference": {"scvi_tools": "saved"}, "variants": ["fixed"]}
-    write(folder, config | more | {"seeds": [0, 1], "strategies": ["joint"]}, [SHEET[0], SHEET[2]])
-    snakemake(folder)
-    other = folder / "results/other"
-    weights = [sha256(p) for p in other.glob("seed*/reference/*/weights.safetensors")]
-    assert len(weights) == 2 and len(set(weights)) == 1
-    assert len({sha256(p) for p in other.glob("seed*/mapping/fixed/joint/labels.csv")}) == 2
-    write(folder, config | more | {"seeds": [0, 1], "strategies": ["joint"]}, SHEET[:1] + SHEET[2:])
-    planned = jobs(snakemake(folder, "-n"))  # next month's batch: nothing is taken over again
-    assert planned["find_batches"] == 1 and "take_reference" not in planned
-
-
-@pytest.mark.parametrize(
-    "change, code",
-    [
-        ({"variants": ["linear"]}, "CONFIG_REFERENCE"),
-        ({"labels": "none"}, "CONFIG_REFERENCE"),
-        ({"scvi": {"n_latent": 7}}, "CONFIG_REFERENCE"),
-        ({"reference": {"bundle": "no"}}, "BUNDLE_MISSING"),
-        ({"reference": {"bundle": "a", "scvi_tools": "b"}}, "CONFIG_REFERENCE"),
-        ({"reference": {"scvi_tools": "b"}}, "CONFIG_REFERENCE"),
-        ({"unlabeled_category": "none"}, "REFERENCE_DIFFERS"),
-        ({"categorical_covariates": ["cell_type"]}, "REFERENCE_DIFFERS"),
-        ({"label_levels": ["fine"]}, "REFERENCE_DIFFERS"),
-        (
-            {"reference": {"scvi_tools": "http://x/model.pt"}, "variants": ["fixed"]},
-            "CONFIG_REFERENCE",
-        ),
-    ],
-)
-def test_a_trained_reference_that_does_not_fit_is_refused(done, tmp_path, change, code):
-    idle = ("scvi", "scanvi", "variants")
-    config = {key: value for key, value in CONFIG.items() if key not in idle}
-    config |= {"reference": {"bundle": str(done / TOP / "seed0/reference/scanvi_fixed")}} | change
-    folder = new_folder(tmp_path, config, [SHEET[0], *SHEET[2:]])
-    text = snakemake(folder, ok=False)
-    said = text + "".join(p.read_text() for p in folder.rglob("take_reference*.log"))
-    assert code in said and "map_per_batch:" not in text
-
-
-@pytest.mark.parametrize("absolute", [False, True])
-def test_a_reference_inside_its_own_results_is_refused_and_left_alone(done, tmp_path, absolute):
-    bundle = TOP / "seed0/reference/scanvi_fixed"
-    idle = ("scvi", "scanvi", "variants")
-    config = {key: value for key, value in CONFIG.items() if key not in idle}
-    named = str(tmp_path / bundle) if absolute else str(bundle)
-    folder = new_folder(tmp_path, config | {"reference": {"bundle": named}}, [SHEET[0], *SHEET[2:]])
-    shutil.copytree(done / bundle, folder / bundle)
-    before = hashes(folder)
-    assert "CONFIG_REFERENCE" in snakemake(folder, ok=False) and hashes(folder) == before
-
-
-def test_counts_may_stay_on_disk(done, tmp_path):
-    """In less memory than libraries take: the same data, shuffled by blocks, to the end."""
-    small = {"data": {"n_top_genes": None, "memory_gb": 0.1}, "variants": ["fixed"]}
-    folder = new_folder(tmp_path / "work", CONFIG | small | {"strategies": ["joint"]})
-    snakemake(folder)
-    for facts in ("reference.json", "contract.json"):
-        one, other = (
-            json.loads((top / TOP / "data" / facts).read_text()) for top in (done, folder)
-        )
-        assert one.pop("configfiles", 0) != other.pop("configfiles", 1) and one == other
-    seed = folder / TOP / "seed0"
-    for trained in ("reference/scanvi_fixed", "held_out/scanvi_fixed", "mapping/fixed/joint/all"):
-        assert json.loads((seed / trained / "settings.json").read_text())["training"]["streamed"]
-    assert not list(folder.rglob(".joined*"))
-
-
-def test_two_runs_are_bit_identical(done, tmp_path):
-    again = new_folder(tmp_path / "again")
-    snakemake(again)
-    first, second = hashes(done), hashes(again)
-    first.pop(str(TOP / "data/contract.json"))  # names the config file
-    second.pop(str(TOP / "data/contract.json"))
-    assert [n for n in first if first[n] != second.get(n)] == [] and first.keys() == second.keys()
-
-
-def test_mapping_without_snakemake_gives_the_same_labels(done, tmp_path):
-    reference = done / TOP / "seed0/reference/scanvi_fixed"
-    command = [
-        str(Path(sys.executable).parent / "atlasmap"), "map", "--reference", str(reference),
-        "--query", str(done / "atlas.h5ad"), "--out", str(tmp_path), "--batch_key", "batch",
-        "--obs_filter", "role == 'query'", "--surgery.max_epochs", "3", "--device", "cpu",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
-    ours, theirs = (
-        pd.read_csv(path, index_col="cell_id").sort_index()
-        for path in (tmp_path / "labels.csv", done / TOP / "labels.csv")
-    )
-    assert ours.equals(theirs)
-    maps = [anndata.read_h5ad(f / "atlas.h5ad").obsm["X_umap"] for f in (tmp_path, done / TOP)]
-    assert (maps[0] == maps[1]).all()
-
-
-def test_check_results_names_what_is_missing_or_altered(changed):
-    command = [str(Path(sys.executable).parent / "atlasmap"), "check-results", str(TOP)]
-
-    def check():
-        return subprocess.run(command, cwd=changed, capture_output=True, text=True)
-
-    assert check().returncode == 0 and " 0 missing or altered" in check().stdout
-    shutil.rmtree(changed / TOP / "figures")
-    table = changed / TOP / "benchmark/scib.csv"
-    table.write_text(table.read_text().replace("0.", "1.", 1))
-    run = check()
-    assert run.returncode == 1
-    assert "missing  results/tiny/figures/embeddings.png" in run.stdout
-    assert "altered  results/tiny/benchmark/scib.csv" in run.stdout
-    commands = re.findall(r"^ +snakemake (.*)$", run.stdout, re.MULTILINE)
-    assert len(commands) == 14 + 1
-    for line in commands[:1] + commands[-1:]:
-        snakemake(changed, *[w for w in line.split() if w == "--force" or w.startswith("results/")])
-    assert check().stdout.count("missing  ") == 12
-    snakemake(changed)
-    assert check().returncode == 0
-
-
-def test_audits_and_the_other_strategies(changed):
-    config = CONFIG | {"strategies": ["per_batch", "frozen", "de_novo"], "label_tree": "tree.csv"}
-    types = anndata.read_h5ad(changed / "atlas.h5ad").obs["cell_type"].unique()
-    tree = "".join(f"{name},{name.split('.')[0]}\n" for name in types)  # L3.1 is of lineage L3
-    (changed / "tree.csv").write_text("child,parent\n" + tree)
-    write(changed, config, SHEET)
-    text = snakemake(changed, "--", "all", "audits")
-    run = re.findall(r"^(?:rule|checkpoint|localrule) (\w+):", text, re.MULTILINE)
-    assert not {"train_scvi", "train_scanvi", "calibrate"} & set(run)
-    assert run.count("train_de_novo_scvi") == 3  # all, and each batch for the audit
-    for strategy in ("frozen", "de_novo"):
-        labels = pd.read_csv(changed / TOP / f"seed0/mapping/fixed/{strategy}/labels.csv")
-        assert (
-            len(labels) == (anndata.read_h5ad(changed / "atlas.h5ad").obs["role"] == "query").sum()
-        )
-    scores = pd.read_csv(changed / TOP / "benchmark/classification.csv", keep_default_na=False)
-    everyone = scores[(scores["batch"] == "all") & (scores["split"] == "query")]
-    by_level = everyone[everyone["method"] == "classifier"].groupby("level")["accuracy"].min()
-    assert set(by_level.index) == {"label", "level0"} and by_level["level0"] >= by_level["label"]
-    own = scores[(scores["split"] == "validation") & (scores["level"] == "level0")]
-    assert set(own["probabilities"]) == {"raw", "calibrated"} and set(own["batch"]) == {"all"}
-    contract = json.loads((changed / TOP / "data/contract.json").read_text())
-    assert contract["reference"]["label_tree"]["levels"] == {"level0": 2}
-    certificates = pd.read_csv(changed / TOP / "benchmark/certificates.csv")
-    assert certificates["reference_unchanged"].all()
-    frozen = certificates[certificates["strategy"] == "frozen"]
-    assert len(frozen) == 4 and (frozen["displacement_max"] == 0).all()
-    assert (certificates["n_probe_cells"] > 100).all()
-    audit = pd.read_csv(changed / TOP / "audit/strategies.csv").set_index(["comparison", "batch"])
-    assert audit.loc[("matched", "all"), "latent_max"] < 1e-5
-    table = pd.read_csv(changed / TOP / "audit/reference.csv", keep_default_na=False)
-    everyone = table[(table["label"] == "all") & (table["split"] == "validation")]
-    of_surgery = everyone[everyone["training"] == "surgery"]["accuracy"]
-    own = everyone[everyone["training"] == "reference"]["accuracy"].iloc[0]
-    assert len(of_surgery) == 2 and (of_surgery == own).all()
-    assert set(everyone["training"]) == {"reference", "surgery", "de_novo"}
 
 
 def test_lint_and_report(done, tmp_path):

@@ -110,8 +110,9 @@ checkpoint write_contract:
         attempt=this_attempt,
         mem_mb=memory("write_contract", 1000),
         runtime=minutes("write_contract", 10),
+        # Where the config lies is no reason to run again: folders are moved.
+        configfiles=CONFIGFILES,
     params:
-        configfiles=as_is(CONFIGFILES),
         tree=lambda w, input: (
             f"--label_tree={shlex.quote(input.tree)}" if input.tree else ""
         ),
@@ -119,5 +120,5 @@ checkpoint write_contract:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " write-contract {input.queries:q} --reference {input.reference:q}"
-        " {params.configfiles} {params.tree} {params.masked}"
+        " {resources.configfiles} {params.tree} {params.masked}"
         " --out {output:q}"
