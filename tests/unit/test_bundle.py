@@ -14,6 +14,7 @@ from atlasmap.files import sha256
 from atlasmap.mapping import map_query
 from atlasmap.reference import fit_scanvi, reference_latent
 from atlasmap.settings import SurgerySettings
+from atlasmap.taken import check_latent, check_taken, read_latent
 from atlasmap.training.split import Split
 
 
@@ -208,8 +209,6 @@ def test_golden_outputs_notice_another_computation(scanvi, tmp_path, monkeypatch
 
 
 def test_a_latent_of_another_model_is_refused(reference, scvi, scanvi, folder):
-    from atlasmap.taken import check_latent, check_taken, read_latent
-
     split = Split(np.arange(reference.n_obs), np.arange(0))
     reference_latent(reference, scanvi, split, CPU).write_h5ad(folder / "reference_latent.h5ad")
     check_taken(folder, "fixed", "Unknown", [], [], [])
@@ -220,3 +219,15 @@ def test_a_latent_of_another_model_is_refused(reference, scvi, scanvi, folder):
     assert error.value.code == "BUNDLE_LATENT_DIFFERS"
     with pytest.raises(AtlasmapError, match="BUNDLE_LATENT_DIFFERS"):
         check_latent(load(folder, CPU), read_latent(folder), folder)
+
+
+def test_a_reference_that_is_not_what_the_config_says_is_named(reference, scanvi, folder):
+    split = Split(np.arange(reference.n_obs), np.arange(0))
+    reference_latent(reference, scanvi, split, CPU).write_h5ad(folder / "reference_latent.h5ad")
+    plain = ("fixed", "Unknown", [], [], [])
+    check_taken(folder, *plain)
+    for at, other in enumerate(("linear", "none", ["cell_type"], ["age"], ["fine"])):
+        with pytest.raises(AtlasmapError) as error:
+            check_taken(folder, *plain[:at], other, *plain[at + 1 :])
+        assert error.value.code == "REFERENCE_DIFFERS"
+        assert (other if isinstance(other, str) else other[0]) in error.value.found

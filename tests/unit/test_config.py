@@ -177,3 +177,29 @@ def test_a_totalvi_bundle_is_taken(tmp_path):
 def test_blocks_of_the_other_modality_are_refused(given):
     with pytest.raises(AtlasmapError, match="CONFIG_MODALITY"):
         load_config({"atlas": "a", "datasets": "s.tsv"} | given)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"variants": ["linear"]}, "CONFIG_REFERENCE"),
+        ({"labels": "none"}, "CONFIG_REFERENCE"),
+        ({"scvi": {"n_latent": 7}}, "CONFIG_REFERENCE"),
+        ({"reference": {"bundle": "no"}}, "BUNDLE_MISSING"),
+        ({"reference": {"bundle": "a", "scvi_tools": "b"}}, "CONFIG_REFERENCE"),
+        ({"reference": {"scvi_tools": "b"}}, "CONFIG_REFERENCE"),
+        (
+            {"reference": {"scvi_tools": "http://x/model.pt"}, "variants": ["fixed"]},
+            "CONFIG_REFERENCE",
+        ),
+    ],
+)
+def test_a_trained_reference_that_the_config_does_not_fit(tmp_path, change, code):
+    folder = written_bundle(tmp_path / "b", kind="scanvi", variant="fixed")
+    given = {"atlas": "a", "datasets": "d", "reference": {"bundle": str(folder)}}
+    config = load_config(given)
+    assert with_reference(config, given, folder).variants == ["fixed"]
+    with pytest.raises(AtlasmapError) as error:
+        config = load_config(given | change)
+        with_reference(config, given | change, Path(config.reference.bundle))
+    assert error.value.code == code and error.value.mend
