@@ -5,9 +5,11 @@ weights.safetensors, history.csv, golden.npz (made-up cells and what the model s
 loading verifies). A mapping's bundle is a delta: the appended rows and the hash of its parent.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NotRequired
@@ -233,16 +235,34 @@ def read_about(folder: Path) -> dict:
     if not (folder / "settings.json").is_file():
         raise refuse("BUNDLE_MISSING", folder, "a bundle: a folder with settings.json", "none")
     about = migrated(read_json(folder / "settings.json", folder), folder)
-    if set(about.get("files") or ()) != set(FILES):
-        found = f"checksums of {listed(about.get('files') or ())}"
+    fitting(Said, about, "settings.json", folder)
+    if set(about["files"]) != set(FILES):
+        found = f"checksums of {listed(about['files'])}"
         raise refuse("BUNDLE_ALTERED", folder, f"checksums of {listed(FILES)}", found)
     for name, expected in about["files"].items():
         if not (folder / name).is_file():
             raise refuse("BUNDLE_INCOMPLETE", folder, f"the file {name}", "it is not there")
         if sha256(folder / name) != expected:
             raise refuse("BUNDLE_ALTERED", folder, f"{name} as it was written", "other contents")
-    fitting(Said, about, "settings.json", folder)
     return about
+
+
+@contextlib.contextmanager
+def readable(folder: Path, name: str) -> Iterator[None]:
+    """What hinders the reading of a file of a bundle is BUNDLE_ALTERED."""
+    try:
+        yield
+    except AtlasmapError:
+        raise
+    except Exception as error:  # numpy, safetensors and pandas raise what they like
+        expected, found = f"{name} as it was written", f"{type(error).__name__} {error}"
+        raise refuse("BUNDLE_ALTERED", folder, expected, found) from error
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """history.csv; raises BUNDLE_ALTERED."""
+    with readable(folder, "history.csv"):
+        return pd.read_csv(folder / "history.csv")
 
 
 def migrated(about: dict, folder: Path) -> dict:
@@ -267,7 +287,7 @@ def read_json(path: Path, folder: Path) -> dict:
     """A file of a bundle that holds a JSON object; raises BUNDLE_ALTERED."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         found = f"no JSON ({error})"
         raise refuse("BUNDLE_ALTERED", folder, f"{path.name} as it was written", found) from error
     if not isinstance(content, dict):
@@ -289,7 +309,7 @@ def read_registry(folder: Path) -> Registry:
 def read_weights(folder: Path, registry: Registry, about: dict) -> dict[str, torch.Tensor]:
     """weights.safetensors; raises BUNDLE_GENES if they were trained on other genes."""
     path = folder / "weights.safetensors"
-    with safe_open(path, "pt") as file:
+    with readable(folder, path.name), safe_open(path, "pt") as file:
         genes = (file.metadata() or {}).get("genes")
     if genes != genes_hash(registry) and not (genes is None and about.get("genes_unnamed")):
         raise refuse("BUNDLE_GENES", folder, "the genes that the weights belong to", "other genes")
@@ -313,7 +333,7 @@ def fill(model: torch.nn.Module, weights: dict, folder: Path) -> None:
 def verify_golden(bundle: Bundle, folder: Path, batches: list[str]) -> None:
     """The model must say today, here, what it said when it was written: BUNDLE_GOLDEN."""
     cells = golden_cells(bundle.registry, batches, device_of(bundle.model))
-    with np.load(folder / "golden.npz") as expected:
+    with readable(folder, "golden.npz"), np.load(folder / "golden.npz") as expected:
         for name, said in golden_outputs(bundle.model, cells).items():
             scale = np.maximum(np.abs(expected[name]), 1)
             worst = float(np.max(np.abs(said - expected[name]) / scale))
@@ -345,7 +365,7 @@ def load(folder: Path, device: torch.device) -> Bundle:
         raise refuse("BUNDLE_IS_DELTA", folder, "a reference bundle", "a mapping's delta")
     model = build(about, registry)
     fill(model, read_weights(folder, registry, about), folder)
-    bundle = Bundle(model.to(device), registry, about, pd.read_csv(folder / "history.csv"))
+    bundle = Bundle(model.to(device), registry, about, read_history(folder))
     verify_golden(bundle, folder, registry.batches)
     return bundle
 
@@ -360,6 +380,6 @@ def load_delta(folder: Path, parent: Bundle) -> Bundle:
     weights = read_weights(folder, registry, about)
     append_categories(parent.model, new, 0)
     parent.model.load_state_dict(weights, strict=False)
-    bundle = Bundle(parent.model, registry, about, pd.read_csv(folder / "history.csv"))
+    bundle = Bundle(parent.model, registry, about, read_history(folder))
     verify_golden(bundle, folder, new[0])
     return bundle

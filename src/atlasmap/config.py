@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import read_text
+from atlasmap.files import from_home, read_text
 from atlasmap.settings import Config, FinalSettings, ScanviSettings
 
 # Columns of obs that prepared files and atlases have of their own.
@@ -275,7 +275,7 @@ def final_of(config: Config) -> FinalSettings:
 
 def found_beside(path: str, root: Path) -> Path:
     """A path of the config: absolute, else from the working directory, else from the repository."""
-    given = Path(path).expanduser()
+    given = from_home(path)
     return given if given.is_absolute() or given.exists() else root / given
 
 
@@ -288,7 +288,7 @@ def read_config(path: Path) -> dict:
         given = yaml.safe_load(text)
         if not isinstance(given, dict):
             raise ValueError("no keys at the top level")
-    except (ValueError, yaml.YAMLError) as error:
+    except Exception as error:  # what YAML's own types make of odd values is not listed anywhere
         raise AtlasmapError(
             "CONFIG_YAML",
             expected="a config in YAML: lines of key: value",

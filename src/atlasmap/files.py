@@ -112,6 +112,14 @@ def read_text(path: Path, what: str) -> str:
     )
 
 
+def from_home(path: str) -> Path:
+    """A path, of which ~ is somebody's home; of nobody's it is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def check_input(path: Path, named: str) -> None:
     """A file or folder that somebody `named`; raises FILE_MISSING, FILE_KIND, PATH_BRACES."""
     if "{" in str(path) or "}" in str(path):
@@ -121,11 +129,15 @@ def check_input(path: Path, named: str) -> None:
             found=f"{path} ({named})",
             mend="rename the file or folder, or make a link to it (ln -s)",
         )
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError:  # no file has so long a name
+        there = False
+    if not there:
         raise AtlasmapError(
             "FILE_MISSING",
             expected=f"the file or folder that {named} names",
-            found=f"nothing at {path.absolute()}",
+            found=f"nothing at {str(path.absolute())[:500]}",
             mend="correct the path; those of the sheet start from its folder, or `data_dir` in the "
             "config",
         )

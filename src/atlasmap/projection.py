@@ -4,6 +4,7 @@ The fitted map is kept as data (.npz), never as a pickle. Neighbours are exact (
 query batches are placed one by one, so a cell's place depends on its own batch and the reference.
 """
 
+import operator
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from atlasmap.errors import AtlasmapError
 from atlasmap.models.random import keyed_seed
 from atlasmap.settings import UmapSettings
 from atlasmap.transfer import Nearest
+
+LARGEST = 1e15  # of a map's numbers: squares of larger ones leave float32
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,16 @@ class FittedMap:
         """Read what `save` wrote; raises UMAP_UNREADABLE."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                scalars = {key: file[key].item() for key in ("n_neighbors", "a", "b", "seed")}
-                out = cls(file["latent"], file["positions"], **scalars)
-            numbers = (out.latent, out.positions, [out.a, out.b, out.n_neighbors, out.seed])
+                whole = {key: operator.index(file[key].item()) for key in ("n_neighbors", "seed")}
+                curve = {key: float(file[key].item()) for key in ("a", "b")}
+                out = cls(file["latent"], file["positions"], **whole, **curve)
             if out.latent.ndim != 2 or out.positions.shape != (len(out.latent), 2):
                 raise ValueError(f"shapes {out.latent.shape} and {out.positions.shape}")
-            if not all(np.isfinite(part).all() for part in numbers):
-                raise ValueError("values that are not finite")
+            for part in (out.latent, out.positions, np.array([out.a, out.b])):
+                if part.dtype.kind != "f" or not (np.abs(part) < LARGEST).all():
+                    raise ValueError("values that are no finite numbers")
+            if not (1 <= out.n_neighbors < max(len(out.latent), 2) and 0 <= out.seed < 2**32):
+                raise ValueError(f"{out.n_neighbors} neighbours, seed {out.seed}")
         except Exception as error:  # numpy, zipfile and zlib raise what they like
             raise AtlasmapError(
                 "UMAP_UNREADABLE",

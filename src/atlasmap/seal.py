@@ -60,7 +60,7 @@ def check_seal(folder: Path) -> str | None:
     Raises BUNDLE_ALTERED, BUNDLE_INCOMPLETE, which name the file. Without a seal (a bundle of
     before) None, and a warning that says how to make one.
     """
-    if not (folder / SEAL).is_file():
+    if not (folder / SEAL).exists():
         log.warning(
             "%s is not sealed: nothing tells whether its latent, calibration and map are as they "
             "were made. If you trust them: atlasmap seal %s", folder, folder,
@@ -68,7 +68,9 @@ def check_seal(folder: Path) -> str | None:
         return None
     said = read_json(folder / SEAL, folder)
     known, found = said.get("files"), hashes(folder)
-    if not isinstance(known, dict) or said.get("fingerprint") != fingerprint(known):
+    if said.get("format") != FORMAT or not isinstance(known, dict):
+        raise refuse("BUNDLE_ALTERED", folder, f"{SEAL} of format {FORMAT}", "another")
+    if said.get("fingerprint") != fingerprint(known):
         raise refuse("BUNDLE_ALTERED", folder, f"{SEAL} as it was written", "other contents")
     for name in sorted({*MODEL, *known, *found}):
         if name not in known:

@@ -3,7 +3,10 @@
 import gzip
 import json
 import os
+import time
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -24,9 +27,9 @@ from atlasmap.data.readers import read_any
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
-from atlasmap.files import check_input
+from atlasmap.files import check_input, from_home
 from atlasmap.settings import DataConfig, DataSettings
-from atlasmap.trust.tree import read_levels
+from atlasmap.trust.tree import as_tree, read_levels
 
 
 def caught(code: str, function, *args, **kwargs) -> AtlasmapError:
@@ -507,13 +510,48 @@ def test_texts_that_are_not_utf8_say_how_to_save_them(tmp_path, read, text, save
     assert read(path)
 
 
-@pytest.mark.parametrize("text", ["- a\n", "atlas: [\n", "atlas: a\n\tb: c\n", "nothing"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!int ''\n",
+        "a: !!bool foo\n",
+        "a: !!timestamp foo\n",
+        "[" * 5000,
+        "- a\n",
+        "atlas: [\n",
+        "atlas: a\n\tb: c\n",
+        "nothing",
+    ],
+)
 def test_a_config_that_is_no_yaml_of_keys(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     caught("CONFIG_YAML", read_config, tmp_path / "config.yaml")
 
 
-@pytest.mark.parametrize("text", ["child\n", "one column\na\n", 'child,parent\n"a,b\n'])
+@pytest.mark.parametrize("between", ["\t", ",", ";"])
+def test_a_label_tree_with_ragged_rows_is_read_as_it_stands(tmp_path, between):
+    path = tmp_path / "tree"
+    rows = ["child\tparent", "A\tX\t", "B\tX\t\t", "C", "", " D \t X "]
+    path.write_text("\n".join(rows).replace("\t", between))
+    assert read_levels(path, ["A"]).tree.parents == {"A": "X", "B": "X", "D": "X"}
+    path.write_text("label\tlevel1\tlevel2\t\nA\tX\tXA\t\nB\tX\n".replace("\t", between))
+    assert read_levels(path, ["A", "B"]).tree.parents == {"A": "XA", "XA": "X", "B": "X"}
+
+
+def test_a_deep_label_tree_takes_no_time(tmp_path):
+    names = [f"n{k}" for k in range(20_000)]
+    pairs = "".join(f"{a},{b}\n" for a, b in pairwise(names))
+    (tmp_path / "tree.csv").write_text("child,parent\n" + pairs)
+    began = time.monotonic()
+    assert len(as_tree(pairwise(names), tmp_path / "tree.csv").parents) == 19_999
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["child\n", "one column\na\n", 'child,parent\n"a,b\n', "child,parent\nA, b,X\n",
+     "child,child,parent\na,b,c\n", "child,parent\na,b\na,c\n", "child,parent\na,b\nb,a\n"],
+)  # fmt: skip
 def test_a_label_tree_that_is_no_table(tmp_path, text):
     (tmp_path / "tree.csv").write_text(text)
     caught("LABEL_TREE", read_levels, tmp_path / "tree.csv", ["a"])
@@ -522,6 +560,8 @@ def test_a_label_tree_that_is_no_table(tmp_path, text):
 def test_paths_that_no_job_could_open(tmp_path):
     os.mkfifo(tmp_path / "pipe.h5ad")
     (tmp_path / "{a}.h5ad").touch()
+    caught("FILE_MISSING", check_input, from_home("~nobody-of-that-name/x"), "`path`")
+    caught("FILE_MISSING", check_input, Path("x" * 5000), "`path`")
     for name, code in [("pipe", "FILE_KIND"), ("{a}", "PATH_BRACES"), ("none", "FILE_MISSING")]:
         path = tmp_path / f"{name}.h5ad"
         caught(code, check_input, path, "`path`")

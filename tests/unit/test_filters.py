@@ -69,6 +69,8 @@ def test_a_filter_keeps_the_cells_that_it_says(text, mask):
         ("batch ==", "cannot be read"), ("\0", "cannot be read"), ("n in [1, 'a']", "one list"),
         ("(" * 5000 + "n" + ")" * 5000 + " == 1", "nested"), ("not " * 20000 + "n", "nested"),
         ("n<" * 9000 + "1", "1000 times"), ("n == '" + "x" * 200_000 + "'", "longer"),
+        ("batch in ['a' 'b']", "comma"), ("batch == '''a' & b'''", "no meaning"),
+        ("1" + "<1" * 5000 + " and n == 1", "1000 times"),
         ("-n == 1", "an expression"), ("(n == 1) == (n == 1)", "an expression"),
     ],
 )  # fmt: skip
@@ -95,6 +97,13 @@ def test_a_slip_that_would_keep_the_wrong_cells_is_refused(text, said):
     with pytest.raises(ValueError) as error:
         kept(OBS, text)
     assert said in str(error.value)
+
+
+def test_names_that_look_alike_are_told_apart_in_backticks():
+    obs = pd.DataFrame({"\N{MICRO SIGN}m": [1, 2], "\N{GREEK SMALL LETTER MU}m": [2, 1]})
+    with pytest.raises(ValueError, match="look alike"):
+        kept(obs, "\N{MICRO SIGN}m == 1")
+    assert kept(obs, "`\N{MICRO SIGN}m` == 1").tolist() == [True, False]
 
 
 def test_the_sheet_refuses_a_filter_before_any_file_is_read(tmp_path):

@@ -181,6 +181,31 @@ def test_what_is_of_another_type_is_refused_by_name(folder, name, old, new):
     refused("BUNDLE_ALTERED", name, load, folder, CPU)
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "golden.npz", "history.csv"])
+def test_nonsense_with_a_right_checksum_is_refused_by_name(folder, name):
+    about = folder / "settings.json"
+    (folder / name).write_bytes(b"")
+    said = json.loads(about.read_text())
+    said["files"][name] = sha256(folder / name)
+    about.write_text(json.dumps(said))
+    refused("BUNDLE_ALTERED", name, load, folder, CPU)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n_neighbors": 1.5}, {"n_neighbors": -1}, {"seed": 0.5}, {"a": 1j}, {"latent": "x"},
+     {"latent": np.full((5, 2), 1e30)}, {"positions": np.zeros((4, 2))}, {"b": np.nan}],
+    ids=str,
+)  # fmt: skip
+def test_a_map_of_other_numbers_is_refused(tmp_path, change):
+    path, right = tmp_path / "umap.npz", {"latent": np.zeros((5, 2)), "positions": np.ones((5, 2))}
+    right |= {"n_neighbors": 3, "a": 1.5, "b": 0.9, "seed": 0}
+    np.savez(path, **right)
+    assert FittedMap.load(path).n_neighbors == 3
+    np.savez(path, **right | change)
+    refused("UMAP_UNREADABLE", "umap.npz", FittedMap.load, path)
+
+
 def test_the_command_seals_and_checks(folder, capsys):
     app(["seal", str(folder), "--check"], exit_on_error=False, result_action="return_value")
     assert "not sealed" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What a file says of itself is checked before anything follows it: structure, types, links."""
 
+import gzip
 import random
 import shutil
 import time
@@ -13,8 +14,10 @@ import pytest
 from fuzz.altered import ALTER, all_judged, alter
 from golden import SHARED, needs_shared
 from scipy import sparse
+from scipy.io import mmwrite
 
 from atlasmap.data.counts import checked_counts
+from atlasmap.data.masks import kept
 from atlasmap.data.memory import open_cells
 from atlasmap.data.readers import Wanted, read_any
 from atlasmap.data.streamed import StreamedCounts
@@ -188,7 +191,7 @@ def test_what_nobody_needs_and_cannot_be_read_blocks_nothing(cells, tmp_path, ca
     adata = read_any(path)
     assert (adata.X != cells.X).nnz == 0 and list(adata.obs.columns) == ["batch"]
     unreadable = {"obs/n", "uns/colours", "obsm/adt", "obsm/gone", "raw"}
-    assert set(adata.uns["unreadable"]) == unreadable
+    assert set(adata.uns["_unreadable"]) == unreadable
     assert all(f"{element} is left out" in caplog.text for element in unreadable)
 
 
@@ -269,3 +272,196 @@ def test_altered_files_are_refused_with_a_code_or_read_right(tmp_path):
     found = list(all_judged(base, {name: (cases | blobs)[name] for name in chosen}, tmp_path))
     assert not [row for row in found if row[2] == "wrong"]
     assert {row[2] for row in found} == {"coded", "right"} and len(found) > 4 * N_ALTERED
+
+
+# --- what other writers, and chance, make of a file
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_a_column_that_is_the_index_too_is_a_column(cells, tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    cells.obs["cell"], cells.var["gene_ids"] = cells.obs_names, cells.var_names
+    cells.obs_names.name, cells.var_names.name = "cell", "gene_ids"
+    cells.write_zarr(path) if kind == "zarr" else cells.write_h5ad(path)
+    adata = read_any(path)
+    assert list(adata.obs["cell"]) == list(adata.obs_names) == list(cells.obs_names)
+    assert list(adata.var["gene_ids"]) == list(cells.var_names)
+
+
+def test_a_store_without_raw_has_nothing_unreadable(cells, tmp_path):
+    cells.raw = None
+    cells.write_zarr(tmp_path / "a.zarr")
+    assert "_unreadable" not in read_any(tmp_path / "a.zarr").uns
+
+
+def test_attributes_of_fixed_length_are_read(cells, tmp_path):
+    path = tmp_path / "a.h5ad"
+    cells.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        for element in ("obs", "var", "X", "layers/counts"):
+            for key, value in dict(file[element].attrs).items():
+                if isinstance(value, str):
+                    file[element].attrs[key] = np.bytes_(value)
+        file["obs"].attrs["column-order"] = np.array([b"batch", b"n"])
+    adata = read_any(path)
+    assert (adata.X != cells.X).nnz == 0 and list(adata.obs.columns) == ["batch", "n"]
+
+
+@pytest.mark.parametrize("kind", [">i4", ">f8", "V4", [("a", "f4"), ("b", "i4")]])
+def test_odd_columns_neither_block_a_file_nor_a_filter(cells, tmp_path, kind):
+    path = tmp_path / "a.h5ad"
+    cells.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        del file["obs/n"]
+        file["obs/n"] = np.zeros(12, dtype=kind)
+    obs = read_any(path).obs
+    assert kept(obs, "batch == 'a'").sum() == 6
+    assert ("n" in obs) == (kind in (">i4", ">f8"))
+
+
+def test_a_table_of_proteins_in_another_order_of_cells_is_refused(cells, tmp_path):
+    del cells.obsm["adt"]
+    cells.obsm["prot"] = pd.DataFrame(np.arange(24.0).reshape(12, 2), cells.obs_names, ["p", "q"])
+    path = tmp_path / "a.h5ad"
+    cells.write_h5ad(path)
+    assert read_any(path).obsm["prot"].equals(cells.obsm["prot"])
+    with h5py.File(path, "a") as file:
+        file["obsm/prot/_index"][:] = file["obsm/prot/_index"][:][::-1]
+    assert "named otherwise" in read_any(path).uns["_unreadable"]["obsm/prot"]
+
+
+@pytest.mark.parametrize("lazily", LAZY)
+def test_a_chunk_that_cannot_be_uncompressed_is_named(cells, tmp_path, lazily):
+    path = tmp_path / "a.h5ad"
+    cells.X = cells.X.toarray()
+    cells.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        attributes = dict(file["X"].attrs)
+        del file["X"]
+        dataset = file.create_dataset("X", data=cells.X, compression="gzip", chunks=(4, 7))
+        dataset.attrs.update(attributes)
+        dataset.id.write_direct_chunk((4, 0), b"not gzip at all")
+    error = refused(path, "X", lazily)
+    assert error.code == "FILE_UNREADABLE" and "X" in error.found
+
+
+def test_a_length_that_the_file_cannot_hold_is_not_believed(cells, tmp_path):
+    path, empty = tmp_path / "a.h5ad", {"dtype": "f8", "chunks": (2**16,)}
+    cells.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("uns/huge", shape=(2**40,), **empty)
+        del file["obs/n"]
+        file.create_dataset("obs/n", shape=(2**40,), **empty)
+        layout = h5py.VirtualLayout(shape=(12, 7), dtype="f4")
+        layout[:] = h5py.VirtualSource("gone.h5", "X", shape=(12, 7))
+        file.create_virtual_dataset("layers/gone", layout)
+        del file["layers/counts/data"], file["layers/counts/indices"]
+        for name in ("data", "indices"):
+            file.create_dataset(
+                f"layers/counts/{name}", shape=(2**36,), dtype="i4", chunks=(2**16,)
+            )
+        file["layers/counts/indptr"][-1] = 2**31 - 1
+    began = time.monotonic()
+    adata = read_any(path)
+    unreadable = {"uns/huge", "obs/n", "layers/gone", "layers/counts"}
+    assert set(adata.uns["_unreadable"]) == unreadable and time.monotonic() - began < 2
+    with h5py.File(path, "a") as file:
+        del file["obs/_index"]
+        file.create_dataset("obs/_index", shape=(2**36,), dtype="i8", chunks=(2**16,))
+    assert refused(path).code == "FILE_UNREADABLE" and time.monotonic() - began < 4
+
+
+def test_whatever_uns_holds_is_no_note_of_ours(cells, tmp_path):
+    cells.uns["_unreadable"] = "a text of somebody's"
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    assert (read(tmp_path / "a.h5ad") != cells.X).nnz == 0
+
+
+# --- 10x
+
+
+def as_10x(path: Path, counts: np.ndarray, kinds: list[str]) -> None:
+    """A .h5 of Cell Ranger 3 (counts: cells × features)."""
+    stored = sparse.csr_matrix(counts)
+    with h5py.File(path, "w") as file:
+        for name in ("data", "indices", "indptr"):
+            file[f"matrix/{name}"] = getattr(stored, name)
+        file["matrix/shape"] = np.array(counts.shape[::-1])
+        file["matrix/barcodes"] = np.array([f"c{k}" for k in range(len(counts))], "S")
+        names = np.array([f"ENSG{k}" for k in range(len(kinds))], "S")
+        file["matrix/features/id"] = file["matrix/features/name"] = names
+        file["matrix/features/feature_type"] = np.array(kinds, "S")
+
+
+def test_large_counts_of_10x_files_are_not_rounded_before_they_are_judged(tmp_path):
+    counts, kinds = np.array([[1, 2], [3, 2**24 + 1]], np.int32), ["Gene Expression"] * 2
+    as_10x(tmp_path / "a.h5", counts, kinds)
+    folder = tmp_path / "mtx"
+    folder.mkdir()
+    mmwrite(folder / "matrix.mtx", sparse.coo_matrix(counts.T))
+    (folder / "genes.tsv").write_text("g0\tG0\ng1\tG1\n")
+    (folder / "barcodes.tsv").write_text("c0\nc1\n")
+    for path in (tmp_path / "a.h5", folder):
+        assert refused(path).code == "COUNTS_TOO_LARGE"
+
+
+def test_antibodies_of_a_10x_file_go_beside_its_genes(tmp_path):
+    kinds = ["Gene Expression", "Antibody Capture", "Gene Expression"]
+    as_10x(tmp_path / "a.h5", np.array([[1, 20, 0], [0, 30, 4]], np.int32), kinds)
+    adata = read_any(tmp_path / "a.h5")
+    assert list(adata.var_names) == ["ENSG0", "ENSG2"] and list(adata.obs_names) == ["c0", "c1"]
+    assert adata.X.toarray().tolist() == [[1, 0], [0, 4]]
+    assert adata.obsm["protein_expression"]["ENSG1"].tolist() == [20, 30]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_folder_of_texts_is_read_as_it_stands(tmp_path, compressed):
+    counts = np.array([[1, 0, 2], [0, 3, 0]])
+    mmwrite(tmp_path / "GSM1_matrix.mtx", sparse.coo_matrix(counts.T))
+    (tmp_path / "GSM1_features.tsv").write_text(
+        "".join(f"{row}\tGene Expression\n" for row in ("0001\tNA", '1e5\t"q"', "7\tx"))
+    )
+    (tmp_path / "GSM1_barcodes.tsv").write_text("NA\n1e5\n")
+    for path in list(tmp_path.iterdir()) if compressed else ():
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    adata = read_any(tmp_path)
+    assert list(adata.var_names) == ["0001", "1e5", "7"] and list(adata.obs_names) == ["NA", "1e5"]
+    assert list(adata.var["gene_symbols"]) == ["NA", '"q"', "x"]
+    assert adata.X.toarray().tolist() == counts.tolist()
+
+
+HEAD = "%%MatrixMarket matrix coordinate integer general\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("matrix.mtx", HEAD + "3 2 9000000000\n1 1 1\n", "bytes"),
+        ("matrix.mtx", HEAD + "4 2 1\n1 1 1\n", "3 features"),
+        ("matrix.mtx", HEAD.replace("integer", "complex") + "3 2 1\n1 1 1 1\n", "complex"),
+        ("matrix.mtx", HEAD + "3 2 1\n1 9 1\n", "matrix.mtx"),
+        ("matrix.mtx", HEAD + "3 2 2\n1 1 1\n1 1 1\n", "twice"),
+        ("barcodes.tsv", None, "barcodes.tsv[.gz]"),
+    ],
+)  # fmt: skip
+def test_a_folder_whose_files_do_not_fit_together_is_refused(tmp_path, name, text, said):
+    files = {
+        "matrix.mtx": HEAD + "3 2 1\n1 1 1\n",
+        "features.tsv": "a\nb\nc\n", "barcodes.tsv": "x\ny\n",
+    }  # fmt: skip
+    for key, content in (files | {name: text}).items():
+        if content is not None:
+            (tmp_path / key).write_text(content)
+    error = refused(tmp_path)
+    assert error.code == "FILE_UNREADABLE" and said in error.found
+
+
+@needs_shared
+def test_a_folder_of_starsolo_is_its_compressed_twin(tmp_path):
+    source = SHARED / "cases/public/starsolo_folder"
+    for path in source.iterdir():
+        (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    plain, twin = read_any(source), read_any(tmp_path)
+    assert (plain.X != twin.X).nnz == 0 and plain.n_obs > 0
+    assert plain.obs.equals(twin.obs) and plain.var.equals(twin.var)

@@ -21,7 +21,7 @@ from atlasmap.config import (
 from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.files import cells_file, model_file
-from atlasmap.files import check_input, slug, unslug
+from atlasmap.files import check_input, from_home, slug, unslug
 from atlasmap.packing import jobs, members
 from atlasmap.settings import GPU_RULES, NUMERICS, DataConfig
 
@@ -194,7 +194,7 @@ def source_path(dataset, column="path"):
     for name, first in SOURCES.items():
         if first.path == named:
             return f"results/{CONFIG.atlas}/data/sources/{name}"
-    path = DATA_DIR / Path(named).expanduser()
+    path = DATA_DIR / from_home(named)
     check_input(path, f"`{column}` of {dataset.id} in {SHEET}")
     return str(path)
 

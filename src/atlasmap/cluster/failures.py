@@ -75,6 +75,7 @@ MEND = {
     "the environment anew (a broken library); else please report it with the log",
 }
 # What Python's faulthandler writes when a signal of the process's own making ends it.
+NO_MEMORY = "std::bad_alloc"  # then more memory may help
 CRASHED = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
 
 
@@ -197,7 +198,7 @@ def crash_of(log: Path) -> str | None:
     """How the job with this log crashed, if its log says so; no record could be written then."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     said = CRASHED.findall(text)
-    return said[-1] if said else None
+    return said[-1] if said and NO_MEMORY not in text else None
 
 
 def hopeless(log: Path, arguments: list[str], attempt: int) -> Failure | None:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlasmap.cluster import slurm
-from atlasmap.cluster.failures import MEND, Failure, crash_of, failure_path, read_failure
+from atlasmap.cluster.failures import (
+    MEND,
+    NO_MEMORY,
+    Failure,
+    crash_of,
+    failure_path,
+    read_failure,
+)
 from atlasmap.errors import AtlasmapError
 
 SLURM_LOGS = Path(".snakemake/slurm_logs")
@@ -134,6 +141,8 @@ def kind(found: Traces) -> str:
         return said
     if not said and written_to(found.log):
         return "running"
+    if not said and NO_MEMORY in found.text:
+        return "host_memory"
     if not said and crash_of(found.log):
         return "crash"
     state = f"{found.facts.get('State', '')} {found.facts.get('JobState', '')}"

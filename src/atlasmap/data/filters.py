@@ -9,14 +9,14 @@ import ast
 import re
 from dataclasses import dataclass
 
-LONGEST, MOST_NAMES = 100_000, 1000  # characters of a filter, and names of columns in it
+LONGEST, MOST = 100_000, 1000  # characters of a filter; names and comparisons in it
 STAND_IN = "\N{MODIFIER LETTER GRAVE ACCENT}"  # begins what Python reads for a name in backticks
 COMPARISONS = {
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
     ast.In: "in", ast.NotIn: "not in",
 }  # fmt: skip
 TOKEN = re.compile(
-    r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|`(?P<column>[^`]*)`"""
+    r"""(?P<triple>'''|\"\"\")|(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|`(?P<column>[^`]*)`"""
     rf"""|(?P<assign>(?<![=!<>])=(?!=))|(?P<and>&)|(?P<or>\|)|(?P<odd>[@#$;?\\`{STAND_IN}])""",
     re.DOTALL,
 )
@@ -82,25 +82,28 @@ def parsed(text: str) -> Condition:
     def plain(token: re.Match) -> str:
         if token["assign"]:
             raise ValueError("= compares nothing: write ==")
-        if token["odd"]:
-            raise ValueError(f"{token['odd']} has no meaning here")
+        if token["odd"] or token["triple"]:
+            raise ValueError(f"{token[0]} has no meaning here")
         if token["column"] is not None:
             columns[name := f"{STAND_IN}{len(columns)}"] = token["column"]
             return f" {name} "
         return " and " if token["and"] else " or " if token["or"] else token[0]
 
+    code = TOKEN.sub(plain, text).strip()
+    if re.search(r"\0\s*\0", TOKEN.sub(lambda token: "\0" if token["text"] else token[0], text)):
+        raise ValueError("two texts stand side by side: a comma is missing")
     try:
-        tree = ast.parse(TOKEN.sub(plain, text).strip(), mode="eval").body
+        tree = ast.parse(code, mode="eval").body
         said = Reader(columns).condition(tree)
     except SyntaxError as error:
         raise ValueError(f"it cannot be read ({error.msg})") from error
     except (RecursionError, MemoryError) as error:
         raise ValueError("it is nested too deeply") from error
-    n_names = sum(isinstance(node, ast.Name) for node in ast.walk(tree))
-    if n_names == 0:
+    nodes = list(ast.walk(tree))
+    if not any(isinstance(node, ast.Name) for node in nodes):
         raise ValueError("it names no column (quotes make a text of a name)")
-    if n_names > MOST_NAMES:
-        raise ValueError(f"it names columns more than {MOST_NAMES} times: use `in` and a list")
+    if sum(isinstance(node, ast.Name | ast.cmpop) for node in nodes) > MOST:
+        raise ValueError(f"it compares more than {MOST} times: use `in` and a list")
     return said
 
 

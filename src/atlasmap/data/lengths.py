@@ -34,10 +34,10 @@ def read_lengths(path: Path) -> pd.Series:
         raise unreadable(path, "no such file")
     try:
         table = pd.read_csv(
-            path, sep=r"[\s,]+", engine="python", header=None, keep_default_na=False
+            path, sep=r"[\s,]+", engine="python", header=None, keep_default_na=False, dtype=str
         )
-    except (ValueError, UnicodeDecodeError) as error:
-        raise unreadable(path, str(error).splitlines()[0]) from error
+    except Exception as error:  # of text, and of what the ending says that it is compressed by
+        raise unreadable(path, (str(error).splitlines() or [type(error).__name__])[0]) from error
     if table.shape[1] != 2:
         raise unreadable(path, f"{table.shape[1]} columns")
     lengths = pd.to_numeric(table[1], errors="coerce")
@@ -45,7 +45,7 @@ def read_lengths(path: Path) -> pd.Series:
     if odd.any():
         rows = table[odd].astype(str).agg(" ".join, axis=1)
         raise unreadable(path, f"{int(odd.sum())} rows without a positive length: {listed(rows)}")
-    return pd.Series(lengths.to_numpy(float), index=table[0].astype(str))
+    return pd.Series(lengths.to_numpy(float), index=table[0].str.strip("\"'"))
 
 
 def unreadable(path: Path, found: str) -> AtlasmapError:

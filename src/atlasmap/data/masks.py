@@ -88,7 +88,9 @@ def column_of(name: str, obs: pd.DataFrame) -> pd.Series:
     """A column of obs; raises ValueError."""
     # Python reads names in a normal form: µ (micro) as μ (mu).
     same = [key for key in obs.columns if unicodedata.normalize("NFKC", str(key)) == name]
-    if name in obs or len(same) == 1:
+    if len(same) > 1:
+        raise ValueError(f"{name} may be any of {', '.join(same)}, which look alike: rename one")
+    if name in obs or same:
         return obs[name if name in obs else same[0]]
     near = difflib.get_close_matches(name, map(str, obs.columns), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""

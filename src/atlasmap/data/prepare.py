@@ -221,7 +221,7 @@ def unreadable_in(parts: list[anndata.AnnData], names: list[str]) -> dict:
         for part, name in zip(parts, names, strict=True)
         for element, why in part.uns.get(UNREADABLE, {}).items()
     }
-    return {UNREADABLE: found} if found else {}
+    return {"unreadable": found} if found else {}
 
 
 def count_facts(adata: anndata.AnnData) -> dict:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from atlasmap.data.counts import not_integer
+from atlasmap.data.counts import LARGEST_EXACT, not_integer
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
 from atlasmap.data.sheet import Dataset
 from atlasmap.data.stored import check_readable
+from atlasmap.data.structure import NUMBERS
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataConfig
 
@@ -47,6 +48,8 @@ def table_of(adata: anndata.AnnData, dataset: Dataset) -> pd.DataFrame:
     if isinstance(values, pd.DataFrame):
         return values.rename(columns=str)
     names = adata.uns.get(dataset.protein_names) if dataset.protein_names else None
+    if names is not None and (np.ndim(names) != 1 or sparse.issparse(names)):
+        names = [f"no list of names: {type(names).__name__}"]
     if names is None or len(names) != values.shape[1]:
         raise AtlasmapError(
             "PROTEIN_NAMES_MISSING",
@@ -99,6 +102,14 @@ def checked_proteins(
 
 def check_values(table: pd.DataFrame, dataset: Dataset, *, corrected: bool) -> None:
     """Raise PROTEINS_NAN, PROTEINS_NOT_COUNTS."""
+    odd = [str(name) for name, kind in table.dtypes.items() if kind.kind not in NUMBERS]
+    if odd:
+        raise AtlasmapError(
+            "PROTEINS_NOT_COUNTS",
+            expected=f"a table of protein counts in {dataset.id}",
+            found=f"columns that hold no numbers: {listed(odd)}",
+            mend="leave these columns out of the table, or name another key as `proteins`",
+        )
     values = table.to_numpy(float)
     bad = ~np.isfinite(values).all(1)
     if bad.any():
@@ -109,7 +120,9 @@ def check_values(table: pd.DataFrame, dataset: Dataset, *, corrected: bool) -> N
             mend="remove these cells or restore their counts; a protein that a batch lacks is zero "
             "in all its cells, with protein_zeros missing in the sheet",
         )
-    if values.min(initial=0) < 0 or (not corrected and not_integer(values.ravel())):
+    too_large = values.max(initial=0) > LARGEST_EXACT
+    fractional = not corrected and not_integer(values.ravel())
+    if values.min(initial=0) < 0 or too_large or fractional:
         raise AtlasmapError(
             "PROTEINS_NOT_COUNTS",
             expected=f"integer protein counts of zero or more in {dataset.id}",

@@ -16,6 +16,7 @@ from scipy import sparse
 from atlasmap.data.blocks import BYTES
 from atlasmap.data.stored import (
     UNREADABLE,
+    attribute,
     child,
     close,
     has_rows,
@@ -23,19 +24,20 @@ from atlasmap.data.stored import (
     lazy_matrix,
     naming,
     opened,
+    plain_text,
     read_index,
     read_matrix,
     read_table,
     tolerant,
 )
-from atlasmap.data.structure import Damaged, check_sparse
+from atlasmap.data.structure import Damaged, check_sparse, numbers
+from atlasmap.data.tenx import is_10x_folder, read_10x_h5, read_10x_mtx
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import check_input
 
 log = logging.getLogger("atlasmap")
 FORMATS = ".h5ad, .h5mu, 10x .h5, a folder with matrix.mtx[.gz], .zarr"
 
-GENE, ANTIBODY = "Gene Expression", "Antibody Capture"  # 10x feature types
 RNA = ("rna", "gex", "RNA")  # names of the modality with genes
 LARGEST_PANEL = 2000  # features of a modality that could be proteins
 
@@ -79,40 +81,6 @@ def read_by(read: Callable[[], anndata.AnnData], path: Path, kind: str) -> annda
         ) from error
 
 
-def read_10x_h5(path: Path) -> anndata.AnnData:
-    """A 10x .h5 indexed by gene id, as its mtx twin is."""
-    import scanpy
-
-    adata = scanpy.read_10x_h5(path, gex_only=False)
-    naming("matrix", lambda: check_sparse(adata.X))
-    adata.var["gene_symbols"] = adata.var_names
-    adata.var_names = adata.var["gene_ids"].astype(str)
-    return with_antibodies(adata)
-
-
-def with_antibodies(adata: anndata.AnnData) -> anndata.AnnData:
-    """Genes alone, with the Antibody Capture features of a 10x file as obsm protein_expression."""
-    if "feature_types" not in adata.var:
-        return adata
-    kinds = adata.var["feature_types"].astype(str)
-    antibodies, out = adata[:, kinds == ANTIBODY], adata[:, kinds == GENE].copy()
-    if antibodies.n_vars:
-        counts = antibodies.X.toarray()
-        names = antibodies.var["gene_symbols"].astype(str)
-        out.obsm["protein_expression"] = pd.DataFrame(counts, out.obs_names, list(names))
-    return out
-
-
-def read_10x_mtx(path: Path) -> anndata.AnnData:
-    """A folder with {prefix}matrix.mtx[.gz] and its features and barcodes."""
-    import scanpy
-
-    (matrix,) = path.glob("*matrix.mtx*")
-    prefix = matrix.name.partition("matrix.mtx")[0]
-    ids = scanpy.read_10x_mtx(path, var_names="gene_ids", prefix=prefix or None, gex_only=False)
-    return with_antibodies(ids)
-
-
 @dataclass(frozen=True)
 class Wanted:
     """Which of a file's matrices are needed: that of the counts (X, or a layer's name; None: all)
@@ -154,7 +122,7 @@ def read_cells(file, at: str, path: Path, wanted: Wanted) -> anndata.AnnData:
             out.X = found
         elif found is not None:
             out.layers[name] = found
-    if "raw" in group:
+    if "raw" in group and attribute(group["raw"], "encoding-type", "") != "null":
         out.raw = tolerant("raw", unreadable, lambda: read_raw(group["raw"], matrix, obs))
     if wanted.obsm:
         read_beside(group, out, unreadable)
@@ -188,24 +156,28 @@ def read_raw(group, matrix: Callable, obs: pd.DataFrame) -> anndata.AnnData:
 def read_beside(group, out: anndata.AnnData, unreadable: dict[str, str]) -> None:
     """obsm and uns, as far as they can be read."""
     for key in names_in(group, "obsm"):
-        read = partial(read_aligned, group["obsm"], key, out.n_obs)
+        read = partial(read_aligned, group["obsm"], key, out.obs_names)
         found = tolerant(f"obsm/{key}", unreadable, read)
         if found is not None:
-            out.obsm[key] = found.set_axis(out.obs_names) if hasattr(found, "set_axis") else found
-    for key in names_in(group, "uns"):
+            out.obsm[key] = found
+    for key in set(names_in(group, "uns")) - {UNREADABLE}:
         read = partial(lambda key: read_elem(child(group["uns"], key, "uns")), key)
         found = tolerant(f"uns/{key}", unreadable, read)
         if found is not None:
             out.uns[key] = found
 
 
-def read_aligned(group, key: str, n: int):
+def read_aligned(group, key: str, cells: pd.Index):
     """An array or table of obsm, a row a cell; raises Damaged."""
-    stored = child(group, key, "obsm")
+    stored, n = child(group, key, "obsm"), len(cells)
     if is_sparse(stored):
         shape = tuple(int(k) for k in np.atleast_1d(stored.attrs["shape"]))
         return read_matrix(group, key, (n, shape[-1]))
     found = read_elem(stored)
+    if isinstance(found, pd.DataFrame):
+        if list(found.index.map(plain_text)) != list(cells):
+            raise Damaged(f"the rows of obsm/{key} are named otherwise than the cells")
+        return found.set_axis(cells)
     if np.ndim(found) != 2 or len(found) != n:
         raise Damaged(f"obsm/{key} has shape {np.shape(found)}, and there are {n} cells")
     return found
@@ -214,9 +186,11 @@ def read_aligned(group, key: str, n: int):
 def read_legacy(path: Path) -> anndata.AnnData:
     """A file of anndata before 0.7, whose tables are compound arrays; raises Damaged."""
     out = anndata.read_h5ad(path)
+    out.uns.pop(UNREADABLE, None)
     for name, matrix in {"X": out.X, **{f"layers/{k}": v for k, v in out.layers.items()}}.items():
         if sparse.issparse(matrix):
             naming(name, lambda matrix=matrix: check_sparse(matrix))
+            numbers(matrix.data[:0])
     return out
 
 
@@ -229,8 +203,11 @@ def read_h5mu(path: Path, wanted: Wanted) -> anndata.AnnData:
             raise Damaged(f"no modality {' or '.join(RNA)}: {', '.join(names)}")
         rna = read_cells(file, f"mod/{name}", path, wanted)
         shared = read_table(child(file, "obs", ""), "obs", unreadable)
-        for key in shared.columns.difference(rna.obs.columns):
+        own = shared.index.is_unique and rna.obs_names.is_unique
+        for key in shared.columns.difference(rna.obs.columns) if own else ():
             rna.obs[key] = shared[key].reindex(rna.obs_names)
+        if not own:
+            unreadable["obs"] = "a cell is there twice"
         for other in set(names) - {name} if wanted.obsm else ():
             read = partial(read_panel, file, f"mod/{other}", path)
             panel = tolerant(f"mod/{other}", unreadable, read)
@@ -293,7 +270,7 @@ def read_any(path: str | Path, wanted: Wanted = Wanted()) -> anndata.AnnData:
     }
     if read := readers.get(path.suffix):
         return read_by(read, path, f"an {path.suffix}")
-    if path.is_dir() and any(path.glob("*matrix.mtx*")):
+    if is_10x_folder(path):
         return read_by(lambda: read_10x_mtx(path), path, "a 10x mtx folder")
     raise AtlasmapError(
         "FILE_FORMAT",

@@ -6,6 +6,7 @@ of a matrix in memory once, of one that stays on disk in each block that is read
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,22 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from atlasmap.data.blocks import ROWS
-from atlasmap.data.structure import Damaged, check_pointers, check_range, check_twice, numbers
+from atlasmap.data.structure import (
+    NUMBERS,
+    Damaged,
+    check_pointers,
+    check_range,
+    check_twice,
+    numbers,
+)
 from atlasmap.errors import AtlasmapError
 
-SPARSE = ("csr_matrix", "csc_matrix")
-UNREADABLE = "unreadable"  # key of uns: what of a file could not be read, and why
+SPARSE = ("csr_matrix", "csc_matrix", "csr", "csc")
+UNREADABLE = "_unreadable"  # key of uns: what of a file could not be read, and why
+SMALL, LARGEST_RATIO = (
+    2**24,
+    1100,
+)  # bytes that are never doubted; of an array, for each in the file
 
 
 def opened(path: Path):
@@ -45,9 +57,31 @@ def child(group, name: str, path: str):
         found = group[name]
     except Exception as error:  # h5py, zarr and codecs raise what they like
         raise Damaged(f"{path}/{name} is missing or cannot be opened".lstrip("/")) from error
-    if getattr(found, "external", None):
-        raise Damaged(f"the values of {path}/{name} lie in another file".lstrip("/"))
+    if isinstance(found, h5py.Dataset):
+        check_honest(found, f"{path}/{name}".lstrip("/"))
     return found
+
+
+def check_honest(array: h5py.Dataset, path: str) -> None:
+    """Raise Damaged for values that lie in another file which is not there, or that are not in the
+    file at all, whatever length it says they have."""
+    if array.external:
+        raise Damaged(f"the values of {path} lie in another file")
+    if array.is_virtual:
+        beside = Path(array.file.filename).parent
+        files = {source.file_name for source in array.virtual_sources()} - {"."}
+        lost = [name for name in files if not (beside / name).is_file()]
+        if lost:
+            raise Damaged(f"the values of {path} lie in {lost[0]}, which is not there")
+        return
+    declared, held = array.size * array.dtype.itemsize, array.id.get_storage_size()
+    if declared > SMALL and declared > LARGEST_RATIO * held:
+        raise Damaged(f"{path} says that it has {array.size} values, and holds {held} bytes")
+
+
+def attribute(element, key: str, default: str) -> str:
+    """An attribute as text, however it was written."""
+    return plain_text(element.attrs.get(key, default))
 
 
 # --- sparse matrices in a file
@@ -66,9 +100,13 @@ class SparseParts:
     def of(cls, group, shape: tuple[int, int], path: str) -> "SparseParts":
         """Raises Damaged where lengths, shape or pointers do not fit; reads the pointers alone."""
         told = np.asarray(group.attrs.get("shape", group.attrs.get("h5sparse_shape", ())))
-        kind = str(group.attrs.get("encoding-type", group.attrs.get("h5sparse_format", "csr")))[:3]
         if told.shape != (2,) or tuple(told) != shape:
             raise Damaged(f"{path} says its shape is {told.tolist()}, not {list(shape)}")
+        return cls.laid_out(group, sparse_kind(group), shape, path)
+
+    @classmethod
+    def laid_out(cls, group, kind: str, shape: tuple[int, int], path: str) -> "SparseParts":
+        """The same of a group that is known to be `kind` (csr, csc)."""
         arrays = {name: child(group, name, path) for name in ("data", "indices", "indptr")}
         sizes = {name: getattr(array, "shape", None) for name, array in arrays.items()}
         n_major = shape[0] if kind == "csr" else shape[1]
@@ -77,7 +115,7 @@ class SparseParts:
         if sizes["indptr"] != (n_major + 1,):
             raise Damaged(f"{path}: indptr has shape {sizes['indptr']}, not {(n_major + 1,)}")
         pointers = arrays["indptr"][:]
-        check_pointers(pointers, n_major, sizes["data"][0])
+        check_pointers(pointers, n_major, sizes["data"][0], shape[1] if kind == "csr" else shape[0])
         return cls(
             group, sparse.csc_matrix if kind == "csc" else sparse.csr_matrix, shape, pointers
         )
@@ -97,15 +135,20 @@ class SparseParts:
         return matrix
 
 
+def sparse_kind(stored) -> str:
+    """csr or csc; empty if an element of a file is no sparse matrix."""
+    told = attribute(stored, "encoding-type", attribute(stored, "h5sparse_format", ""))
+    return told[:3] if told in SPARSE else ""
+
+
 def is_sparse(stored) -> bool:
     """Whether an element of a file is a sparse matrix."""
-    told = stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format"))
-    return told in (*SPARSE, "csr", "csc")
+    return bool(sparse_kind(stored))
 
 
 def has_rows(file, path: str) -> bool:
     """Whether some rows of a matrix can be read without the others."""
-    return not str(child(file, path, "").attrs.get("encoding-type", "")).startswith("csc")
+    return sparse_kind(child(file, path, "")) != "csc"
 
 
 def naming(path: str, read: Callable):
@@ -181,7 +224,7 @@ class BlockOf:
         try:
             stored = file[self.path]
             if self.sparse is None:
-                return numbers(stored[first:last])
+                return naming(self.path, lambda: numbers(stored[first:last]))
             kind, pointers = self.sparse
             parts = SparseParts(stored, kind, self.shape, pointers)
             ends = (first, last) if kind is sparse.csr_matrix else (0, len(pointers) - 1)
@@ -197,8 +240,7 @@ def read_index(group, path: str) -> pd.Index:
     """Names of cells or genes; raises Damaged."""
 
     def read():
-        key = group.attrs.get("_index", "_index")
-        values = np.asarray(read_elem(child(group, str(key), path)))
+        values = np.asarray(read_elem(child(group, attribute(group, "_index", "_index"), path)))
         if values.ndim != 1:
             raise Damaged(f"the names have shape {values.shape}")
         names = pd.Index(values).map(plain_text)
@@ -218,25 +260,35 @@ def read_table(group, path: str, unreadable: dict[str, str]) -> pd.DataFrame:
     """obs or var. Columns that cannot be read are left out and noted in `unreadable` (element →
     why); raises Damaged where there are no names."""
     names = read_index(group, path)
-    table, index = {}, str(group.attrs.get("_index", "_index"))
-    order = group.attrs.get("column-order", ())
-    for key in [str(key) for key in np.atleast_1d(np.asarray(order, object)).tolist()]:
-        if key != index:
-            table[key] = tolerant(
-                f"{path}/{key}", unreadable, lambda key=key: column(group, key, path, len(names))
-            )
-    known = {key: values for key, values in table.items() if values is not None}
-    return pd.DataFrame({key: pd.Series(v).array for key, v in known.items()}, index=names)
+    order = np.atleast_1d(np.asarray(group.attrs.get("column-order", ()), object)).tolist()
+    table = {}
+    for key in map(plain_text, order):  # one of them may be the index, which is stored once
+        read = partial(column, group, key, path, len(names))
+        values = tolerant(f"{path}/{key}", unreadable, read)
+        if values is not None:
+            table[key] = values
+    return pd.DataFrame(table, index=names)
 
 
 def column(group, key: str, path: str, n: int):
-    """A column of a table with `n` rows; raises whatever hinders."""
-    values = read_elem(child(group, key, path))
-    if np.ndim(values) != 1 or len(values) != n:
-        raise Damaged(f"it has shape {np.shape(values)}, and the table {n} rows")
+    """A column of a table with `n` rows, as pandas keeps it; raises whatever hinders."""
+    stored = child(group, key, path)
+    parts = {"codes", "values", "mask"} & set(getattr(stored, "keys", tuple)())
+    for part in ("", *parts):
+        array = child(stored, part, f"{path}/{key}") if part else stored
+        if getattr(array, "shape", (n,)) != (n,):
+            raise Damaged(f"it has shape {array.shape}, and the table {n} rows")
+    if "codes" in parts:
+        child(stored, "categories", f"{path}/{key}")
+    values = read_elem(stored)
+    if np.ndim(values) != 1 or len(values) != n or getattr(values.dtype, "kind", "") == "V":
+        raise Damaged(f"it has shape {np.shape(values)} and type {values.dtype}, in {n} rows")
     for text in getattr(values, "categories", ()):
         str(text).encode()
-    return values
+    if isinstance(values, np.ndarray):  # numbers of this machine, or texts of any kind as objects
+        native = values.dtype.newbyteorder("=") if values.dtype.kind in NUMBERS else object
+        values = values.astype(native, copy=False)
+    return pd.Series(values).array
 
 
 def check_readable(adata: anndata.AnnData, element: str, name: str) -> None:

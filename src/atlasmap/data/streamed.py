@@ -32,7 +32,7 @@ class StreamedCounts:
         self.device, (self.n_cells, self.n_genes) = device, matrix.shape
         # Not through `matrix`, whose every slice costs milliseconds.
         self.indptr, self.stored = matrix.group["indptr"][:], matrix.group
-        check_pointers(self.indptr, self.n_cells, n_stored(matrix))
+        check_pointers(self.indptr, self.n_cells, n_stored(matrix), self.n_genes)
         cells = WINDOW * self.n_cells // (BYTES * max(n_stored(matrix), 1))
         self.block = max(LEAST, cells // BLOCKS)
         self.window = max(self.block, cells)

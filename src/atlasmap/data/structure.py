@@ -16,9 +16,9 @@ class Damaged(ValueError):
     """An element that is missing, or whose parts do not fit together; says which and how."""
 
 
-def check_pointers(pointers: np.ndarray, n_rows: int, n_stored: int) -> None:
-    """Row pointers (rows + 1) of `n_stored` entries: whole numbers that rise from 0 to `n_stored`;
-    raises Damaged."""
+def check_pointers(pointers: np.ndarray, n_rows: int, n_stored: int, n_columns: int) -> None:
+    """Row pointers (rows + 1) of `n_stored` entries: whole numbers that rise from 0 to `n_stored`,
+    in each row by at most `n_columns`; raises Damaged."""
     if pointers.dtype.kind not in "iu" or pointers.shape != (n_rows + 1,):
         raise Damaged(
             f"indptr has shape {pointers.shape} and type {pointers.dtype}, "
@@ -30,6 +30,9 @@ def check_pointers(pointers: np.ndarray, n_rows: int, n_stored: int) -> None:
     if len(falls):
         at = falls[0] + 1
         raise Damaged(f"indptr falls from {pointers[at - 1]} to {pointers[at]} at {at}")
+    most = np.diff(pointers).max(initial=0)
+    if most > n_columns:
+        raise Damaged(f"a row has {most} entries, and there are {n_columns} columns")
 
 
 def check_range(indices: np.ndarray, n_columns: int) -> None:
@@ -76,7 +79,7 @@ def check_sparse(matrix: sparse.csr_matrix | sparse.csc_matrix) -> None:
     n_stored = len(matrix.data)
     if len(matrix.indices) != n_stored:
         raise Damaged(f"{n_stored} values have {len(matrix.indices)} indices")
-    check_pointers(matrix.indptr, n_major, n_stored)
+    check_pointers(matrix.indptr, n_major, n_stored, n_minor)
     check_range(matrix.indices, n_minor)
     check_twice(matrix)
 

@@ -4,7 +4,6 @@ import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -109,12 +108,7 @@ def read_levels(path: Path, labels: list[str]) -> Levels:
 
     Raises LABEL_TREE for other columns, two parents of one label, or a circle; TEXT_UNREADABLE.
     """
-    text = StringIO(read_text(path, "the sheet of labels (label_tree)"))
-    try:
-        table = pd.read_csv(text, sep=None, engine="python", dtype=str, keep_default_na=False)
-    except (ValueError, csv.Error) as error:
-        raise wrong(path, str(error).splitlines()[0]) from error
-    table = table.apply(lambda column: column.str.strip())
+    table = read_table(path)
     levels = [column for column in table if "level" in column.lower()]
     if {"child", "parent"} <= set(table):
         table = table[["child", "parent"]]
@@ -123,6 +117,29 @@ def read_levels(path: Path, labels: list[str]) -> Levels:
     if levels and levels[0] != table.columns[0]:
         return levels_of_sheet(table.set_index(table.columns[0])[levels], path)
     raise wrong(path, f"columns {listed(table)}")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of texts separated by tabs, commas or semicolons, whichever its first line has most
+    of; raises LABEL_TREE, TEXT_UNREADABLE. Rows may end early, or with empty values."""
+    text = read_text(path, "the sheet of labels (label_tree)")
+    lines = [line for line in re.split("\r\n|\r|\n", text) if line.strip()]
+    between = max("\t,;", key=lines[0].count)
+    try:
+        rows = [next(csv.reader([line], delimiter=between, strict=True)) for line in lines]
+    except csv.Error as error:
+        raise wrong(path, str(error)) from error
+    header, *rows = ([value.strip() for value in row] for row in rows)
+    while header and not header[-1]:
+        header.pop()
+    if len(set(header)) < len(header):
+        raise wrong(path, "a column more than once")
+    for n, row in enumerate(rows, start=1):
+        if any(row[len(header) :]):
+            raise wrong(path, f"row {n} has {len(row)} values for {len(header)} columns")
+    width = len(header)
+    padded = [[*row[:width], *[""] * (width - len(row))] for row in rows]
+    return pd.DataFrame(padded, columns=header, dtype=str)
 
 
 def levels_of_sheet(table: pd.DataFrame, path: Path) -> Levels:
@@ -162,13 +179,15 @@ def as_tree(pairs: Iterable[tuple[str, str]], path: Path) -> LabelTree:
 
 def checked(parents: dict[str, str], path: Path) -> LabelTree:
     """A tree without circles; raises LABEL_TREE."""
+    to_the_top: set[str] = set()  # labels known to be below no circle
     for label in parents:
-        seen = {label}
-        while label in parents:
-            label = parents[label]
+        seen = set()
+        while label in parents and label not in to_the_top:
             if label in seen:
                 raise wrong(path, f"{label} above itself")
             seen.add(label)
+            label = parents[label]
+        to_the_top |= seen
     return LabelTree(parents)
 
 
