@@ -208,7 +208,7 @@ class Said(TypedDict):
     versions: dict[str, str]
     files: dict[str, str]
     numerics: NotRequired[int]
-    library: NotRequired[list[tuple[float, float]] | None]
+    library: NotRequired[list[list[float]] | None]
     scvi: NotRequired[ScviSettings]
     scanvi: NotRequired[ScanviSettings]
     totalvi: NotRequired[TotalviSettings]

@@ -225,8 +225,10 @@ def test_the_peers_calibration_error_is_torchmetrics():
 def test_weights_that_the_last_step_spoilt_are_noticed():
     split = Split(np.arange(60), np.arange(0))
     objective = Unsupervised(small_model(), make_cells(), split, 60, 0, "test")
+    settings = TrainSettings(max_epochs=1)
+    object.__setattr__(settings, "learning_rate", 1e39)  # which no config may say
     with pytest.raises(AtlasmapError) as error:
-        fit(objective, TrainSettings(max_epochs=1, learning_rate=1e39), "test")
+        fit(objective, settings, "test")
     assert error.value.code == "TRAINING_NAN" and "weights" in error.value.expected
 
 
