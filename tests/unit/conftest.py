@@ -8,6 +8,7 @@ from copy import deepcopy
 # process with idle threads waits for them for ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO")  # as commands set it
 
 import numpy as np
 import pytest

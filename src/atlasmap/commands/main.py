@@ -124,6 +124,7 @@ def set_environment() -> None:
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "MKL_CBWR": "AUTO",  # else on some processors sums depend on where arrays lie in memory
         "JAX_PLATFORMS": "cpu",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }.items():
