@@ -465,3 +465,14 @@ def test_a_folder_of_starsolo_is_its_compressed_twin(tmp_path):
     plain, twin = read_any(source), read_any(tmp_path)
     assert (plain.X != twin.X).nnz == 0 and plain.n_obs > 0
     assert plain.obs.equals(twin.obs) and plain.var.equals(twin.var)
+
+
+@needs_shared
+@pytest.mark.parametrize("lazily", LAZY)
+def test_a_file_of_anndata_before_0_7_is_read_and_checked(tmp_path, lazily):
+    path = shutil.copy(SHARED / "cases/public/q_legacy06.h5ad", tmp_path / "q.h5ad")
+    adata = anndata.read_h5ad(path)
+    assert (read(path, "X", lazily) != adata.X).nnz == 0
+    with h5py.File(path, "a") as file:
+        file["X/indices"][5] = adata.n_vars
+    assert refused(path, "X", lazily).code == "FILE_UNREADABLE"
