@@ -16,7 +16,7 @@ CORRECTED = "corrected_float"  # what `counts` in the config may say of ambient-
 SAMPLE, LEAST = 200, 10  # cells looked at, and counts above zero that such a cell must have
 # What normalisation does to counts scaled to one depth, undone.
 LARGEST_LOG = 20.0
-LARGEST_EXACT = 2**24
+LARGEST_EXACT = 2**24  # up to which float32 holds every whole number
 UNDONE = {
     "normalised": lambda values: values,
     "normalised and logged (log1p)": np.expm1,

@@ -160,7 +160,9 @@ def read_beside(group, out: anndata.AnnData, unreadable: dict[str, str]) -> None
         found = tolerant(f"obsm/{key}", unreadable, read)
         if found is not None:
             out.obsm[key] = found
-    for key in set(names_in(group, "uns")) - {UNREADABLE}:
+    for key in names_in(group, "uns"):
+        if key == UNREADABLE:  # somebody's own
+            continue
         read = partial(lambda key: read_elem(child(group["uns"], key, "uns")), key)
         found = tolerant(f"uns/{key}", unreadable, read)
         if found is not None:
@@ -208,7 +210,7 @@ def read_h5mu(path: Path, wanted: Wanted) -> anndata.AnnData:
             rna.obs[key] = shared[key].reindex(rna.obs_names)
         if not own:
             unreadable["obs"] = "a cell is there twice"
-        for other in set(names) - {name} if wanted.obsm else ():
+        for other in sorted(set(names) - {name}) if wanted.obsm else ():
             read = partial(read_panel, file, f"mod/{other}", path)
             panel = tolerant(f"mod/{other}", unreadable, read)
             if panel is not None:
