@@ -13,33 +13,16 @@ os.environ.setdefault("MKL_CBWR", "AUTO")  # as commands set it
 import numpy as np
 import pytest
 import torch
+from small import CONFIG, CPU, SCANVI, SCVI
 
 from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_reference
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.data.simulate import simulate
 from atlasmap.reference import fit_scanvi, fit_scvi
-from atlasmap.settings import (
-    DataConfig,
-    DataSettings,
-    ScanviSettings,
-    ScviSettings,
-    SimulateSettings,
-    TrainSettings,
-)
+from atlasmap.settings import SimulateSettings
 
 torch.set_num_threads(1)
-CPU = torch.device("cpu")
-CONFIG = DataConfig(data=DataSettings(n_top_genes=None))
-
-
-def of_rate(rate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and log library size that give these means (cells × genes)."""
-    return rate.log(), rate.sum(-1, keepdim=True).log()
-
-
-SCVI = ScviSettings(n_hidden=16, n_latent=5, n_layers=2, train=TrainSettings(max_epochs=3))
-SCANVI = ScanviSettings(train=TrainSettings(max_epochs=3))
 
 
 @pytest.fixture(scope="session")
@@ -139,11 +122,6 @@ def scvi(made_scvi):
 def scanvi(made_scanvi):
     """A trained scANVI bundle (fixed)."""
     return deepcopy(made_scanvi)
-
-
-def states_equal(a: dict, b: dict) -> bool:
-    """Whether two states have the same names and bits."""
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, SCANVI, SCVI
+from small import CPU, SCANVI, SCVI
 from torch import nn
 
 from atlasmap.audit.reference import (

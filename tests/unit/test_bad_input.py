@@ -12,8 +12,8 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CONFIG
 from scipy import sparse
+from small import CONFIG
 
 from atlasmap.config import check_mappable, load_config, read_config
 from atlasmap.data.blocks import in_blocks

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CPU, SCANVI, states_equal
 from safetensors.torch import load_file, save_file
+from small import CPU, SCANVI, states_equal
 
 from atlasmap.bundle import FORMAT, load, load_delta, save, save_delta
 from atlasmap.errors import AtlasmapError

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import CPU, SCVI, of_rate
 from scipy import sparse, stats
+from small import CPU, SCVI, of_rate
 
 from atlasmap.bundle import save
 from atlasmap.card.checks import tables_of

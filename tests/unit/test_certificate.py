@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CPU
+from small import CPU
 
 from atlasmap import mapping as mapping_module
 from atlasmap.bundle import load, save

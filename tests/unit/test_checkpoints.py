@@ -10,7 +10,7 @@ import pytest
 import torch
 from citeseq import SETTINGS as CITESEQ
 from citeseq import citeseq
-from conftest import SCANVI, SCVI, states_equal
+from small import SCANVI, SCVI, states_equal
 from test_training import make_cells, small_model
 
 from atlasmap.bundle import Bundle, load, save

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import CPU
+from small import CPU
 
 from atlasmap import forecast, probe
 from atlasmap.forecast import Forecast, corrected, corrections, resources

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CPU
+from small import CPU
 
 from atlasmap.commands.benchmark import LabelRun, score_opinions
 from atlasmap.evaluation.opinions import knn_by_k, majority, second_opinions

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import CPU
+from small import CPU
 
 from atlasmap.bundle import save
 from atlasmap.commands.mapping import Operation, operate, operate_batches

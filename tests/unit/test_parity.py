@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SCANVI, SCVI
+from small import SCANVI, SCVI
 
 from atlasmap.comparison import check_split
 from atlasmap.errors import AtlasmapError

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, SCANVI, SCVI
 from golden import SHARED, needs_shared
 from saves.make import cells
+from small import CPU, SCANVI, SCVI
 
 from atlasmap.bundle import load, save
 from atlasmap.data.prepare import checked_dataset, prepare_query

@@ -7,7 +7,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
-from conftest import CPU
+from small import CPU
 
 from atlasmap.bundle import load, save
 from atlasmap.commands.main import app

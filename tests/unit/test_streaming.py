@@ -9,8 +9,8 @@ import pytest
 import torch
 from citeseq import SETTINGS as CITESEQ
 from citeseq import citeseq
-from conftest import CONFIG, CPU, SCANVI, SCVI, states_equal
 from scipy import sparse
+from small import CONFIG, CPU, SCANVI, SCVI, states_equal
 
 from atlasmap.bundle import fingerprint
 from atlasmap.cluster import stopping

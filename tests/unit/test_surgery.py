@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CONFIG, CPU, SCANVI, SCVI, states_equal
+from small import CONFIG, CPU, SCANVI, SCVI, states_equal
 
 from atlasmap.assembly import assemble
 from atlasmap.bundle import load, load_delta, reference_hash, save, save_delta

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, SCVI, states_equal
 from scipy import sparse
+from small import CPU, SCVI, states_equal
 
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError

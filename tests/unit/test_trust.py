@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, SCANVI, SCVI, of_rate
 from scipy import sparse, stats
 from scipy.optimize import check_grad
 from scipy.special import softmax
+from small import CPU, SCANVI, SCVI, of_rate
 
 from atlasmap.assembly import Trust, query_labels
 from atlasmap.commands.results import checked_data, strange_batches, verdict_table

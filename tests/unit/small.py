@@ -1,0 +1,26 @@
+"""Settings that unit tests train small models with, and two helpers."""
+
+import torch
+
+from atlasmap.settings import (
+    DataConfig,
+    DataSettings,
+    ScanviSettings,
+    ScviSettings,
+    TrainSettings,
+)
+
+CPU = torch.device("cpu")
+CONFIG = DataConfig(data=DataSettings(n_top_genes=None))
+SCVI = ScviSettings(n_hidden=16, n_latent=5, n_layers=2, train=TrainSettings(max_epochs=3))
+SCANVI = ScanviSettings(train=TrainSettings(max_epochs=3))
+
+
+def of_rate(rate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and log library size that give these means (cells × genes)."""
+    return rate.log(), rate.sum(-1, keepdim=True).log()
+
+
+def states_equal(a: dict, b: dict) -> bool:
+    """Whether two states have the same names and bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
