@@ -129,21 +129,19 @@ def golden_proteins(n_proteins: int, device: torch.device) -> torch.Tensor | Non
     return counts.to(device)
 
 
+@torch.no_grad()
 def golden_outputs(model, cells: Cells) -> dict[str, np.ndarray]:
     """What the model says of the golden cells."""
-    said = embed(model, cells)
-    with torch.no_grad():
-        whole = cells.minibatch(np.arange(len(cells)))
-        vae = vae_of(model)
-        posterior = vae.inference(whole, None)
-        at = (posterior.z, posterior.library, whole, None)
-        px = vae.generative(*at)
-        of_proteins = {}
-        if isinstance(vae, Totalvi):
-            py = vae.decode(*at).protein
-            of_proteins = {"py_back": py.background, "py_denoised": py.denoised}
-    out = {"qz_mean": said.mean, "qz_var": said.var, "px_mean": px.mean.cpu().numpy()}
-    out |= {name: value.cpu().numpy() for name, value in of_proteins.items()}
+    said, vae = embed(model, cells), vae_of(model)
+    whole = cells.minibatch(np.arange(len(cells)))
+    posterior = vae.inference(whole, None)
+    at = (posterior.z, posterior.library, whole, None)
+    found = {"px_mean": vae.generative(*at).mean}
+    if isinstance(vae, Totalvi):
+        py = vae.decode(*at).protein
+        found |= {"py_back": py.background, "py_denoised": py.denoised}
+    out = {"qz_mean": said.mean, "qz_var": said.var}
+    out |= {name: value.cpu().numpy() for name, value in found.items()}
     return out if said.soft_labels is None else out | {"soft_labels": said.soft_labels}
 
 

@@ -77,6 +77,7 @@ def outcome_facts(outcome: Outcome, split: Split) -> dict:
         "stopped": outcome.stopped,
         "n_train": len(split.train),
         "n_validation": len(split.validation),
+        "ops": outcome.ops,
         **({"streamed": True} if outcome.streamed else {}),
     }
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from atlasmap.bundle import Bundle
-from atlasmap.models.normal import log_normal
+from atlasmap.models import ops
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.surgery import vae_of
@@ -79,10 +79,9 @@ def of_labels(golden: Golden, posterior) -> Iterator[Difference]:
     model, expected = golden.model, golden.expected
     out = model.classify(golden.cells, None)
     probs = model.classifier.probabilities(out)
-    labels = torch.arange(model.n_labels, device=probs.device)[:, None]
-    log_pz1, kl_z2 = model.label_terms(posterior.z, labels, None)
+    log_pz1, kl_z2 = ops.label_terms(*model.label_networks, posterior.z, None)
     latent = posterior.latent
-    log_qz1 = log_normal(posterior.z, latent.mean, latent.var).sum(1)
+    log_qz1 = ops.log_normal(posterior.z, latent.mean, latent.var).sum(1)
     yield apart("classifier_output", out, expected["classifier_output"], 1e-4)
     yield apart("predict_soft", probs, expected["predict_soft"], 1e-5)
     yield density("log_pz1", log_pz1, expected["log_pz1"])

@@ -19,6 +19,7 @@ from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_refere
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.data.simulate import simulate
+from atlasmap.models import ops
 from atlasmap.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import SimulateSettings
 
@@ -127,6 +128,14 @@ def scanvi(made_scanvi):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(params=ops.CHOICES)
+def bodies(request):
+    """The test runs on the faster bodies of operations, and on the plain ones."""
+    ops.use(request.param)
+    yield request.param
+    ops.use("auto")
 
 
 @pytest.fixture

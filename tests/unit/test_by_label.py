@@ -8,7 +8,8 @@ import torch
 from fixed_noise import Fixed
 from torch.nn import functional as F
 
-from atlasmap.models import scanvi as module
+from atlasmap.models import ops
+from atlasmap.models.compiled.labels import NEGLIGIBLE, Rows
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
@@ -36,10 +37,15 @@ def networks(model: Scanvi) -> list[torch.nn.Parameter]:
     return [*model.encoder_z2.parameters(), *model.decoder_z1.parameters()]
 
 
+def label_loss(model: Scanvi, z1: torch.Tensor, probs: torch.Tensor, noise):
+    frozen = not model.classifier.out.weight.requires_grad
+    return ops.label_loss(*model.label_networks, z1, probs, 0.3, noise, frozen=frozen)
+
+
 def told(model: Scanvi, z1: torch.Tensor, probs: torch.Tensor, noise) -> list[torch.Tensor]:
     """Loss, both sums, and gradients for z1, the probabilities and what trains."""
     asked = [t.detach().clone().requires_grad_() for t in (z1, probs)]
-    out = model.label_loss(*asked, 0.3, noise)
+    out = label_loss(model, *asked, noise)
     trained = [p for p in networks(model) if p.requires_grad]
     return [*out, *torch.autograd.grad(0.7 * out[0], asked + trained)]
 
@@ -51,14 +57,15 @@ def test_the_compiled_pass_is_torchs_in_float64(n_layers, surgery):
     z1, probs = given()
     if surgery:  # nothing of it trains, and labels are left out
         model.requires_grad_(False)
-    assert model.leaves_labels_out == surgery
-    some = (probs.T > module.NEGLIGIBLE).sum().item()
-    assert CELLS < some < CELLS * LABELS
-    n = some if surgery else CELLS * LABELS
-    noise = Fixed(torch.randn(n, LATENT, generator=keyed_generator(1, "t")))
-    found = told(model, z1, probs, noise)
-    exact = told(deepcopy(model).double(), z1.double(), probs.double(), noise)
+    rows = Rows.of(probs.T > NEGLIGIBLE)
+    assert CELLS < len(rows.cell) < CELLS * LABELS
+    noise = torch.randn(LABELS, CELLS, LATENT, generator=keyed_generator(1, "t"))
+    some = noise[rows.label, rows.cell] if surgery else noise
+    found = told(model, z1, probs, Fixed(some))
+    exact = told(deepcopy(model).double(), z1.double(), probs.double(), Fixed(noise))
     assert (len(found) > 5) != surgery
+    if surgery:  # what is left out gives no gradient: it is multiplied by its probability
+        found[4], exact[4] = (g * (probs > NEGLIGIBLE) for g in (found[4], exact[4]))
     for ours, torchs in zip(found, exact, strict=True):
         torch.testing.assert_close(ours.double(), torchs, rtol=1e-4, atol=1e-5)
 
@@ -67,12 +74,16 @@ def test_dropout_is_that_of_the_networks_one_by_one(monkeypatch):
     model, (z1, probs) = scanvi(dropout_rate=0.4), given()
     found = told(model, z1, probs, Noise(keyed_generator(2, "t")))
 
-    def one_by_one(encoder, decoder, rows, z1, share, kl_weight, noise, _):
-        log_pz1, kl_z2 = model.label_terms(z1[rows.cell], rows.label, noise)
-        log_pz1, kl_z2 = share @ log_pz1, share @ kl_z2
-        return kl_weight * kl_z2 - log_pz1, log_pz1.detach(), kl_z2.detach()
+    def one_by_one(encoder, decoder, z1, probs, kl_weight, noise, *, frozen):
+        rows = Rows.of_all(*probs.shape, z1.device)
+        x, share = z1[rows.cell], probs.T.flatten()
+        packed = ops.network(x, encoder, rows.label, noise)
+        z2, kl, _ = ops.draw(packed, ops.standard_normal(x, noise), encoder.floor)
+        packed = ops.network(z2, decoder, rows.label, noise)
+        kl, log_p = share @ kl, share @ ops.log_density(x, packed, decoder.floor)
+        return kl_weight * kl - log_p, log_p.detach(), kl.detach()
 
-    monkeypatch.setattr(module, "loss_by_label", one_by_one)
+    monkeypatch.setattr(ops, "label_loss", one_by_one)
     apart = told(model, z1, probs, Noise(keyed_generator(2, "t")))
     for ours, torchs in zip(found, apart, strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5)
@@ -100,7 +111,7 @@ def test_what_is_no_number_stays_so():
     model, (z1, probs) = scanvi(), given()
     with torch.no_grad():
         model.decoder_z1.log_var.bias[1] = torch.nan
-    assert model.label_loss(z1, probs, 0.3, None)[0].isnan()
+    assert label_loss(model, z1, probs, None)[0].isnan()
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])

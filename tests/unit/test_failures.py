@@ -283,11 +283,11 @@ def test_a_gpu_without_memory_is_given_smaller_chunks(reference, scanvi, monkeyp
     cells = scanvi.registry.encode(reference, torch.device("cpu"))
     whole, forward, sizes = embed(scanvi.model, cells), Stack.forward, []
 
-    def short_of_memory(self, x, *args):
+    def short_of_memory(self, x, *args, **how):
         sizes.append(len(x))
         if len(x) > CHUNK // 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, x, *args)
+        return forward(self, x, *args, **how)
 
     monkeypatch.setattr(Stack, "forward", short_of_memory)
     again = embed(scanvi.model, cells)

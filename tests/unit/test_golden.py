@@ -14,7 +14,7 @@ from atlasmap.exchange.importing import Cells, bundle_of, latent_in
 from atlasmap.exchange.saves import read_save
 from atlasmap.mapping import map_query
 from atlasmap.minified import latent_of
-from atlasmap.models.normal import kl_standard_normal
+from atlasmap.models.ops import kl_standard_normal
 from atlasmap.settings import DenoiseSettings, TotalviSurgerySettings
 
 pytestmark = needs_shared
@@ -24,7 +24,7 @@ ALL = ["scvi", "scvi_batchnorm_zinb", *SCANVI]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_all_that_a_model_computes(name):
+def test_all_that_a_model_computes(bodies, name):
     found = list(differences(load_golden(name)))
     assert len(found) == (15 if name in SCANVI else 6)
     for each in found:
@@ -47,7 +47,7 @@ def test_kl_z_of_the_golden_latent_against_scipy_integration():
 
 
 @pytest.mark.parametrize("name", ["totalvi", "totalvi_missing", "totalvi_surgery"])
-def test_totalvi(name):
+def test_totalvi(bodies, name):
     golden, proteins = load_citeseq(name)
     assert proteins == list(golden.expected["protein_names"])
     found = list(differences(golden))

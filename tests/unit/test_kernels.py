@@ -1,22 +1,20 @@
-"""What is compiled: against torch in float64, and what is not a number."""
+"""Compiled operations: against torch in float64, and what is not a number."""
 
 import numba
 import numpy as np
 import pytest
 import torch
-from fixed_noise import Fixed
 from placed import placed
 from scipy import special
 from torch.nn import functional as F
 
-from atlasmap.models import counts_kernels, kernels, likelihoods, products
-from atlasmap.models.counts_loss import Logits, counts_loss
-from atlasmap.models.likelihoods import CountDistribution
-from atlasmap.models.negative_binomial import LARGEST, Entries, nb_of_cells
-from atlasmap.models.normal import Normal
-from atlasmap.models.parts import side_by_side
+from atlasmap.models import ops
+from atlasmap.models.compiled import arithmetic, counts_kernels
+from atlasmap.models.compiled.counts import LARGEST, counts_loss
+from atlasmap.models.compiled.sparse import DENSE, SparseRows
+from atlasmap.models.compiled.threads import side_by_side
+from atlasmap.models.operands import Logits
 from atlasmap.models.random import keyed_generator
-from atlasmap.models.sparse_linear import DENSE, product_of_entries
 
 
 @numba.njit
@@ -28,11 +26,11 @@ def each(function, x, out):
 def test_exponentials_and_logarithms_are_numpys():
     x = np.concatenate([np.linspace(-86, 88, 10_001), [0.0, 1e-8, -1e-8]]).astype(np.float32)
     found = np.empty_like(x)
-    each(kernels.exp, x, found)
+    each(arithmetic.exp, x, found)
     np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=2e-7)
     y = np.concatenate([np.logspace(-37, 37, 10_001), [1.0, 1 + 1e-6]]).astype(np.float32)
     found = np.empty_like(y)
-    each(kernels.log, y, found)
+    each(arithmetic.log, y, found)
     exact = np.log(y.astype(np.float64))
     assert np.abs(found - exact).max() < 1e-5
     np.testing.assert_allclose(found, exact, rtol=3e-7, atol=1e-9)
@@ -41,9 +39,9 @@ def test_exponentials_and_logarithms_are_numpys():
 def test_counts_that_are_no_small_integers_have_scipys_gammas():
     x, theta = np.meshgrid([0.3, 1.0, 15.5, 16.0, 4e3, 3e5], [1e-3, 0.2, 1.0, 7.0, 5e3])
     x, theta = x.ravel(), theta.ravel()
-    found = [kernels.digamma(v) for v in x + theta]
+    found = [arithmetic.digamma(v) for v in x + theta]
     np.testing.assert_allclose(found, special.digamma(x + theta), rtol=1e-12)
-    found = [kernels.rising_of_any(*both) for both in zip(x, theta, strict=True)]
+    found = [arithmetic.rising_of_any(*both) for both in zip(x, theta, strict=True)]
     exact = special.gammaln(x + theta) - special.gammaln(theta) - special.gammaln(x + 1)
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
 
@@ -58,9 +56,17 @@ def decoded(n_cells: int, n_genes: int) -> dict[str, torch.Tensor]:
 
 
 def of_counts(of: dict[str, torch.Tensor], code: torch.Tensor, x: torch.Tensor):
-    """The compiled loss, and that of each cell."""
+    """The compiled loss (mean, per cell)."""
     hidden, weight, bias, library, theta = of.values()
-    return counts_loss(Logits(hidden, weight, bias, code), library, theta, Entries.of(x))
+    return counts_loss(Logits(hidden, weight, bias, code), library, theta, x)
+
+
+def plain(of: dict[str, torch.Tensor], code: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """−log p(x) per cell in plain torch, differentiable."""
+    hidden, weight, bias, library, theta = of.values()
+    mean = library.exp() * torch.softmax(Logits(hidden, weight, bias, code).value, -1)
+    terms = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return -(ops.nb_mean_terms(x, mean, theta) + terms).sum(1)
 
 
 @pytest.mark.parametrize("n_cells", [5, counts_kernels.BLOCK, 3 * counts_kernels.BLOCK + 7])
@@ -79,9 +85,7 @@ def test_the_loss_of_counts_is_torchs_in_float64_and_so_are_gradients(counts, n_
     given = {name: value.clone().requires_grad_() for name, value in of.items()}
     loss, each = of_counts(given, code, x)
     exact = {name: value.double().requires_grad_() for name, value in of.items()}
-    hidden, weight, bias, library, theta = exact.values()
-    logits = Logits(hidden, weight, bias, code).value
-    expected = -nb_of_cells(logits, library, theta, None, Entries.of(x.double()))
+    expected = plain(exact, code, x.double())
     torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(loss.double(), expected.mean(), rtol=1e-6, atol=1e-6)
     found = torch.autograd.grad(0.7 * loss, list(given.values()))
@@ -91,18 +95,6 @@ def test_the_loss_of_counts_is_torchs_in_float64_and_so_are_gradients(counts, n_
         torch.testing.assert_close(ours.double(), autograds, rtol=1e-4, atol=1e-5 * scale)
     with torch.no_grad():
         assert torch.equal(of_counts(of, code, x)[1], each)
-
-
-def test_where_torch_carries_no_products_the_loss_is_torchs(monkeypatch):
-    of, x, code = decoded(9, 20), torch.ones(9, 20), torch.zeros(9, dtype=torch.long)
-    hidden, weight, bias, library, theta = of.values()
-    px = CountDistribution(Logits(hidden, weight, bias, code), library, theta)
-    compiled, _ = px.mean_loss(Entries.of(x))
-    monkeypatch.setattr(products, "CARRIED", False)
-    monkeypatch.setattr(likelihoods, "counts_loss", None)  # would fail
-    plain, each = px.mean_loss(Entries.of(x))
-    torch.testing.assert_close(compiled, plain)
-    assert each.shape == (9,)
 
 
 def test_what_does_not_train_changes_nothing_for_what_does():
@@ -121,8 +113,7 @@ def test_a_likelihood_of_what_is_not_a_number_is_none(where, bad):
     of, x = decoded(4, 6), torch.poisson(torch.ones(4, 6))
     of[where].view(-1)[0] = bad
     code = torch.tensor([0, 1, 1, 1])
-    logits = Logits(of["hidden"], of["weight"], of["bias"], code).value
-    theirs = nb_of_cells(logits, of["library"], of["theta"], None, Entries.of(x)).isfinite()
+    theirs = plain(of, code, x).isfinite()
     ours = of_counts(of, code, x)[1].isfinite()
     assert not (ours & ~theirs).any() and (bad < 0 or not ours[0])
     assert where in ("weight", "theta") or ours[1:].all()
@@ -133,9 +124,8 @@ def test_the_product_of_sparse_counts_is_the_dense_one_and_so_are_gradients(shar
     rng = keyed_generator(3, "t")
     x = torch.randn(30, 50, generator=rng) * (torch.rand(30, 50, generator=rng) < share)
     x[4] = 0
-    entries = Entries.of(x)
     given = [torch.randn(s, generator=rng, requires_grad=True) for s in ((8, 50), (8,))]
-    out = product_of_entries(*given, entries, entries.count, 50)
+    out = ops.product(SparseRows.of(x), *given)
     exact = [t.detach().double().requires_grad_() for t in given]
     expected = F.linear(x.double(), *exact)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
@@ -154,9 +144,7 @@ def test_normals_are_torchs_and_so_are_gradients(of_x):
     weights = torch.randn(5, 7, 6, generator=rng)
 
     def told(packed: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
-        normal = Normal(packed, 1e-4)
-        draw = normal.draw(fixed)
-        return [draw.z, draw.kl, draw.log_density, normal.log_density(x)]
+        return [*ops.draw(packed, fixed.to(packed), 1e-4), ops.log_density(x, packed, 1e-4)]
 
     def weighted(parts: list[torch.Tensor]) -> torch.Tensor:
         z, *others = parts
@@ -164,7 +152,7 @@ def test_normals_are_torchs_and_so_are_gradients(of_x):
             (weights[..., 3 + k] * part).sum() for k, part in enumerate(others)
         )
 
-    fixed = Fixed(torch.randn(5, 7, 3, generator=rng))
+    fixed = torch.randn(5, 7, 3, generator=rng)
     found, exact = told(packed, x), [t.detach().double().requires_grad_() for t in (packed, x)]
     expected = told(*exact)
     for ours, torchs in zip(found, expected, strict=True):
@@ -178,9 +166,8 @@ def test_normals_are_torchs_and_so_are_gradients(of_x):
 def test_a_normal_that_is_no_number_stays_so(place):
     packed = torch.zeros(2, 6)
     packed[1, place] = torch.nan
-    normal = Normal(packed, 1e-4)
-    draw = normal.draw(None)
-    for values in (draw.kl, normal.log_density(torch.zeros(2, 3))):
+    _, kl, _ = ops.draw(packed, torch.zeros(2, 3), 1e-4)
+    for values in (kl, ops.log_density(torch.zeros(2, 3), packed, 1e-4)):
         assert values[0].isfinite() and values[1].isnan()
 
 
@@ -198,7 +185,7 @@ def test_neither_where_arrays_lie_nor_how_many_threads_there_are_changes_a_bit(t
              np.zeros(70), np.zeros((3, 50)), 0 * weights, np.zeros((1, 50))], rng,
         )  # fmt: skip
         value, of_rows, of_depth, of_t, of_weight, of_bias = of
-        side_by_side(kernels.rising, 50, t, up, steep)
+        side_by_side(counts_kernels.rising, 50, t, up, steep)
         given = hidden, weight, bias, code, depth, t, log_t, starts, gene, n, up, steep
         of_cells = slopes, value, of_rows, of_depth, of_t
         side_by_side(counts_kernels.counts, 3, *given, True, np.float32(0.3), *of_cells)

@@ -8,9 +8,10 @@ import torch
 from placed import placed
 from torch.nn import functional as F
 
-from atlasmap.models import network_kernels, products
+from atlasmap.models import ops
+from atlasmap.models.compiled import network_kernels
+from atlasmap.models.compiled.threads import side_by_side
 from atlasmap.models.layers import Linear, Stack
-from atlasmap.models.parts import side_by_side
 from atlasmap.models.random import Noise, keyed_generator
 
 IN, WIDTH = 6, 17
@@ -28,7 +29,7 @@ def stack_of(n_layers: int, n_categories: tuple[int, ...] = (), n_in: int = IN, 
 
 
 def known_of(stack: Stack, x: torch.Tensor) -> torch.Tensor:
-    return stack.layers[0].product(x)
+    return F.linear(x, stack.layers[0].weight, stack.layers[0].bias)
 
 
 def told(stack, last, x, codes, known) -> list[torch.Tensor]:
@@ -37,7 +38,7 @@ def told(stack, last, x, codes, known) -> list[torch.Tensor]:
     start = known_of(stack, x) if known else x
     if last is not None:
         last = last.weight, last.bias
-    out = (stack.after if known else stack)(start, codes, None, last)
+    out = stack(start, codes, None, last, known=known)
     rng = keyed_generator(3, "t")
     weights = torch.randn(out.shape, generator=rng).to(out)
     asked = [x, *(p for p in stack.parameters() if p.requires_grad), *(last or ())]
@@ -54,7 +55,7 @@ def test_layers_are_torchs_in_float64(covariates, n_layers, known, n_rows, ends,
     last = Linear(WIDTH, 5, rng) if ends else None
     x = torch.randn(n_rows, IN, generator=rng)
     codes = tuple(torch.arange(n_rows) % n for n in sizes)
-    assert stack.compiles(x, codes) and not stack.compiles(x.double(), codes)
+    assert ops.faster(x) and not ops.faster(x.double())
     found = told(stack, last, x, codes, known)
     exact = told(deepcopy(stack).double(), last and deepcopy(last).double(), x.double(), codes,
                  known)  # fmt: skip
@@ -67,7 +68,6 @@ def test_layers_are_torchs_in_float64(covariates, n_layers, known, n_rows, ends,
 def test_without_codes_there_may_be_more_axes():
     stack, x = stack_of(2), torch.randn(4, 50, IN)
     one_by_one = torch.stack([stack(part, (), None) for part in x])
-    assert stack.compiles(x, ())
     torch.testing.assert_close(stack(x, (), None), one_by_one, rtol=1e-6, atol=1e-6)
 
 
@@ -86,6 +86,10 @@ def test_what_does_not_train_changes_nothing_for_what_does():
     assert all(torch.equal(a, b) for a, b in zip(among, of_tables(), strict=True))
 
 
+def key_of(source: Noise) -> int:
+    return torch.randint(2**32, (), generator=source.generator).item()
+
+
 def kept_by(key: int, n_rows: int, rate: float) -> torch.Tensor:
     """Values that dropout keeps: hashes (lowbias32) of their places and a key, in numpy."""
     h = (np.uint64(key) + np.arange(n_rows * WIDTH, dtype=np.uint64)).astype(np.uint32)
@@ -101,7 +105,7 @@ def test_dropout_goes_both_ways_through_every_layer_and_row(n_rows, known):
     stack, last = stack_of(3, dropout_rate=rate), Linear(WIDTH, 5, keyed_generator(2, "t"))
     x = torch.randn(n_rows, IN, requires_grad=True)
     start = known_of(stack, x) if known else x
-    out = (stack.after if known else stack)(start, (), noise(), (last.weight, last.bias))
+    out = stack(start, (), noise(), (last.weight, last.bias), known=known)
     asked = [x, *stack.parameters(), *last.parameters()]
     weights = torch.randn(out.shape)
     found = torch.autograd.grad((out * weights).sum(), asked)
@@ -110,7 +114,7 @@ def test_dropout_goes_both_ways_through_every_layer_and_row(n_rows, known):
     hidden, *layers = exact
     for k in range(3):
         hidden = torch.relu(F.layer_norm(F.linear(hidden, *layers[2 * k : 2 * k + 2]), (WIDTH,)))
-        hidden = hidden * kept_by(int(source.key()), n_rows, rate) / (1 - rate)
+        hidden = hidden * kept_by(key_of(source), n_rows, rate) / (1 - rate)
     expected = F.linear(hidden, *layers[-2:])
     slopes = torch.autograd.grad((expected * weights).sum(), exact)
     for ours, torchs in zip((out, *found), (expected, *slopes), strict=True):
@@ -122,16 +126,16 @@ def test_values_are_dropped_at_the_rate_anew_each_time_and_the_same_for_a_key():
     x = torch.randn(30_000, WIDTH, generator=keyed_generator(2, "t"))
     positive = F.layer_norm(x, (WIDTH,)) > 1e-3
     source = noise()
-    one, two = (stack.after(x, (), source) for _ in range(2))
+    one, two = (stack(x, (), source, known=True) for _ in range(2))
     for out in (one, two):
         assert abs(float((out[positive] == 0).float().mean()) - 0.3) < 0.003
         by_column = (out == 0).float().mean(0)  # no column is favoured
         assert by_column.std() < 0.02
     both = ((one == 0) & (two == 0))[positive].float().mean()
     assert abs(float(both) - 0.09) < 0.003
-    assert torch.equal(one, stack.after(x, (), noise()))
+    assert torch.equal(one, stack(x, (), noise(), known=True))
     still = Noise(keyed_generator(0, "t"), dropout=False)
-    assert torch.equal(stack.after(x, (), still), stack.after(x, (), None))
+    assert torch.equal(stack(x, (), still, known=True), stack(x, (), None, known=True))
 
 
 def test_every_layer_drops_others():
@@ -139,7 +143,8 @@ def test_every_layer_drops_others():
     with torch.no_grad():  # the second layer makes what the first did
         stack.layers[1].weight.copy_(torch.eye(WIDTH))
         stack.layers[1].bias.zero_()
-    out = stack.after(torch.randn(2000, WIDTH, generator=keyed_generator(2, "t")), (), noise())
+    x = torch.randn(2000, WIDTH, generator=keyed_generator(2, "t"))
+    out = stack(x, (), noise(), known=True)
     assert abs(float((out > 0).float().mean()) - 0.125) < 0.03  # positive, kept, kept
 
 
@@ -147,7 +152,7 @@ def test_every_layer_drops_others():
 def test_what_is_not_a_number_stays_so(bad):
     x = torch.randn(3, WIDTH)
     x[1, 2] = bad
-    out = stack_of(2).after(x, (), None)
+    out = stack_of(2)(x, (), None, known=True)
     assert out[[0, 2]].isfinite().all() and out[1].isnan().any()
 
 
@@ -160,9 +165,9 @@ def test_what_does_not_fit_is_refused():
     for bad in (code + 1, code - 1):
         with pytest.raises(IndexError, match="for 3 rows"):
             stack(x, (bad,), None)
-    for start, of in ((x[:, 1:], stack), (x, stack.after)):
+    for start, known in ((x[:, 1:], False), (x, True)):
         with pytest.raises(ValueError, match="values a row"):
-            of(start, (code,), None)
+            stack(start, (code,), None, known=known)
     with pytest.raises(ValueError, match="float64"):
         stack.double()(x, (code,), None)
 
@@ -182,14 +187,6 @@ def test_there_are_no_second_derivatives():
     (slopes,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slopes.sum().backward()
-
-
-def test_where_torch_carries_no_products_layers_are_torchs(monkeypatch):
-    stack, x = stack_of(2), torch.randn(9, IN)
-    compiled = stack(x, (), None)
-    monkeypatch.setattr(products, "CARRIED", False)
-    assert not stack.compiles(x, ())
-    torch.testing.assert_close(stack(x, (), None), compiled)
 
 
 def test_neither_where_arrays_lie_nor_how_many_threads_there_are_changes_a_bit(threads):

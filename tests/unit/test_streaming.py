@@ -149,11 +149,9 @@ def test_rows_are_those_in_memory(reference, backed, rng):
     for index in (np.array([7]), rng.permutation(400)[:90], held[::-2], np.array([50, 51, 50])):
         for wanted in (np.empty(0, np.int64), held):
             pieces.hold(wanted)
-            found, depth = pieces.rows(torch.as_tensor(index.copy()))
-            entries, sums = whole.rows(torch.as_tensor(index.copy()))
-            assert torch.equal(depth, sums) and torch.equal(found.starts, entries.starts)
-            assert torch.equal(found.gene, entries.gene)
-            assert torch.equal(found.count, entries.count)
+            found, expected = (c.rows(torch.as_tensor(index.copy())) for c in (pieces, whole))
+            for part in ("starts", "gene", "value", "sums"):
+                assert torch.equal(getattr(found, part), getattr(expected, part))
             assert (pieces.csr(index) != whole.csr(index)).nnz == 0
 
 

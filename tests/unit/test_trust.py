@@ -84,7 +84,7 @@ def test_residuals_of_drawn_counts_have_unit_variance(reference, scanvi):
         px = scvi.generative(
             torch.tensor(latent), torch.log(whole.x.sum(1, keepdim=True)), whole, None
         )
-    by_hand = ((whole.x - px.mean) / px.variance.sqrt()).clamp(-10, 10).numpy()
+        by_hand = ((whole.x - px.mean) / px.variance.sqrt()).clamp(-10, 10).numpy()
     assert np.allclose(found, by_hand, atol=1e-4)
 
 

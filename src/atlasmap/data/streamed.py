@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atlasmap.data.blocks import BYTES, n_stored
 from atlasmap.data.structure import check_pointers, check_range
-from atlasmap.models.negative_binomial import Entries
+from atlasmap.models import ops
 from atlasmap.training.cells import Counts
 
 WINDOW = 2**26  # bytes of counts that are held at a time
@@ -63,8 +63,8 @@ class StreamedCounts:
         self.at, self.held = index, None  # what was held goes first
         self.held = Counts.of(self.csr(index), self.device)
 
-    def rows(self, index: Tensor) -> tuple[Entries, Tensor]:
-        """Counts above zero of the cells in `index`, and their sums (cells × 1)."""
+    def rows(self, index: Tensor) -> ops.Counts:
+        """Counts of the cells in `index`."""
         wanted = index.cpu().numpy()
         place = np.searchsorted(self.at, wanted)
         is_held = place < len(self.at)

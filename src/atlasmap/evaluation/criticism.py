@@ -45,6 +45,7 @@ class Variation:
     genes: np.ndarray
 
 
+@torch.no_grad()
 def draw(px: CountDistribution, rng: np.random.Generator) -> np.ndarray:
     """Counts (cells × genes) from p(x | z)."""
     rate = px.rate.cpu().numpy().astype(np.float64)

@@ -7,16 +7,15 @@ gives nothing else to the optimiser (promise 1 of the design: the reference cann
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atlasmap.models.network import Network, dropout, has_products
+from atlasmap.models import ops
 from atlasmap.models.normal import Normal
+from atlasmap.models.operands import Affine, Layers
 from atlasmap.models.random import Noise, uniform
 
-Last = tuple[Tensor, Tensor]  # weight (outputs × inputs) and bias of a linear layer
 Codes = tuple[Tensor, ...]  # one integer tensor a categorical covariate, broadcast to the cells
 
 
@@ -106,20 +105,17 @@ class CovariateLinear(nn.Module):
         rows = self.bias + self.shift(codes)
         return rows, torch.arange(len(rows), device=rows.device)
 
-    def rows(self, codes: Codes) -> Tensor:
-        """What the covariates add (rows × n_out): a row a category, or a cell if there are several
-        covariates; zero without any."""
-        tables = list(self.tables)
-        if len(tables) > 1:
-            return self.shift(codes)
-        return tables[0].rows() if tables else self.bias.new_zeros(1, len(self.bias))
-
-    def product(self, x: Tensor) -> Tensor:
-        """W x + b."""
-        return F.linear(x, self.weight, self.bias)
+    def table(self, codes: Codes) -> Tensor | None:
+        """What the covariates add: categories × n_out, or cells × n_out if there are several;
+        None without any."""
+        if len(codes) != len(self.tables):
+            raise ValueError(f"{len(codes)} codes a cell for {len(self.tables)} covariates")
+        if len(codes) == 1:
+            return self.tables[0].rows()
+        return self.shift(codes)
 
     def shift(self, codes: Codes) -> Tensor | None:
-        """What the covariates add; None without any."""
+        """The sum of each cell's rows (cells × n_out); None without covariates."""
         rows = [table(code) for table, code in zip(self.tables, codes, strict=True)]
         return sum(rows[1:], rows[0]) if rows else None
 
@@ -163,15 +159,6 @@ class BatchNorm(nn.Module):
         return flat.view(x.shape)
 
 
-def check_fits(x: Tensor, weight: Tensor, code: Tensor, rows: Tensor, *, known: bool) -> None:
-    """A compiled pass would read beyond the end of what does not fit, where torch's raises."""
-    width = weight.shape[0 if known else 1]
-    if (x.dtype, x.shape[1]) != (weight.dtype, width):
-        raise ValueError(f"{x.shape[1]} {x.dtype} values a row for {width} of {weight.dtype}")
-    if len(code) and code.numpy().view(np.uint64).max() >= len(rows):
-        raise IndexError(f"codes from {code.min()} to {code.max()} for {len(rows)} rows")
-
-
 class Stack(nn.Module):
     """n_layers of linear → batch norm → layer norm → ReLU → dropout.
 
@@ -200,79 +187,28 @@ class Stack(nn.Module):
             for k, (n, width) in enumerate(zip(inputs, widths, strict=True))
         )
         self.norms = nn.ModuleList(BatchNorm(width) for width in widths if batch_norm)
-        self.is_plain = layer_norm and not batch_norm and len(set(widths)) == 1
 
     def forward(
-        self, x: Tensor, codes: Codes, noise: Noise | None, last: Last | None = None
-    ) -> Tensor:
-        """`x` (…, n_in) → (…, last width), or what `last`, a linear layer, makes of that."""
-        if self.compiles(x, codes):
-            return self.compiled(x, codes, noise, last, known=False)
-        x = self.after(self.layers[0].product(x), codes, noise) if len(self.layers) else x
-        return x if last is None else F.linear(x, *last)
+        self, x: Tensor, codes: Codes, noise: Noise | None, head: Affine | None = None,
+        *, known: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """`x` (…, n_in) → (…, last width), or what `head` makes of that.
 
-    def after(
-        self, x: Tensor, codes: Codes, noise: Noise | None, last: Last | None = None
-    ) -> Tensor:
-        """The same, from the first layer's product (…, first width)."""
-        if self.compiles(x, codes):
-            return self.compiled(x, codes, noise, last, known=True)
-        for k, layer in enumerate(self.layers):
-            x = layer.product(x) if k else x
-            shift = layer.shift(codes if k == 0 or self.deep else ())
-            x = x if shift is None else x + shift
-            if len(self.norms):
-                x = self.norms[k](x, noise)
-            if self.layer_norm:
-                x = F.layer_norm(x, x.shape[-1:])
-            x = torch.relu(x)
-            if noise is not None:
-                x = noise.drop(x, self.dropout_rate)
-        return x if last is None else F.linear(x, *last)
-
-    def compiles(self, x: Tensor, codes: Codes) -> bool:
-        """Whether there is a compiled pass for `x`: rows, each with codes of its own (or of any
-        leading shape where there are no codes)."""
-        of_rows = all(x.dim() == 2 and code.shape == x.shape[:1] for code in codes)
-        return self.is_plain and of_rows and has_products(x)
-
-    def parts(
-        self, codes: Codes, last: Last | None, *, known: bool
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """As `Network` is given them: what each layer adds to its product (rows × width: a row a
-        category of the covariate, or a cell if there are several), weights, and the last layer's
-        weight and bias. And which of the rows each cell has (None: all the same).
-
-        If the first product is `known`, it has its bias already.
+        `codes`: of each covariate a code per row of `x`. If the first layer's product W x + b is
+        `known`, it is given for `x`.
         """
+        code = codes[0] if len(codes) == 1 else None
+        return ops.network(x, self.operands(codes, head), code, noise, known=known)
+
+    def operands(self, codes: Codes, head: Affine | None = None, floor: float = 0.0) -> Layers:
+        """The layers as operations take them."""
         layers = list(self.layers)
-        if len(codes) != len(layers[0].tables):
-            raise ValueError(f"{len(codes)} codes a cell for {len(layers[0].tables)} covariates")
-        weights, shifts = [layer.weight for layer in layers], [layers[0].rows(codes)]
-        code = torch.arange(len(shifts[0])) if len(codes) > 1 else codes[0] if codes else None
-        for layer in layers[1:]:
-            shifts.append(layer.bias + layer.rows(codes) if self.deep and codes
-                          else layer.bias.expand(len(shifts[0]), -1))  # fmt: skip
-        if known:
-            weights[0] = weights[0].new_empty(0, 0)
-        else:
-            shifts[0] = shifts[0] + layers[0].bias
-        none = weights[0].new_empty(0, shifts[0].shape[1])
-        return [*shifts, *weights, *(last or (none, none[:, 0]))], code
-
-    def how(self, noise: Noise | None, floor: float = 0.0) -> tuple:
-        """Keys of the dropout, what it keeps, its scale, and the variances' floor."""
-        return *dropout(self.dropout_rate, len(self.layers), noise), np.float32(floor)
-
-    def compiled(
-        self, x: Tensor, codes: Codes, noise: Noise | None, last: Last | None, *, known: bool
-    ) -> Tensor:
-        """`forward` or, if the first product is `known`, `after`, in one pass."""
-        (parts, code), rows = self.parts(codes, last, known=known), x.reshape(-1, x.shape[-1])
-        code = torch.zeros(len(rows), dtype=torch.long) if code is None else code
-        check_fits(rows, self.layers[0].weight, code, parts[0], known=known)
-        out = Network.apply(rows, known, code, self.how(noise), *parts)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return Layers(
+            [layer.weight for layer in layers],
+            [layer.bias for layer in layers],
+            [layer.table(codes if len(layer.tables) else ()) for layer in layers],
+            list(self.norms), self.layer_norm, self.dropout_rate, head, floor,
+        )  # fmt: skip
 
 
 class GaussianHead(nn.Module):
@@ -289,10 +225,14 @@ class GaussianHead(nn.Module):
         return Normal(self.stack(x, codes, noise, self.last()), self.floor)
 
     def after(self, product: Tensor, codes: Codes, noise: Noise | None) -> Normal:
-        """The same, from the product of the stack's first layer."""
-        return Normal(self.stack.after(product, codes, noise, self.last()), self.floor)
+        """The same, from the stack's first W x + b."""
+        return Normal(self.stack(product, codes, noise, self.last(), known=True), self.floor)
 
-    def last(self) -> Last:
+    def operands(self, codes: Codes) -> Layers:
+        """The layers, the last one's included, as operations take them."""
+        return self.stack.operands(codes, self.last(), self.floor)
+
+    def last(self) -> Affine:
         """Weight and bias of means and variances together: one product, not two."""
         weight = torch.cat([self.mean.weight, self.log_var.weight])
         return weight, torch.cat([self.mean.bias, self.log_var.bias])

@@ -3,11 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
-
-ALL = np.uint32(0xFFFFFFFF)  # the largest of 32 bits
 
 
 def keyed_seed(seed: int, *key: object) -> int:
@@ -37,10 +34,6 @@ class Noise:
     def normal_like(self, like: Tensor) -> Tensor:
         """Standard normal values of `like`'s shape."""
         return torch.empty_like(like).normal_(generator=self.generator)
-
-    def key(self) -> np.uint32:
-        """32 random bits, for hashes (of a generator on the CPU)."""
-        return np.uint32(torch.randint(2**32, (), generator=self.generator).item())
 
     def drop(self, values: Tensor, rate: float) -> Tensor:
         """Inverted dropout."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atlasmap.models.by_label import Rows, compiles, loss_by_label
+from atlasmap.models import ops
 from atlasmap.models.classifier import Classifier
 from atlasmap.models.layers import GaussianHead, Stack
+from atlasmap.models.operands import Layers
 from atlasmap.models.random import Noise
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.vae import (
@@ -21,7 +22,6 @@ from atlasmap.models.vae import (
 )
 from atlasmap.settings import Variant
 
-NEGLIGIBLE = 1e-6  # probability of a label in a cell; the gradient's error stays below 1e-5
 CLAMP = 1.1920929e-07  # float32's epsilon: torch's Categorical clamps probabilities to [ε, 1 − ε]
 
 
@@ -59,47 +59,11 @@ class Scanvi(nn.Module):
         """What the data fixed."""
         return self.scvi.shape
 
-    def label_terms(self, z1: Tensor, labels: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """log p(z1 | z2, y) and KL(q(z2 | z1, y)) for `labels` y: one a row of `z1` (cells ×
-        latent), or labels × 1 for every label with every cell (labels × cells; the product of z1
-        with the first layer is then shared by all labels)."""
-        z2 = self.encoder_z2(z1, (labels,), noise).draw(noise)
-        return self.decoder_z1(z2.z, (labels,), noise).log_density(z1), z2.kl
-
-    def label_loss(
-        self, z1: Tensor, probs: Tensor, kl_weight: float, noise: Noise | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ p (kl_weight · KL − log p(z1)) of both label_terms over cells and labels with their
-        probabilities p (`probs`, cells × labels); and Σ p log p(z1), Σ p KL without gradients.
-
-        In surgery labels that a cell hardly can have are left out. Not where the classifier trains:
-        a confident cell's gradient comes from its small probabilities.
-        """
-        networks, some = (self.encoder_z2, self.decoder_z1), self.leaves_labels_out
-        if some:
-            rows = Rows.of(probs.T > NEGLIGIBLE)
-            share = probs.T[rows.label, rows.cell]
-        else:
-            rows, share = Rows.of_all(*probs.shape, z1.device), probs.T.flatten()
-        if compiles(z1, *networks):
-            how = kl_weight, noise, torch.is_grad_enabled()
-            return loss_by_label(*networks, rows, z1, share, *how)
-        if some:
-            log_pz1, kl_z2 = self.label_terms(z1[rows.cell], rows.label, noise)
-        else:
-            labels = torch.arange(self.n_labels, device=z1.device)[:, None]
-            log_pz1, kl_z2 = (t.flatten() for t in self.label_terms(z1, labels, noise))
-        log_pz1, kl_z2 = (share @ terms for terms in (log_pz1, kl_z2))
-        return kl_weight * kl_z2 - log_pz1, log_pz1.detach(), kl_z2.detach()
-
     @property
-    def leaves_labels_out(self) -> bool:
-        """In training of a frozen classifier, without batch norm, which would see all labels; on a
-        CPU (elsewhere the whole product is faster than finding out)."""
-        out = self.classifier.out.weight
-        normed = len(self.encoder_z2.stack.norms) + len(self.decoder_z1.stack.norms)
-        frozen = torch.is_grad_enabled() and not out.requires_grad
-        return frozen and not normed and out.device.type == "cpu"
+    def label_networks(self) -> tuple[Layers, Layers]:
+        """q(z2 | z1, y) and p(z1 | z2, y), a row of their tables per label y."""
+        every = (torch.arange(self.n_labels, device=self.classifier.out.weight.device),)
+        return self.encoder_z2.operands(every), self.decoder_z1.operands(every)
 
     def kl_labels(self, probs: Tensor) -> Tensor:
         """KL(q(y | z1) ‖ uniform) a cell, probabilities clamped as torch's Categorical does."""
@@ -123,7 +87,10 @@ class Scanvi(nn.Module):
         reconstruction, of_cells = self.scvi.reconstruction(cells, posterior, noise)
         log_density = posterior.draw.log_density
         kl = self.kl_labels(probs) + self.scvi.kl_library(posterior, cells.codes)
-        of_labels, log_pz1, kl_z2 = self.label_loss(posterior.z, probs, kl_weight, noise)
+        of_labels, log_pz1, kl_z2 = ops.label_loss(
+            *self.label_networks, posterior.z, probs, kl_weight, noise,
+            frozen=not self.classifier.out.weight.requires_grad,
+        )  # fmt: skip
         total = reconstruction + (log_density + kl_weight * kl).mean() + of_labels / len(cells)
         sums = elbo_sums((of_cells + log_density).sum() - log_pz1, kl.sum() + kl_z2)
         return Loss(total, len(cells), sums)
@@ -136,7 +103,7 @@ class Scanvi(nn.Module):
 
         With batch norm they are apart, as each has statistics of its own.
         """
-        first, others = cells.parted(n)
+        first, others = cells[:n], cells[n:]
         if len(self.scvi.encoder.stack.norms):
             loss, out = self.loss(first, noise, kl_weight), self.classify(others, noise)
         else:

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from atlasmap.models.counts_loss import Logits
+from atlasmap.models import ops
 from atlasmap.models.layers import CategoryTable, Linear, Stack
 from atlasmap.models.likelihoods import CountDistribution
+from atlasmap.models.operands import Logits
 from atlasmap.models.random import Noise
 from atlasmap.models.vae import (
     Loss,
@@ -41,8 +42,8 @@ class Scvi(Vae):
             covariate = 0 if by_batch else None
             self.log_theta = CategoryTable(rows, covariate, start_bound=None, trains=True)
 
-    def features(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
-        return torch.log1p(cells.entries.count), None
+    def features(self, cells: Minibatch) -> tuple[ops.Counts, Tensor | None]:
+        return cells.counts.log1p(), None
 
     def generative(
         self, z: Tensor, library: Tensor, cells: Minibatch, noise: Noise | None
@@ -63,7 +64,7 @@ class Scvi(Vae):
     ) -> tuple[Tensor, Tensor]:
         """−log p(x | z, library): its mean over cells, and each cell's without gradients."""
         likelihood = self.generative(posterior.z, posterior.library, cells, noise)
-        return likelihood.mean_loss(cells.entries)
+        return likelihood.mean_loss(cells.counts)
 
     def loss(self, cells: Minibatch, noise: Noise, kl_weight: float) -> Loss:
         """Negative ELBO with warmed-up KL(z) (eq. 4 of the paper); KL(library) is not weighted."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlasmap.models import ops
 from atlasmap.models.classifier import Classifier
-from atlasmap.models.counts_loss import Logits
 from atlasmap.models.layers import CategoryTable, Codes, CovariateLinear, Stack
 from atlasmap.models.likelihoods import CountDistribution, nb_first_probability, nb_mixture_log_prob
+from atlasmap.models.operands import Logits
 from atlasmap.models.random import Noise
 from atlasmap.models.vae import (
     Loss,
@@ -172,13 +173,12 @@ class Totalvi(Vae):
         )  # fmt: skip
         return Head(stack, n_in, settings.n_hidden, outs, shape.n_categories, rng)
 
-    def features(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
-        entries, y = cells.entries, cells.proteins
+    def features(self, cells: Minibatch) -> tuple[ops.Counts, Tensor | None]:
+        x, y = cells.counts, cells.proteins
         if self.settings.input_scaling == "none":
-            return torch.log1p(entries.count), torch.log1p(y)
-        scale = 1 + cells.depth[:, 0] / cells.n_genes
-        genes = torch.log1p(entries.count / scale[entries.cell])
-        return genes, torch.log1p(y / (1 + y.mean(1, keepdim=True)))
+            return x.log1p(), torch.log1p(y)
+        scale = 1 + cells.depth / self.shape.n_genes
+        return (x / scale).log1p(), torch.log1p(y / (1 + y.mean(1, keepdim=True)))
 
     def position(self, z: Tensor) -> Tensor:
         """What the decoders see of a latent `z` (cells × latent)."""
@@ -255,7 +255,7 @@ class Totalvi(Vae):
         """Negative ELBO; proteins and KL terms are warmed up, genes and KL(library) are not."""
         posterior = self.inference(cells, noise)
         decoded = self.decode(posterior.z, posterior.library, cells, noise)
-        loss_of_genes, of_genes = decoded.rna.mean_loss(cells.entries)
+        loss_of_genes, of_genes = decoded.rna.mean_loss(cells.counts)
         of_proteins, kl_background = self.protein_terms(cells, decoded.protein)
         kl_z, kl_library = posterior.draw.kl, self.kl_library(posterior, cells.codes)
         kl = kl_weight * (of_proteins + kl_z + kl_background) + kl_library

@@ -1,17 +1,16 @@
 """What scVI and totalVI share: the encoder q(z | x, s) with covariates s, and the library size."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from atlasmap.models import ops
 from atlasmap.models.layers import CategoryTable, Codes, GaussianHead, Stack
 from atlasmap.models.likelihoods import CountDistribution
-from atlasmap.models.negative_binomial import Entries
 from atlasmap.models.normal import Draw, Normal, kl_normal
 from atlasmap.models.random import Noise
-from atlasmap.models.sparse_linear import product_of_entries
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Cells as tensors: `entries` counts above zero, `depth` their sums (cells × 1), `codes` a
+    """Cells as tensors: `counts` (cells × genes), `depth` their sums (cells × 1), `codes` a
     category code a covariate (cells), `continuous` (cells × continuous covariates) or None,
     `labels` (cells; -1: unlabelled).
 
     CITE-seq: `proteins` counts (cells × proteins; zero where not measured) and `measured` (bool).
-    `product` (cells × width): what the encoder's first layer makes of the features, where it is
-    known already.
+    `product`: cached W1 x + b1 of the encoder; constant in surgery, where W1 is frozen.
     """
 
-    entries: Entries
+    counts: ops.Counts
     depth: Tensor
-    n_genes: int
     codes: Codes
     continuous: Tensor | None
     labels: Tensor
@@ -51,33 +48,23 @@ class Minibatch:
     product: Tensor | None = None
 
     @classmethod
-    def of(cls, x: Tensor, *others) -> "Minibatch":
-        """Of dense counts `x` (cells × genes); the rest as above."""
-        return cls(Entries.of(x), x.sum(1, keepdim=True), x.shape[1], *others)
+    def of(cls, counts: ops.Counts, *others) -> "Minibatch":
+        """Of counts; the rest as above."""
+        return cls(counts, counts.sum(1, keepdim=True), *others)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def parted(self, n: int) -> tuple["Minibatch", "Minibatch"]:
-        """The first `n` cells, and the others."""
-        starts, gene, count = self.entries.starts, self.entries.gene, self.entries.count
-        cut, parts = int(starts[n]), []
-        for cells, at, offset in (
-            (slice(n), slice(cut), 0), (slice(n, None), slice(cut, None), cut)
-        ):  # fmt: skip
-            ends = starts[: n + 1] if offset == 0 else starts[n:] - offset
-            own = {
-                name: None if (part := getattr(self, name)) is None else part[cells]
-                for name in ("depth", "continuous", "labels", "proteins", "measured", "product")
-            }
-            own["codes"] = tuple(code[cells] for code in self.codes)
-            parts.append(replace(self, entries=Entries(ends, gene[at], count[at]), **own))
-        return tuple(parts)
+    def __getitem__(self, cells: slice) -> "Minibatch":
+        """Some cells."""
+        own = {name: None if (part := getattr(self, name)) is None else part[cells]
+               for name in vars(self) if name not in ("codes", "x")}  # fmt: skip
+        return Minibatch(codes=tuple(code[cells] for code in self.codes), **own)
 
     @cached_property
     def x(self) -> Tensor:
-        """Counts (cells × genes)."""
-        return self.entries.dense(self.entries.count, self.n_genes)
+        """Counts (cells × genes), dense."""
+        return ops.dense(self.counts)
 
 
 @dataclass(frozen=True)
@@ -150,8 +137,8 @@ class Vae(nn.Module):
             rows = torch.tensor(shape.library).T
             self.library_prior = CategoryTable(rows, 0, start_bound=None, trains=False)
 
-    def features(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
-        """What the encoder is given: of each count above zero (entries; zero elsewhere), and of
+    def features(self, cells: Minibatch) -> tuple[ops.Counts, Tensor | None]:
+        """What the encoder is given: of the counts (cells × genes; zero where they are), and of
         what else there is (cells × more) or None."""
         raise NotImplementedError
 
@@ -161,29 +148,29 @@ class Vae(nn.Module):
         """p(x | z, library) of the genes: `z` cells × latent, `library` cells × 1 (log)."""
         raise NotImplementedError
 
-    def encoder_input(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
+    def encoder_input(self, cells: Minibatch) -> tuple[ops.Counts, Tensor | None]:
         """Features, and continuous covariates where the encoder sees them (with what else there
         is)."""
-        values, more = self.features(cells)
+        genes, more = self.features(cells)
         if cells.continuous is None or not self.settings.encode_covariates:
-            return values, more
-        return values, cells.continuous if more is None else torch.cat([more, cells.continuous], 1)
+            return genes, more
+        return genes, cells.continuous if more is None else torch.cat([more, cells.continuous], 1)
 
     def product(self, cells: Minibatch) -> Tensor:
         """What the encoder's first layer makes of its input (cells × width); covariates' rows come
         on top of it."""
         if cells.product is not None:
             return cells.product
-        layer, (values, more) = self.encoder.stack.layers[0], self.encoder_input(cells)
-        weight, n = layer.weight, cells.n_genes
+        layer, (genes, more) = self.encoder.stack.layers[0], self.encoder_input(cells)
+        weight, n = layer.weight, self.shape.n_genes
         of_genes = weight if more is None else weight[:, :n]
-        out = product_of_entries(of_genes, layer.bias, cells.entries, values, n)
+        out = ops.product(genes, of_genes, layer.bias)
         return out if more is None else out + more @ weight[:, n:].T
 
     def dense_input(self, cells: Minibatch) -> Tensor:
         """The encoder's input, dense (cells × features)."""
-        values, more = self.encoder_input(cells)
-        x = cells.entries.dense(values, cells.n_genes)
+        genes, more = self.encoder_input(cells)
+        x = ops.dense(genes)
         return x if more is None else torch.cat([x, more], 1)
 
     def encode(self, cells: Minibatch, noise: Noise | None) -> Normal:

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
-from torch.nn import functional as F
 
-from atlasmap.models.negative_binomial import Entries
+from atlasmap.models import ops
 from atlasmap.models.vae import Minibatch
 
 
@@ -35,24 +34,9 @@ class Counts:
         arrays = (getattr(matrix, name).astype(kind, copy=False) for name, kind in parts.items())
         return cls(*(torch.as_tensor(x, device=device) for x in arrays), matrix.shape[1])
 
-    def rows(self, index: Tensor) -> tuple[Entries, Tensor]:
-        """Counts above zero of the cells in `index`, and their sums (cells × 1)."""
-        first = self.indptr[index]
-        starts = F.pad((self.indptr[index + 1] - first).cumsum(0), (1, 0))
-        depth = self.data.new_zeros(len(index), 1)
-        if index.device.type == "cpu":
-            from atlasmap.models.kernels import take_rows
-            from atlasmap.models.parts import side_by_side
-
-            n = int(starts[-1])
-            entries = Entries(starts, starts.new_empty(n), self.data.new_empty(n))
-            given = self.indptr, self.indices, self.data, index, starts
-            side_by_side(take_rows, len(index), *given, entries.gene, entries.count, depth)
-            return entries, depth
-        row = Entries(starts, starts, self.data).cell
-        at = torch.arange(len(row), device=index.device) + (first - starts[:-1])[row]
-        entries = Entries(starts, self.indices[at].long(), self.data[at])
-        return entries, depth.index_add(0, row, entries.count[:, None])
+    def rows(self, index: Tensor) -> ops.Counts:
+        """Counts of the cells in `index`."""
+        return ops.rows(self.indptr, self.indices, self.data, self.n_genes, index)
 
     def csr(self, index: np.ndarray) -> sparse.csr_matrix:
         """Sparse counts (cells × genes) of the cells in `index`, as scipy has them."""
@@ -99,17 +83,16 @@ class Cells:
         return self.labels.device
 
     def minibatch(self, index: np.ndarray) -> Minibatch:
-        """The cells in `index`, dense."""
+        """The cells in `index`."""
         at = torch.as_tensor(index, device=self.device)
         continuous = None if self.continuous is None else self.continuous[at]
-        counts = *self.counts.rows(at), self.counts.n_genes
-        cells = *counts, tuple(self.codes[at].T), continuous, self.labels[at]
+        cells = self.counts.rows(at), tuple(self.codes[at].T), continuous, self.labels[at]
         product = None if self.product is None else self.product[at]
         if self.proteins is None:
-            return Minibatch(*cells, product=product)
+            return Minibatch.of(*cells, None, None, product)
         proteins = self.proteins[at]
         measured = ~proteins.isnan()
-        return Minibatch(*cells, torch.where(measured, proteins, 0.0), measured, product)
+        return Minibatch.of(*cells, torch.where(measured, proteins, 0.0), measured, product)
 
     def taken(self, index: np.ndarray) -> "Cells":
         """The cells in `index` alone."""

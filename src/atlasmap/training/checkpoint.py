@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
+from atlasmap.models.ops import in_use
+
 log = logging.getLogger("atlasmap")
 Tensors = dict[str, torch.Tensor]
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
@@ -54,7 +56,7 @@ def weights_hash(state: Tensors) -> str:
 def identity_hash(identity: dict, device: torch.device) -> str:
     """What a checkpoint must share with the training that takes it up: `identity` (inputs,
     settings, start values) and whatever else decides the bits."""
-    machine = [device.type, torch.__version__, torch.get_num_threads(), FORMAT]
+    machine = [device.type, torch.__version__, torch.get_num_threads(), in_use(device), FORMAT]
     text = json.dumps([identity, machine], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -9,6 +9,7 @@ import torch
 
 from atlasmap.cluster.stopping import Watch
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.models.ops import in_use
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.settings import TrainSettings
 from atlasmap.training.adam import Adam
@@ -29,14 +30,16 @@ LR_FACTOR, LR_PATIENCE = 0.6, 30
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training left: the history, epochs and steps taken, why it ended, and whether counts
-    stayed on disk (cells are then shuffled by blocks)."""
+    """What training left: the history, epochs and steps taken, why it ended, whether counts stayed
+    on disk (cells are then shuffled by blocks), and which bodies of operations it ran on
+    (`ops.in_use`)."""
 
     history: History
     n_epochs: int
     n_steps: int
     stopped: str
     streamed: bool
+    ops: str
 
 
 def epochs_by_size(n_cells: int) -> int:
@@ -272,4 +275,4 @@ def fit(
         if watch.signal:  # it came after the last look
             raise watch.reason()
     found = training.history, training.epoch, training.n_steps, training.stopped
-    return Outcome(*found, streamed)
+    return Outcome(*found, streamed, in_use(objective.cells.device))

@@ -1,4 +1,5 @@
-"""scANVI's loss of every label of a cell: one compiled pass, there and back (`label_kernels`)."""
+"""scANVI's loss of every label of a cell in one pass: `ops.label_loss` (kernels:
+`label_kernels`)."""
 
 from dataclasses import dataclass
 
@@ -6,10 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from atlasmap.models.layers import GaussianHead
-from atlasmap.models.network import has_products, network, summed
+from atlasmap.models.compiled import label_kernels as kernels
+from atlasmap.models.compiled.network import arrays, how, parts, summed
+from atlasmap.models.compiled.network_kernels import GROUPS
+from atlasmap.models.compiled.threads import side_by_side
+from atlasmap.models.operands import Layers
 from atlasmap.models.random import Noise
+
+NEGLIGIBLE = 1e-6  # probability of a label in a cell; the gradient's error stays below 1e-5
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,6 @@ class Rows:
         return cls(labels.repeat_interleave(n_cells), cells.repeat(n_labels))
 
 
-def compiles(z1: Tensor, *heads: GaussianHead) -> bool:
-    """Whether there is a compiled pass for such values and networks."""
-    return all(head.stack.is_plain for head in heads) and has_products(z1)
-
-
 class LabelLoss(torch.autograd.Function):
     """Σ share · (kl_weight · KL(q(z2 | z1, y)) − log p(z1 | z2, y)) over `rows`; and, without
     gradients, Σ share · log p and Σ share · KL. The first one's gradient is found on the way there,
@@ -44,12 +46,8 @@ class LabelLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Rows, noise, kl_weight: float, how: tuple, wanted: bool, z1, encoded,
                 share, *parts):  # fmt: skip
-        from atlasmap.models.label_kernels import labels
-        from atlasmap.models.network_kernels import GROUPS
-        from atlasmap.models.parts import side_by_side
-
         half, ctx.trains = len(parts) // 2, wanted and any(ctx.needs_input_grad[8:])
-        networks = network(parts[:half], how[0]), network(parts[half:], how[1])
+        networks = arrays(parts[:half], how[0]), arrays(parts[half:], how[1])
         ctx.shapes = [part.shape for part in parts]
         n_values = ctx.trains * sum(shape.numel() for shape in ctx.shapes)
         slopes = [z1.new_empty(GROUPS, *shape) for shape in (z1.shape, encoded.shape, (n_values,))]
@@ -57,7 +55,9 @@ class LabelLoss(torch.autograd.Function):
         sums = noise.new_empty(GROUPS, 2, dtype=torch.float64)
         cells = z1.contiguous(), encoded.contiguous(), rows.cell, rows.label
         given = *cells, noise, share.contiguous(), np.float32(kl_weight), *networks
-        side_by_side(labels, GROUPS, *given, wanted, ctx.trains, log_density, kl, sums, *slopes)
+        side_by_side(
+            kernels.labels, GROUPS, *given, wanted, ctx.trains, log_density, kl, sums, *slopes
+        )
         ctx.save_for_backward(kl_weight * kl - log_density, *slopes)
         log_density, kl = sums.sum(0)
         terms = [term.float() for term in (kl_weight * kl - log_density, log_density, kl)]
@@ -73,24 +73,25 @@ class LabelLoss(torch.autograd.Function):
         return None, None, None, None, None, *of_cells, upstream * each, *of_parts
 
 
-def loss_by_label(
-    encoder: GaussianHead, decoder: GaussianHead, rows: Rows, z1: Tensor, share: Tensor,
-    kl_weight: float, noise: Noise | None, wanted: bool,
+def label_loss(
+    encoder: Layers, decoder: Layers, z1: Tensor, probs: Tensor, kl_weight: float,
+    noise: Noise | None, *, frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Σ share · (kl_weight · KL(q(z2 | z1, y)) − log p(z1 | z2, y)) over `rows` of cells of `z1`
-    (cells × latent), where it `compiles`; and Σ share · log p and Σ share · KL, without gradients.
+    """As `ops.label_loss`, for layers that `have_faster`.
 
-    `encoder` is q(z2 | z1, y), `decoder` p(z1 | z2, y), `share` (rows) what each counts; `wanted`
-    whether gradients will be asked for.
+    While only rows of tables train (surgery), labels that a cell hardly can have are left out. Not
+    where the classifier trains: a confident cell's gradient comes from its small probabilities.
     """
-    in_encoder = encoder.stack.how(noise, encoder.floor)
+    wanted = torch.is_grad_enabled()
+    if wanted and frozen:
+        rows = Rows.of(probs.T > NEGLIGIBLE)
+        share = probs.T[rows.label, rows.cell]
+    else:
+        rows, share = Rows.of_all(*probs.shape, z1.device), probs.T.flatten()
+    in_encoder = how(encoder, noise)
     values = z1.new_zeros(len(rows.cell), z1.shape[1])
     values = values if noise is None else noise.normal_like(values)
-    how = in_encoder, decoder.stack.how(noise, decoder.floor)
-    encoded = encoder.stack.layers[0].product(z1)  # once, not for every label
-    parts = [
-        part
-        for head, known in ((encoder, True), (decoder, False))
-        for part in head.stack.parts((rows.label,), head.last(), known=known)[0]
-    ]
-    return LabelLoss.apply(rows, values, kl_weight, how, wanted, z1, encoded, share, *parts)
+    both = in_encoder, how(decoder, noise)
+    encoded = F.linear(z1, encoder.weights[0], encoder.biases[0])  # once, not for every label
+    own = *parts(encoder, known=True), *parts(decoder, known=False)
+    return LabelLoss.apply(rows, values, kl_weight, both, wanted, z1, encoded, share, *own)

@@ -1,4 +1,4 @@
-"""What scANVI does for every label of a cell, there and back, on a CPU in float32 (as `kernels`).
+"""What scANVI does for every label of a cell, there and back, on a CPU in float32.
 
 A row is a pair of a cell and a label; rows of one label follow each other. They stay in the second
 cache, chunk by chunk, from the first layer until their gradients are known (`network_kernels`).
@@ -6,8 +6,9 @@ cache, chunk by chunk, from the first layer until their gradients are known (`ne
 
 import numpy as np
 
-from atlasmap.models.kernels import ZERO, compiled
-from atlasmap.models.network_kernels import (
+from atlasmap.models.compiled.arithmetic import ZERO
+from atlasmap.models.compiled.cache import compiled
+from atlasmap.models.compiled.network_kernels import (
     ahead,
     back,
     behind,
@@ -16,13 +17,13 @@ from atlasmap.models.network_kernels import (
     size,
     through,
 )
-from atlasmap.models.normal_kernels import (
+from atlasmap.models.compiled.normal_kernels import (
     rows_of_density,
     rows_of_density_slopes,
     rows_of_draw,
     rows_of_draw_slopes,
 )
-from atlasmap.models.parts import in_parts
+from atlasmap.models.compiled.threads import in_parts
 
 
 @compiled

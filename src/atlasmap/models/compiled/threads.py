@@ -1,14 +1,14 @@
-"""A compiled loop in parts, side by side on the threads of torch's matrix products.
+"""Runs a numba kernel over static slices of range(n) on torch's OpenMP pool.
 
-Threads of numba's own would wait for work on the same cores; and a loop that numba itself divides
-is compiled otherwise than the same loop whole. Here the loop is given its first and last index, so
-that results are the same bits on any number of threads.
+numba's own pool would contend with it, and a loop that numba itself divides is compiled otherwise
+than the same loop whole. Results do not depend on the number of threads. Leans on libgomp, which
+the kernels call through LLVM's intermediate representation; where it is another OpenMP (macOS), a
+kernel runs on one thread.
 """
 
 import ctypes
 from collections.abc import Iterable
 
-import llvmlite.binding
 import numba
 import torch  # its OpenMP is then known to the process
 from llvmlite import ir
@@ -16,21 +16,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from atlasmap.models.compiled.blas import LIMIT, LIMITS
+
 BYTES, INT32 = ir.IntType(8).as_pointer(), ir.IntType(32)
 
 
-def carried(name: str) -> bool:
-    """Whether torch carries a C function of this name, which compiled code may then call: with
-    torch_ before its name, as it is not everyone's."""
-    library = ctypes.CDLL(torch._C.__file__)  # and what it is linked to
-    if hasattr(library, name):
-        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-        llvmlite.binding.add_symbol(f"torch_{name}", address)
-    return hasattr(library, name)
-
-
-OPENMP, LIMIT = "GOMP_parallel", "MKL_Set_Num_Threads_Local"
-DIVIDES, LIMITS = hasattr(ctypes.CDLL(None), OPENMP), carried(LIMIT)
+OPENMP = "GOMP_parallel"
+DIVIDES = hasattr(ctypes.CDLL(None), OPENMP)
 
 
 def bounds(builder: ir.IRBuilder, n: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -1,4 +1,4 @@
-"""Layers of a network, row by row, there and back, on a CPU in float32 (as `kernels`).
+"""Layers of a network, row by row, there and back, on a CPU in float32.
 
 A network is `weights` (a tuple of outputs × inputs, all the same width) with `shifts` (tables of
 categories × width, a row of which is added), each followed by layer norm, ReLU and dropout; then
@@ -16,13 +16,14 @@ one network lie together (values): shifts, weights, head, bias.
 
 import numpy as np
 
-from atlasmap.models.kernels import ONE, ZERO, compiled, inlined
-from atlasmap.models.parts import in_parts
-from atlasmap.models.products import product
-from atlasmap.models.random import ALL
+from atlasmap.models.compiled.arithmetic import ONE, ZERO
+from atlasmap.models.compiled.blas import product
+from atlasmap.models.compiled.cache import compiled, inlined
+from atlasmap.models.compiled.threads import in_parts
 
 VARIANCE_EPS = np.float32(1e-5)  # of layer norm
 ROWS = 128  # of a chunk at most, which then stays in the second cache
+ALL = np.uint32(0xFFFFFFFF)  # the largest of 32 bits
 GROUPS = 4  # with sums of their own: more cost memory, fewer leave threads idle
 
 

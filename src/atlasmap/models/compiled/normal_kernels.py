@@ -1,12 +1,13 @@
-"""Single passes over diagonal normals on a CPU in float32 (as `kernels`): draws and densities.
+"""Single passes over diagonal normals on a CPU in float32: draws and densities.
 
 `packed` is rows × 2 width: means, then logarithms of what `floor` is added to to be the variance.
 """
 
 import numpy as np
 
-from atlasmap.models.kernels import HALF, ONE, ZERO, compiled, exp, log
-from atlasmap.models.parts import in_parts
+from atlasmap.models.compiled.arithmetic import HALF, ONE, ZERO, exp, log
+from atlasmap.models.compiled.cache import compiled
+from atlasmap.models.compiled.threads import in_parts
 
 TWO_PI = np.float32(2 * np.pi)
 
@@ -76,6 +77,15 @@ def rows_of_density_slopes(first, last, upstream, x, packed, floor, of_packed):
 
 
 @compiled
+def rows_of_sum_repeats(first, last, of_rows, out):
+    """Into `out` the sum of the rows of `of_rows` that repeat each of its rows."""
+    for r in range(len(of_rows)):
+        if first <= r % len(out) < last:
+            for j in range(out.shape[1]):
+                out[r % len(out), j] += of_rows[r, j]
+
+
+@compiled
 def draw(threads, n, *given):
     """`rows_of_draw` on threads."""
     in_parts(rows_of_draw, n, threads, given)
@@ -97,3 +107,9 @@ def density(threads, n, *given):
 def density_slopes(threads, n, *given):
     """`rows_of_density_slopes` on threads."""
     in_parts(rows_of_density_slopes, n, threads, given)
+
+
+@compiled
+def sum_repeats(threads, n, *given):
+    """`rows_of_sum_repeats` on threads."""
+    in_parts(rows_of_sum_repeats, n, threads, given)

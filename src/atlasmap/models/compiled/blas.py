@@ -1,15 +1,32 @@
-"""Matrix products within a compiled loop: the BLAS that torch carries.
+"""Matrix products within a kernel: the BLAS that torch carries.
 
-It takes one thread where a loop in `parts` calls it.
+Leans on C functions that torch's library is linked to. A product takes one thread where a kernel
+in slices calls it.
 """
 
+import ctypes
+
+import llvmlite.binding
 import numba
 import numpy as np
+import torch
 from numba import types
 
-from atlasmap.models.parts import carried
 
-CARRIED = carried("sgemm_")  # not in builds of torch for every machine
+def carried(name: str) -> bool:
+    """Whether torch carries a C function of this name, which compiled code may then call: with
+    torch_ before its name, as it is not everyone's."""
+    library = ctypes.CDLL(torch._C.__file__)  # and what it is linked to
+    if hasattr(library, name):
+        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        llvmlite.binding.add_symbol(f"torch_{name}", address)
+    return hasattr(library, name)
+
+
+LIMIT = "MKL_Set_Num_Threads_Local"
+LIMITS = carried(LIMIT)
+if not carried("sgemm_"):  # not in builds of torch for every machine
+    raise ImportError("this build of torch carries no sgemm_")
 sgemm = types.ExternalFunction("torch_sgemm_", types.void(*[types.intp] * 13))
 NO, YES = 78, 84  # N and T
 

@@ -1,5 +1,5 @@
 """The decoder's last layer and the negative binomial of the counts, there and back, on a CPU in
-float32 (as `kernels`).
+float32.
 
 Cells go to threads in blocks, whose logits stay in the second cache from the matrix product until
 their gradients are known; blocks do not depend on how many threads there are, and so neither do
@@ -8,22 +8,38 @@ sums.
 
 import numpy as np
 
-from atlasmap.models.kernels import (
+from atlasmap.models.compiled.arithmetic import (
     EPS,
     ONE,
     ZERO,
-    compiled,
     digamma,
     exp,
     log,
     rising_of_any,
 )
-from atlasmap.models.parts import in_parts
-from atlasmap.models.products import product
+from atlasmap.models.compiled.blas import product
+from atlasmap.models.compiled.cache import compiled
+from atlasmap.models.compiled.threads import in_parts
 
 BLOCK = 32  # cells
 GENES = 256  # a part of the gradient for the weights
 POSITIVE = np.int32(0x7FFFFFFF)
+
+
+@compiled
+def genes_of_rising(first, last, theta, value, slope):
+    """ln Γ(n + θ) − ln Γ(θ) − ln n! (`value`) and ψ(n + θ) − ψ(θ) (`slope`) for n from 1 to as many
+    as there are rows, at genes: as Γ(n + θ) / Γ(θ) = θ (θ + 1) … (θ + n − 1), sums of logarithms
+    and of quotients."""
+    for n in range(len(value)):
+        for g in range(np.uint64(first), np.uint64(last)):
+            factor = theta[g] + np.float32(n)
+            value[n, g] = log(factor / np.float32(n + 1))
+            slope[n, g] = ONE / factor
+        if n > 0:
+            for g in range(np.uint64(first), np.uint64(last)):
+                value[n, g] += value[n - 1, g]
+                slope[n, g] += slope[n - 1, g]
 
 
 @compiled
@@ -160,3 +176,9 @@ def counts(threads, n, *given):
 def weight_slopes(threads, n, *given):
     """`parts_of_weight` on threads."""
     in_parts(parts_of_weight, n, threads, given)
+
+
+@compiled
+def rising(threads, n, *given):
+    """`genes_of_rising` on threads."""
+    in_parts(genes_of_rising, n, threads, given)
