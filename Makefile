@@ -10,7 +10,7 @@ run: env
 	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
 
 test: env .venv/dev.stamp
-	@$(BIN)/python -m pytest -n auto --dist loadfile
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 # On a Slurm of its own on this machine (root, Debian); some twenty minutes.
 test-slurm: env .venv/dev.stamp

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import anndata
 import pandas as pd
-import pytest
 from tiny import CONFIG, NAMES, SHEET, TOP, VALIDATION, hashes, jobs, new_folder, snakemake, write
 
 from atlasmap.files import slug
@@ -35,11 +34,14 @@ def test_next_months_batch_runs_its_own_jobs_alone(tmp_path):
     assert "Nothing to be done" in snakemake(folder, "--", *targets)
 
 
-def test_without_truth_it_runs_to_the_end(tmp_path):
+def test_without_truth_it_maps_and_scores_what_it_can(tmp_path):
     sheet = [[*row[:5], "" if k else row[5], row[6]] for k, row in enumerate(SHEET)]
     config = CONFIG | {"variants": ["fixed"], "strategies": ["joint"], "calibration": VALIDATION}
     folder = new_folder(tmp_path, config, sheet)
-    snakemake(folder)
+    assert "plot_confusion" not in jobs(snakemake(folder, "-n"))
+    tables = (f"benchmark/{name}.csv" for name in ("classification", "scib"))
+    names = "atlas.h5ad", "labels.csv", "seed0/reference/scanvi_fixed/card.md", *tables
+    snakemake(folder, *(str(TOP / name) for name in names))
     verdicts = pd.read_csv(folder / TOP / "labels.csv")["verdict"]
     assert set(verdicts) <= {"confident", "ambiguous", "novel"}
     learned = json.loads(
@@ -91,21 +93,10 @@ def test_a_reference_alone_is_trained_and_scored(tmp_path):
     assert jobs(snakemake(folder, "-n"))["score_embeddings"] == 1
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"varaints": ["fixed"]}, "did you mean variants?"),
-        ({"data": {"n_top_genes": 9999}}, "HVG_TOO_MANY"),
-        ({"label_tree": "tree.csv"}, "LABEL_TREE"),
-    ],
-)
-def test_bad_config_stops_before_anything_trains(tmp_path, config, said):
-    folder = new_folder(tmp_path, CONFIG | config)
-    (folder / "tree.csv").write_text("child,parent\nL0.0,L0\nL0,L0.0\n")
-    text = snakemake(folder, ok=False)
-    logs = "".join(p.read_text() for p in folder.rglob("*.log") if ".snakemake" not in p.parts)
-    assert said in text + logs and "train_scvi:" not in text
-    assert not list((folder / TOP).glob("seed*/reference"))
+def test_a_bad_config_stops_before_anything_runs(tmp_path):
+    folder = new_folder(tmp_path, CONFIG | {"varaints": ["fixed"]})
+    assert "did you mean variants?" in snakemake(folder, ok=False)
+    assert not (folder / TOP).exists()
 
 
 def test_braces_in_texts_and_in_the_configs_path_are_no_wildcards(tmp_path):

@@ -130,7 +130,11 @@ def test_audits_and_the_other_strategies(changed):
     tree = "".join(f"{name},{name.split('.')[0]}\n" for name in types)  # L3.1 is of lineage L3
     (changed / "tree.csv").write_text("child,parent\n" + tree)
     write(changed, config, SHEET)
-    text = snakemake(changed, "--", "all", "audits")
+    planned = jobs(snakemake(changed, "-n", "--", "all", "audits"))
+    assert planned["plot_embeddings"] == planned["score_embeddings"] == 1
+    labels = (f"seed0/mapping/fixed/{how}/labels.csv" for how in ("frozen", "de_novo"))
+    tables = (f"benchmark/{name}.csv" for name in ("classification", "certificates"))
+    text = snakemake(changed, "--", "audits", *(str(TOP / name) for name in (*labels, *tables)))
     run = re.findall(r"^(?:rule|checkpoint|localrule) (\w+):", text, re.MULTILINE)
     assert not {"train_scvi", "train_scanvi", "calibrate"} & set(run)
     assert run.count("train_de_novo_scvi") == 3  # all, and each batch for the audit
