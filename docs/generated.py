@@ -92,7 +92,7 @@ def errors_page() -> str:
 
 def exit_codes() -> list[str]:
     """A row an exit code."""
-    from atlasmap.cluster.failures import EXIT_CODES, TRANSIENT
+    from atlasmap.jobs.failures import EXIT_CODES, TRANSIENT
 
     return [
         f"| {code} | {kind.replace('_', ' ')} | {'yes' if kind in TRANSIENT else 'no'} |"

@@ -30,7 +30,8 @@ from atlasmap.data.blocks import parts_of
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import folder_aside, sha256
-from atlasmap.inference import embed
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import shape_of
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
@@ -41,6 +42,7 @@ from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.checkpoint import weights_hash
 
 FORMAT = 2  # raised when older versions of atlasmap could not read a bundle, with a migration
+CALIBRATION = "calibration.json"  # beside them, of a reference that was calibrated
 FILES = ("registry.json", "weights.safetensors", "history.csv", "golden.npz")
 N_GOLDEN = 8
 GOLDEN_TOLERANCE = 1e-4  # other machines sum in another order
@@ -344,7 +346,7 @@ def build(about: dict, registry: Registry) -> Scvi | Scanvi | Totalvi:
     """An untrained model of the bundle's architecture."""
     rng = keyed_generator(0, "build")
     library = tuple(map(tuple, about["library"])) if about.get("library") else None
-    shape = registry.shape(library)
+    shape = shape_of(registry, library)
     if about["kind"] == "totalvi":
         settings = TypeAdapter(TotalviSettings).validate_python(about["totalvi"])
         return Totalvi(settings, shape, len(registry.labels), rng)

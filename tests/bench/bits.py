@@ -24,8 +24,8 @@ from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_refere
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.data.simulate import simulate
-from atlasmap.mapping import map_query
-from atlasmap.reference import fit_scanvi, fit_scvi, fit_totalvi
+from atlasmap.mapping.query import map_query
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi, fit_totalvi
 from atlasmap.settings import SimulateSettings, SurgerySettings, TotalviSurgerySettings
 
 NORMS = {"use_layer_norm": "none", "use_batch_norm": "both"}

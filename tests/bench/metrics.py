@@ -18,8 +18,8 @@ import numpy as np
 from scipy import sparse
 from tasks import peak_mb
 
-from atlasmap.compiled import keep_jax, keep_numba
 from atlasmap.evaluation.scib import Embedded, score_embedding, unintegrated_pca
+from atlasmap.labels.compile_cache import keep_jax, keep_numba
 from atlasmap.settings import BenchmarkSettings
 
 

@@ -28,11 +28,12 @@ import torch
 from atlasmap.bundle import Bundle, load, save
 from atlasmap.data.registry import Registry
 from atlasmap.device import pick_device
-from atlasmap.exchange import peer
 from atlasmap.exchange.exporting import write_save
-from atlasmap.inference import embed
-from atlasmap.mapping import map_query
-from atlasmap.reference import fit_scanvi, fit_scvi
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.query import map_query
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi
+from atlasmap.parity import peer
 from atlasmap.settings import ScanviSettings, ScviSettings, SurgerySettings, TrainSettings
 
 SEED, UNLABELED = 0, "Unknown"
@@ -119,7 +120,7 @@ class Ours:
 
     def ask(self, model: Bundle, labels: bool) -> None:
         """Latent, and in the same pass label probabilities where the model has them."""
-        embed(model.model, self.registry.encode(self.data.reference, self.device))
+        embed(model.model, encode(self.registry, self.data.reference, self.device))
 
     def surgery(self, model: Bundle, query: anndata.AnnData, strategy: str) -> Bundle:
         settings = SurgerySettings(max_epochs=self.data.how.surgery)

@@ -22,11 +22,11 @@ from named_cuda import named_cuda
 from trainings import KINDS, LABELS, Sizes, Trainings, after_each_step
 
 from atlasmap.bundle import Bundle
-from atlasmap.cluster.stopping import Stopped, Watch
 from atlasmap.device import pick_device
 from atlasmap.models.surgery import classifier_of, vae_of
 from atlasmap.training.checkpoint import Checkpoints
 from atlasmap.training.loop import Training
+from atlasmap.training.stopping import Stopped, Watch
 
 UNIT, CPU = Path(__file__).resolve().parents[1] / "unit", torch.device("cpu")
 WARM = 2  # blocks of steps that are not counted

@@ -12,8 +12,8 @@ import torch
 from atlasmap.bundle import Bundle
 from atlasmap.data.registry import Registry
 from atlasmap.data.simulate import simulate
-from atlasmap.mapping import map_query
-from atlasmap.reference import fit_scanvi, fit_scvi
+from atlasmap.mapping.query import map_query
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import (
     ScanviSettings,
     ScviSettings,

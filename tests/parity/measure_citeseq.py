@@ -23,8 +23,8 @@ from sklearn.metrics import roc_auc_score
 
 from atlasmap.bundle import read_about
 from atlasmap.data.registry import PROTEINS
-from atlasmap.exchange import peer
-from atlasmap.reference import warmed_by_step
+from atlasmap.mapping.reference import warmed_by_step
+from atlasmap.parity import peer
 from atlasmap.settings import TotalviSettings, TotalviSurgerySettings
 
 

@@ -17,10 +17,11 @@ from atlasmap.bundle import load, load_delta, save, save_delta  # noqa: E402
 from atlasmap.commands.exchange import export_scvi, import_scvi  # noqa: E402
 from atlasmap.commands.reference import write_reference  # noqa: E402
 from atlasmap.data.registry import Registry  # noqa: E402
-from atlasmap.exchange.peer import with_proteins  # noqa: E402
-from atlasmap.inference import embed  # noqa: E402
-from atlasmap.mapping import map_query  # noqa: E402
-from atlasmap.reference import fit_totalvi  # noqa: E402
+from atlasmap.mapping.embed import embed  # noqa: E402
+from atlasmap.mapping.encode import encode  # noqa: E402
+from atlasmap.mapping.query import map_query  # noqa: E402
+from atlasmap.mapping.reference import fit_totalvi  # noqa: E402
+from atlasmap.parity.peer import with_proteins  # noqa: E402
 from atlasmap.settings import TotalviSurgerySettings  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ def theirs_of(model, cells):
 def check(bundle, model, cells):
     """Both say the same of these cells."""
     latent, said = theirs_of(model, with_proteins(cells))
-    encoded = bundle.registry.encode(cells, CPU)
+    encoded = encode(bundle.registry, cells, CPU)
     assert np.abs(embed(bundle.model, encoded).mean - latent).max() < 1e-5
     chunk = encoded.minibatch(np.arange(len(encoded)))
     with torch.no_grad():

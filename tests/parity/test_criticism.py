@@ -17,6 +17,7 @@ from scvi.criticism import PosteriorPredictiveCheck  # noqa: E402
 from atlasmap.evaluation import criticism  # noqa: E402
 from atlasmap.exchange.importing import bundle_of  # noqa: E402
 from atlasmap.exchange.saves import read_save  # noqa: E402
+from atlasmap.mapping.encode import encode  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 GOLDEN = SHARED / "golden" / "scanvi_fix"
@@ -62,7 +63,7 @@ def theirs(adata):
 def ours(adata):
     """The same of ours."""
     bundle = bundle_of(read_save(GOLDEN), GOLDEN / "model.pt", None)
-    cells = bundle.registry.encode(adata, torch.device("cpu"))
+    cells = encode(bundle.registry, adata, torch.device("cpu"))
     counts = sparse.csr_matrix(adata.X, dtype=np.float32)
     raw, groups = criticism.variation(iter([counts])), adata.obs["cell_line"].astype(str).to_numpy()
     found = {"cells": [], "genes": [], "t-test": [], "wilcoxon": []}

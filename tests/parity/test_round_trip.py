@@ -15,11 +15,12 @@ from atlasmap.data.sheet import Dataset  # noqa: E402
 from atlasmap.data.simulate import simulate  # noqa: E402
 from atlasmap.exchange.importing import bundle_of  # noqa: E402
 from atlasmap.exchange.saves import read_save  # noqa: E402
-from atlasmap.inference import embed  # noqa: E402
-from atlasmap.mapping import map_query  # noqa: E402
-from atlasmap.minified import latent_of  # noqa: E402
+from atlasmap.mapping.embed import embed  # noqa: E402
+from atlasmap.mapping.encode import encode  # noqa: E402
+from atlasmap.mapping.latent import latent_of  # noqa: E402
+from atlasmap.mapping.query import map_query  # noqa: E402
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi, reference_latent  # noqa: E402
 from atlasmap.models.surgery import vae_of  # noqa: E402
-from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent  # noqa: E402
 from atlasmap.settings import (  # noqa: E402
     DataConfig,
     DataSettings,
@@ -104,7 +105,7 @@ def theirs_on(reference, kind: str, covariates: bool = True):
 
 def agree(bundle, model, adata, name: str) -> None:
     """Latent, decoder mean, likelihood (and label probabilities) of one model in both."""
-    cells = bundle.registry.encode(adata, CPU)
+    cells = encode(bundle.registry, adata, CPU)
     ours = embed(bundle.model, cells)
     mean, var = model.get_latent_representation(return_dist=True)
     assert np.abs(ours.mean - mean).max() < 1e-5, name

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from atlasmap.evaluation.parity import FEW, as_markdown, summary
+from atlasmap.parity.pairs import FEW, as_markdown, summary
 
 REPORT = Path(__file__).with_name("REPORT.md")
 HEAD = """# atlasmap and scvi-tools, pair by pair

@@ -22,8 +22,8 @@ from atlasmap.data.sheet import Dataset
 from atlasmap.data.simulate import simulate
 from atlasmap.device import pick_device
 from atlasmap.files import sha256
-from atlasmap.packing import jobs
-from atlasmap.reference import fit_scanvi, fit_scvi
+from atlasmap.jobs.packing import jobs
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import (
     DataConfig,
     DataSettings,

@@ -19,8 +19,8 @@ from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_refere
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.data.simulate import simulate
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi
 from atlasmap.models import ops
-from atlasmap.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import SimulateSettings
 
 torch.set_num_threads(1)

@@ -9,6 +9,7 @@ import torch
 from small import CPU, SCANVI, SCVI
 from torch import nn
 
+from atlasmap.audit.matched import Causes, RowAdam
 from atlasmap.audit.reference import (
     answer,
     named,
@@ -27,14 +28,14 @@ from atlasmap.audit.strategies import (
     recommendation,
 )
 from atlasmap.bundle import load, reference_hash, save
-from atlasmap.cohort import apart, cohort
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
-from atlasmap.inference import Embedding, embed
-from atlasmap.mapping import joined, map_query
-from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
+from atlasmap.mapping.de_novo import apart, cohort
+from atlasmap.mapping.embed import Embedding, embed
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.query import joined, map_query
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi, reference_latent
 from atlasmap.settings import SurgerySettings, TrainSettings
-from atlasmap.training.matched import Causes, RowAdam
 
 SURGERY = SurgerySettings(max_epochs=6, batch_size=24)  # several minibatches, not as many a batch
 
@@ -87,7 +88,7 @@ def test_matched_surgery_leaves_the_reference(alone, uneven):
 def test_a_cells_latent_does_not_depend_on_the_cells_around_it(scanvi, queries, rng):
     query = joined(list(queries.values()))
     bundle = map_query(scanvi, query, SURGERY, "joint", 0).bundle
-    cells = bundle.registry.encode(query, CPU)
+    cells = encode(bundle.registry, query, CPU)
     whole = embed(bundle.model, cells)
     for size in (1, 3, 50, len(cells)):
         some = rng.permutation(len(cells))[:size]

@@ -28,8 +28,8 @@ from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import check_input, from_home
+from atlasmap.labels.tree import as_tree, read_levels
 from atlasmap.settings import DataConfig, DataSettings
-from atlasmap.trust.tree import as_tree, read_levels
 
 
 def caught(code: str, function, *args, **kwargs) -> AtlasmapError:

@@ -11,11 +11,11 @@ from small import CPU, SCANVI, states_equal
 from atlasmap.bundle import FORMAT, load, load_delta, save, save_delta
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import sha256
-from atlasmap.mapping import map_query
+from atlasmap.mapping.given import check_latent, check_taken, read_latent
+from atlasmap.mapping.query import map_query
+from atlasmap.mapping.reference import fit_scanvi, reference_latent
 from atlasmap.models import ops
-from atlasmap.reference import fit_scanvi, reference_latent
 from atlasmap.settings import SurgerySettings
-from atlasmap.taken import check_latent, check_taken, read_latent
 from atlasmap.training.split import Split
 
 

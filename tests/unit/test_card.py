@@ -25,14 +25,15 @@ from atlasmap.evaluation.criticism import (
     variation,
     variation_table,
 )
+from atlasmap.labels.calibrated import Calibration
+from atlasmap.labels.calibration import Scaling
+from atlasmap.labels.conformal import Thresholds
+from atlasmap.labels.novelty import CutOffs
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.given import read_latent
+from atlasmap.mapping.reference import fit_scvi, reference_latent
 from atlasmap.models.likelihoods import CountDistribution
-from atlasmap.reference import fit_scvi, reference_latent
 from atlasmap.settings import CardSettings
-from atlasmap.taken import read_latent
-from atlasmap.trust.calibrated import Calibration
-from atlasmap.trust.calibration import Scaling
-from atlasmap.trust.conformal import Thresholds
-from atlasmap.trust.novelty import CutOffs
 
 
 def test_draws_have_the_mean_and_variance_of_the_distribution():
@@ -109,7 +110,7 @@ def folder(reference, scanvi, tmp_path):
 
 
 def test_samples_are_their_own_and_the_same_again(reference, scanvi):
-    cells = scanvi.registry.encode(reference, CPU)
+    cells = encode(scanvi.registry, reference, CPU)
 
     def sample(k):
         return sparse.vstack(list(posterior_predictive(scanvi.model, cells, k))).toarray()

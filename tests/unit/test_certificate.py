@@ -8,16 +8,17 @@ import pytest
 import torch
 from small import CPU
 
-from atlasmap import mapping as mapping_module
 from atlasmap.bundle import load, save
-from atlasmap.certificate import frozen_rows, probe_cells, unmoved, witness
 from atlasmap.commands.mapping import write_mapping
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
-from atlasmap.inference import embed
-from atlasmap.mapping import is_mapped, map_query
+from atlasmap.mapping import query as mapping_module
+from atlasmap.mapping.certificate import frozen_rows, probe_cells, unmoved, witness
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.query import is_mapped, map_query
+from atlasmap.mapping.reference import fit_scvi
 from atlasmap.models.surgery import append_categories, split_state
-from atlasmap.reference import fit_scvi
 from atlasmap.settings import DenoiseSettings, ScviSettings, SurgerySettings, TrainSettings
 
 SURGERY = SurgerySettings(max_epochs=4)
@@ -41,7 +42,7 @@ def test_a_mapping_has_its_certificate(reference, scanvi, queries, tmp_path):
 def test_displacement_is_from_the_average_reference_batch(scanvi, queries):
     cells = queries["query0"]
     made = map_query(scanvi, cells, SURGERY, "per_batch", 0)
-    model, encoded = made.bundle.model, made.bundle.registry.encode(cells, CPU)
+    model, encoded = made.bundle.model, encode(made.bundle.registry, cells, CPU)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with frozen_rows(model):
         there = embed(model, encoded).mean
@@ -93,7 +94,7 @@ def test_frozen_trains_nothing(scanvi, queries, tmp_path):
     save(scanvi, tmp_path / "bundle")
     by_hand = load(tmp_path / "bundle", CPU)
     append_categories(by_hand.model, {0: ["query0"]}, 0, frozen=True)
-    cells = by_hand.registry.extended({0: ["query0"]}).encode(queries["query0"], CPU)
+    cells = encode(by_hand.registry.extended({0: ["query0"]}), queries["query0"], CPU)
     expected = embed(by_hand.model, cells).mean
     made = map_query(scanvi, queries["query0"], SURGERY, "frozen", 0)
     assert np.array_equal(made.latent.obsm["X_latent"], expected)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from atlasmap.cluster import doctor, slurm, why
-from atlasmap.cluster.doctor import Need, Partition
-from atlasmap.cluster.failures import failure_of, failure_path, write_failure
-from atlasmap.cluster.partitions import Limits, largest, minutes_of, read_partitions
-from atlasmap.cluster.stopping import Stopped
 from atlasmap.config import check_slurm_resources
 from atlasmap.errors import AtlasmapError
+from atlasmap.jobs import doctor, slurm, why
+from atlasmap.jobs.doctor import Need, Partition
+from atlasmap.jobs.failures import failure_of, failure_path, write_failure
+from atlasmap.jobs.partitions import Limits, largest, minutes_of, read_partitions
+from atlasmap.training.stopping import Stopped
 
 PARTITIONS = (
     "PartitionName=cpu AllowGroups=ALL Default=YES MaxTime=1-12:00:00 State=UP TotalNodes=1\n"
@@ -160,13 +160,13 @@ def test_packages(monkeypatch):
 
 
 def test_job_times(answers):
-    asked = slurm.job_times({"SLURM_JOB_ID": "7"})
+    asked = slurm.job_times(environment={"SLURM_JOB_ID": "7"})
     assert asked.end - asked.start == 3600
     given = {"SLURM_JOB_ID": "7", "SLURM_JOB_START_TIME": "5", "SLURM_JOB_END_TIME": "65"}
-    assert slurm.job_times(given) == slurm.JobTimes(5, 65)
-    assert slurm.job_times({}) is None
+    assert slurm.job_times(environment=given) == slurm.JobTimes(5, 65)
+    assert slurm.job_times(environment={}) is None
     answers["show job"] = JOB.replace("EndTime=2026-11-20T11:00:00", "EndTime=Unknown")
-    assert slurm.job_times({"SLURM_JOB_ID": "7"}) is None
+    assert slurm.job_times(environment={"SLURM_JOB_ID": "7"}) is None
 
 
 def test_no_slurm_no_answer(monkeypatch):

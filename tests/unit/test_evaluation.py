@@ -6,7 +6,6 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from atlasmap.commands.benchmark import EmbeddingRun, PcaByCells, score_embeddings
-from atlasmap.compiled import keep_jax
 from atlasmap.evaluation.classification import risk_coverage, score
 from atlasmap.evaluation.samples import combined, draws, stratified
 from atlasmap.evaluation.scib import (
@@ -20,6 +19,7 @@ from atlasmap.evaluation.scib import (
     unintegrated_pca,
     why_not,
 )
+from atlasmap.labels.compile_cache import keep_jax
 from atlasmap.settings import BenchmarkSettings
 
 

@@ -24,7 +24,7 @@ from atlasmap.errors import AtlasmapError
 from atlasmap.explorer.columns import Category, Number, columns_of
 from atlasmap.explorer.genes import expression, markers
 from atlasmap.explorer.page import explorer_page
-from atlasmap.palette import VERDICTS, colors_of_labels
+from atlasmap.labels.palette import VERDICTS, colors_of_labels
 from atlasmap.settings import ExplorerSettings
 
 GENES = [f"gene{k}" for k in range(30)]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from atlasmap.cluster import stopping
-from atlasmap.cluster.failures import (
+from atlasmap.errors import AtlasmapError
+from atlasmap.jobs import slurm
+from atlasmap.jobs.failures import (
     EXIT_CODES,
     MEND,
     TRANSIENT,
@@ -27,12 +28,12 @@ from atlasmap.cluster.failures import (
     read_failure,
     write_failure,
 )
-from atlasmap.cluster.slurm import JobTimes
-from atlasmap.cluster.stopping import Stopped
-from atlasmap.cluster.why import explain
-from atlasmap.errors import AtlasmapError
-from atlasmap.inference import CHUNK, embed
+from atlasmap.jobs.why import explain
+from atlasmap.mapping.embed import CHUNK, embed
+from atlasmap.mapping.encode import encode
 from atlasmap.models.layers import Stack
+from atlasmap.training import stopping
+from atlasmap.training.stopping import JobTimes, Stopped
 
 ATLASMAP = str(Path(sys.executable).parent / "atlasmap")
 
@@ -219,9 +220,9 @@ def test_a_crash_is_called_a_crash_and_not_tried_again(tmp_path, number):
 
 def test_walltime_outside_of_training_is_called_so(monkeypatch):
     now = time.time()
-    monkeypatch.setattr(stopping, "job_times", lambda: JobTimes(now - 600, now + 5))
+    monkeypatch.setattr(slurm, "job_times", lambda: JobTimes(now - 600, now + 5))
     assert kind_of(Stopped("SIGTERM came")) == "walltime"
-    monkeypatch.setattr(stopping, "job_times", lambda: JobTimes(now - 600, now + 500))
+    monkeypatch.setattr(slurm, "job_times", lambda: JobTimes(now - 600, now + 500))
     assert kind_of(Stopped("SIGTERM came")) == "preempted"
 
 
@@ -280,7 +281,7 @@ def test_a_second_signal_does_not_spoil_the_record(monkeypatch, tmp_path):
 
 
 def test_a_gpu_without_memory_is_given_smaller_chunks(reference, scanvi, monkeypatch):
-    cells = scanvi.registry.encode(reference, torch.device("cpu"))
+    cells = encode(scanvi.registry, reference, torch.device("cpu"))
     whole, forward, sizes = embed(scanvi.model, cells), Stack.forward, []
 
     def short_of_memory(self, x, *args, **how):

@@ -23,7 +23,7 @@ from atlasmap.figures.reliability import draw_reliability
 from atlasmap.figures.risk_coverage import draw_risk_coverage
 from atlasmap.figures.scib_table import draw_scib_table, embedding_name
 from atlasmap.figures.style import read_table, save
-from atlasmap.palette import GREY, PALETTE, colors_of
+from atlasmap.labels.palette import GREY, PALETTE, colors_of
 
 VARIANTS = ("prefix", "fixed", "linear")
 KIND = {"method": "classifier", "probabilities": "raw", "level": "label"}

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from small import CPU
 
-from atlasmap import forecast, probe
-from atlasmap.forecast import Forecast, corrected, corrections, resources
-from atlasmap.probe import Sizes, Speeds
+from atlasmap.forecast import cost as forecast
+from atlasmap.forecast import speed_probe as probe
+from atlasmap.forecast.cost import Forecast, corrected, corrections, resources
+from atlasmap.forecast.speed_probe import Sizes, Speeds
 from atlasmap.settings import Config, MappingSettings
 
 SIZES = Sizes(4000, 1500, 0.17, 6, 12, [800, 700, 50])

@@ -9,11 +9,11 @@ from golden_numbers import differences
 
 from atlasmap.data.proteins import put
 from atlasmap.data.registry import PROTEINS
-from atlasmap.denoise import denoise
 from atlasmap.exchange.importing import Cells, bundle_of, latent_in
 from atlasmap.exchange.saves import read_save
-from atlasmap.mapping import map_query
-from atlasmap.minified import latent_of
+from atlasmap.mapping.denoise import denoise
+from atlasmap.mapping.latent import latent_of
+from atlasmap.mapping.query import map_query
 from atlasmap.models.ops import kl_standard_normal
 from atlasmap.settings import DenoiseSettings, TotalviSurgerySettings
 

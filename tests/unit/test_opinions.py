@@ -6,10 +6,11 @@ import pytest
 from small import CPU
 
 from atlasmap.commands.benchmark import LabelRun, score_opinions
+from atlasmap.evaluation.gene_gap import gene_gap, masked
 from atlasmap.evaluation.opinions import knn_by_k, majority, second_opinions
-from atlasmap.genegap import gene_gap, masked
-from atlasmap.inference import embed
-from atlasmap.transfer import SoftLabels
+from atlasmap.labels.knn import SoftLabels
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_missing_genes_are_zero_and_nothing_else_changes(scanvi, reference):
     assert (cells.X[kept][:, 60:] != reference.X[kept][:, 60:]).nnz == 0
     assert (np.asarray(cells.X.sum(1)) > 0).all()
     table = gene_gap(scanvi, reference, lost)
-    by_hand = embed(scanvi.model, scanvi.registry.encode(cells, CPU)).soft_labels.argmax(1)
+    by_hand = embed(scanvi.model, encode(scanvi.registry, cells, CPU)).soft_labels.argmax(1)
     truth = reference.obs["label"].astype(str).to_numpy()
     right = np.asarray(scanvi.registry.labels, object)[by_hand] == truth
     everyone = table.set_index("label").loc["all"]

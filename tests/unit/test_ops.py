@@ -16,13 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import atlasmap
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
+from atlasmap.mapping.encode import encode, shape_of
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi
 from atlasmap.models import compiled, ops
 from atlasmap.models.random import Noise, keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.surgery import append_categories
 from atlasmap.models.totalvi import Totalvi
-from atlasmap.reference import fit_scanvi, fit_scvi
 
 SRC = Path(atlasmap.__file__).parent
 
@@ -109,11 +110,11 @@ def models(reference):
     """Each model with a minibatch of its own, in training and in surgery."""
     rng = keyed_generator(0, "t")
     registry = Registry.of(reference, "Unknown", [], [])
-    cells = registry.encode(reference, CPU)
+    cells = encode(registry, reference, CPU)
     for likelihood in ("nb", "zinb", "poisson"):
         settings = SCVI.__class__(**vars(SCVI) | {"gene_likelihood": likelihood})
-        yield likelihood, Scvi(settings, registry.shape(), rng), cells
-    scvi = Scvi(SCVI, registry.shape(), rng)
+        yield likelihood, Scvi(settings, shape_of(registry), rng), cells
+    scvi = Scvi(SCVI, shape_of(registry), rng)
     for variant in ("fixed", "prefix", "linear"):
         yield variant, Scanvi(scvi, variant, len(registry.labels), rng), cells
     surgery = Scanvi(scvi, "fixed", len(registry.labels), rng)
@@ -121,8 +122,8 @@ def models(reference):
     yield "surgery", surgery, cells
     both = citeseq({"x": 60, "y": 50})
     registry = Registry.of(both, "Unknown", [], [])
-    totalvi = Totalvi(SETTINGS, registry.shape(), 3, rng)
-    yield "totalvi", totalvi, registry.encode(both, CPU)
+    totalvi = Totalvi(SETTINGS, shape_of(registry), 3, rng)
+    yield "totalvi", totalvi, encode(registry, both, CPU)
 
 
 def test_a_plain_step_has_shapes_that_depend_on_sizes_alone(reference):

@@ -10,7 +10,7 @@ from atlasmap.commands.mapping import Operation, operate, operate_batches
 from atlasmap.commands.running import Running
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import sha256
-from atlasmap.packing import jobs, members
+from atlasmap.jobs.packing import jobs, members
 from atlasmap.settings import SurgerySettings
 
 NAMES = [f"donor {k}" for k in range(200)]
@@ -140,11 +140,11 @@ def test_finished_batches_are_not_done_again_unless_something_changed(
         query = queries["query0"]
         query.X = query.X * 2
         query.write_h5ad(prepared / "query0.h5ad")
-    import atlasmap.mapping
+    import atlasmap.mapping.query
 
-    original = atlasmap.mapping.map_query
+    original = atlasmap.mapping.query.map_query
     monkeypatch.setattr(
-        atlasmap.mapping, "map_query",
+        atlasmap.mapping.query, "map_query",
         lambda r, q, *a: mapped.append(q.obs["batch"].iloc[0]) or original(r, q, *a),
     )  # fmt: skip
     together(prepared, "query0", "query1", surgery=surgery)
@@ -163,16 +163,16 @@ def test_a_folder_that_is_cut_short_is_made_again(prepared, file):
 
 
 def test_a_batch_too_large_for_memory_does_not_keep_the_others_from_it(prepared, monkeypatch):
-    import atlasmap.mapping
+    import atlasmap.mapping.query
 
-    original = atlasmap.mapping.map_query
+    original = atlasmap.mapping.query.map_query
 
     def short_of_memory(reference, query, *args):
         if "query0" in set(query.obs["batch"]):
             raise MemoryError
         return original(reference, query, *args)
 
-    monkeypatch.setattr(atlasmap.mapping, "map_query", short_of_memory)
+    monkeypatch.setattr(atlasmap.mapping.query, "map_query", short_of_memory)
     with pytest.raises(AtlasmapError) as error:
         together(prepared, "query0", "query1")
     assert error.value.kind == "host_memory"  # another attempt gets more

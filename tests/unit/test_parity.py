@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from small import SCANVI, SCVI
 
-from atlasmap.comparison import check_split
 from atlasmap.errors import AtlasmapError
-from atlasmap.evaluation.parity import FEW, PAIR_COLUMNS, as_markdown, summary
-from atlasmap.exchange.peer import CLASSIFIER, Trained, scvi_tools, train_arguments
+from atlasmap.parity.compare import check_split
+from atlasmap.parity.pairs import FEW, PAIR_COLUMNS, as_markdown, summary
+from atlasmap.parity.peer import CLASSIFIER, Trained, scvi_tools, train_arguments
 from atlasmap.settings import SurgerySettings
 
 

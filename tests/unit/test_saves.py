@@ -29,10 +29,11 @@ from atlasmap.exchange.exporting import write_save
 from atlasmap.exchange.importing import Cells, bundle_of, latent_in
 from atlasmap.exchange.saves import read_save, variant_of
 from atlasmap.exchange.weights import unused, weights_out
-from atlasmap.inference import embed
-from atlasmap.mapping import map_query
-from atlasmap.minified import latent_of
-from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.latent import latent_of
+from atlasmap.mapping.query import map_query
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi, reference_latent
 from atlasmap.settings import DataConfig, ScviSettings, SurgerySettings, TrainSettings
 
 SAVES = Path(__file__).parent / "saves"
@@ -308,11 +309,11 @@ def test_out_and_in_again_is_the_same_model(reference, tmp_path, kind, variant):
     bundle = fit_scvi(reference, registry, settings, 0, CPU)[0]
     if variant != "none":
         bundle = fit_scanvi(reference, bundle, SCANVI, variant, 0, CPU)[0]
-    before = embed(bundle.model, bundle.registry.encode(reference, CPU))
+    before = embed(bundle.model, encode(bundle.registry, reference, CPU))
     write_save(bundle, tmp_path / "save", None)
     read = read_save(tmp_path / "save")
     again = bundle_of(read, tmp_path / "save/model.pt", None)
-    after = embed(again.model, again.registry.encode(reference, CPU))
+    after = embed(again.model, encode(again.registry, reference, CPU))
     assert np.array_equal(before.mean, after.mean) and np.array_equal(before.var, after.var)
     assert again.registry.as_dict() | {"symbols": None, "labels": bundle.registry.labels} == (
         bundle.registry.as_dict() | {"symbols": None}
@@ -329,7 +330,7 @@ def test_after_surgery_the_whole_goes_out(scanvi, queries, tmp_path):
     mapping = map_query(scanvi, queries["query0"], settings, "per_batch", 0)
     write_save(mapping.bundle, tmp_path / "save", None)
     again = bundle_of(read_save(tmp_path / "save"), tmp_path / "save/model.pt", None)
-    said = embed(again.model, again.registry.encode(queries["query0"], CPU))
+    said = embed(again.model, encode(again.registry, queries["query0"], CPU))
     assert np.array_equal(said.mean, mapping.latent.obsm["X_latent"])
     assert "query0" in again.registry.batches
 

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from small import CPU
 
+from atlasmap.audit.seal import check_seal, seal
 from atlasmap.bundle import load, save
 from atlasmap.commands.main import app
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import sha256
-from atlasmap.minified import latent_of
-from atlasmap.projection import FittedMap
-from atlasmap.reference import reference_latent
-from atlasmap.seal import check_seal, seal
-from atlasmap.taken import read_latent
+from atlasmap.labels.calibrated import Calibration, read_calibration
+from atlasmap.labels.calibration import Scaling
+from atlasmap.labels.conformal import Thresholds
+from atlasmap.labels.novelty import CutOffs
+from atlasmap.labels.umap import FittedMap
+from atlasmap.mapping.given import read_latent
+from atlasmap.mapping.latent import latent_of
+from atlasmap.mapping.reference import reference_latent
 from atlasmap.training.split import Split
-from atlasmap.trust.calibrated import Calibration, read_calibration
-from atlasmap.trust.calibration import Scaling
-from atlasmap.trust.conformal import Thresholds
-from atlasmap.trust.novelty import CutOffs
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from atlasmap.commands.main import COMMANDS, app, show_whole_help
 from atlasmap.commands.saying import JsonLines, in_red, listen
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import MANIFEST
-from atlasmap.status import by_command, jobs_of, latest_atlas, seconds_left, status_text
+from atlasmap.forecast.status import by_command, jobs_of, latest_atlas, seconds_left, status_text
 
 
 @pytest.fixture

@@ -13,21 +13,22 @@ from scipy import sparse
 from small import CONFIG, CPU, SCANVI, SCVI, states_equal
 
 from atlasmap.bundle import fingerprint
-from atlasmap.cluster import stopping
-from atlasmap.data import memory, streamed
+from atlasmap.data import memory
 from atlasmap.data.blocks import depths, in_blocks, write_h5ad
 from atlasmap.data.genes import seurat_v3
 from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_reference
 from atlasmap.data.readers import Wanted, read_any
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry
 from atlasmap.data.sheet import Dataset
-from atlasmap.data.streamed import StreamedCounts
-from atlasmap.inference import embed
-from atlasmap.mapping import map_query
-from atlasmap.reference import fit_scanvi, fit_scvi, fit_totalvi
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.query import map_query
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi, fit_totalvi
 from atlasmap.settings import DataConfig, DataSettings, SurgerySettings, TrainSettings
+from atlasmap.training import stopping, streamed
 from atlasmap.training.cells import Counts
 from atlasmap.training.checkpoint import Checkpoints
+from atlasmap.training.streamed import StreamedCounts
 
 NO_ROOM = 0.1  # GB: less than the libraries take
 
@@ -202,9 +203,9 @@ def test_in_the_same_order_the_same_bits(reference, backed, scanvi, monkeypatch)
     assert of_disk.about["training"].pop("streamed") and of_disk.about == scvi.about
     fitted = fit_scanvi(backed, of_disk, SCANVI, "fixed", 0, CPU)[0]
     assert states_equal(fitted.model.state_dict(), scanvi.model.state_dict())
-    cells = registry.encode(backed, CPU)
+    cells = encode(registry, backed, CPU)
     assert cells.counts.streamed
-    for name, value in vars(embed(scanvi.model, registry.encode(reference, CPU))).items():
+    for name, value in vars(embed(scanvi.model, encode(registry, reference, CPU))).items():
         assert np.array_equal(getattr(embed(fitted.model, cells), name), value)
 
 
@@ -215,7 +216,7 @@ def test_surgery_from_disk_has_the_same_bits(scanvi, queries, tmp_path, monkeypa
     query, settings = queries["query0"], SurgerySettings(max_epochs=3)
     backed = on_disk(query, tmp_path / "query.h5ad")
     # The product of the first layer is taken once in memory and in every step from disk.
-    monkeypatch.setattr("atlasmap.mapping.with_product", lambda model, cells: cells)
+    monkeypatch.setattr("atlasmap.mapping.query.with_product", lambda model, cells: cells)
     a, b = (map_query(deepcopy(scanvi), q, settings, "per_batch", 0) for q in (query, backed))
     assert states_equal(a.bundle.model.state_dict(), b.bundle.model.state_dict())
     assert np.array_equal(a.latent.obsm["X_latent"], b.latent.obsm["X_latent"])

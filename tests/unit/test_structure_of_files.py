@@ -20,9 +20,9 @@ from atlasmap.data.counts import checked_counts
 from atlasmap.data.masks import kept
 from atlasmap.data.memory import open_cells
 from atlasmap.data.readers import Wanted, read_any
-from atlasmap.data.streamed import StreamedCounts
 from atlasmap.data.structure import Damaged, check_sparse, strictly_rising
 from atlasmap.errors import AtlasmapError
+from atlasmap.training.streamed import StreamedCounts
 
 LAZY = [pytest.param(False, id="in memory"), pytest.param(True, id="from disk")]
 

@@ -7,19 +7,20 @@ import pytest
 import torch
 from small import CONFIG, CPU, SCANVI, SCVI, states_equal
 
-from atlasmap.assembly import assemble
 from atlasmap.bundle import load, load_delta, reference_hash, save, save_delta
 from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError
-from atlasmap.inference import embed
-from atlasmap.mapping import as_train_settings, joined, map_query
-from atlasmap.minified import latent_of
+from atlasmap.labels.atlas import assemble
+from atlasmap.labels.umap import fit_map
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.latent import latent_of
+from atlasmap.mapping.query import as_train_settings, joined, map_query
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi, reference_latent
 from atlasmap.models.compiled.labels import NEGLIGIBLE
 from atlasmap.models.surgery import append_categories, split_state
-from atlasmap.projection import fit_map
-from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
 from atlasmap.settings import (
     ScviSettings,
     SurgerySettings,
@@ -38,15 +39,15 @@ def copy_of(bundle, tmp_path):
 
 
 def test_reference_is_bit_identical_and_the_query_moved(reference, scanvi, queries, tmp_path):
-    cells = scanvi.registry.encode(reference, CPU)
+    cells = encode(scanvi.registry, reference, CPU)
     before_state = {k: v.clone() for k, v in split_state(scanvi.model)[0].items()}
     before = embed(scanvi.model, cells)
     frozen = copy_of(scanvi, tmp_path)
     append_categories(frozen.model, {0: ["query0"]}, 0)
     frozen_registry = frozen.registry.extended({0: ["query0"]})
-    unmoved = embed(frozen.model, frozen_registry.encode(queries["query0"], CPU)).mean
+    unmoved = embed(frozen.model, encode(frozen_registry, queries["query0"], CPU)).mean
     mapping = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0)
-    after = embed(mapping.bundle.model, mapping.bundle.registry.encode(reference, CPU))
+    after = embed(mapping.bundle.model, encode(mapping.bundle.registry, reference, CPU))
     assert states_equal(before_state, split_state(mapping.bundle.model)[0])
     assert np.array_equal(before.mean, after.mean) and np.array_equal(before.var, after.var)
     assert np.array_equal(before.soft_labels, after.soft_labels)
@@ -109,7 +110,7 @@ def test_start_values_do_not_depend_on_what_else_is_mapped(scanvi, tmp_path):
 def test_minibatches_and_noise_of_a_batch_are_keyed_by_its_name(
     scanvi, queries, tmp_path, monkeypatch
 ):
-    from atlasmap import mapping
+    from atlasmap.mapping import query as mapping
 
     seen = []
     plain = mapping.Unsupervised
@@ -142,11 +143,11 @@ def test_further_covariates_get_new_categories_too(simulated, rng):
     registry = Registry.of(reference, "Unknown", ["site"], ["age"])
     scvi, _ = fit_scvi(reference, registry, SCVI, 0, CPU)
     bundle, _ = fit_scanvi(reference, scvi, SCANVI, "fixed", 0, CPU)
-    before = embed(bundle.model, registry.encode(reference, CPU)).mean
+    before = embed(bundle.model, encode(registry, reference, CPU)).mean
     mapping = map_query(bundle, query, SURGERY, "per_batch", 0)
     assert mapping.new == {0: ["query0"], 1: ["new"]}
     assert mapping.bundle.registry.categorical == {"site": ["x", "y", "new"]}
-    after = embed(mapping.bundle.model, mapping.bundle.registry.encode(reference, CPU)).mean
+    after = embed(mapping.bundle.model, encode(mapping.bundle.registry, reference, CPU)).mean
     assert np.array_equal(before, after)
 
 
@@ -186,7 +187,7 @@ def test_bundles_and_deltas_round_trip(reference, scanvi, queries, tmp_path):
     mapping = map_query(load(parent, CPU), queries["query0"], SURGERY, "per_batch", 0)
     save_delta(mapping.bundle, tmp_path / "delta", mapping.new)
     again = load_delta(tmp_path / "delta", load(parent, CPU))
-    said = embed(again.model, again.registry.encode(queries["query0"], CPU))
+    said = embed(again.model, encode(again.registry, queries["query0"], CPU))
     assert np.array_equal(said.mean, mapping.latent.obsm["X_latent"])
     assert states_equal(again.model.state_dict(), mapping.bundle.model.state_dict())
     weights = (tmp_path / "delta" / "weights.safetensors").stat().st_size
@@ -208,7 +209,7 @@ def test_a_delta_on_another_reference_is_refused(reference, scvi, scanvi, querie
 def test_a_query_batch_maps_the_same_whatever_else_is_in_the_file(
     scanvi, reference, tmp_path, rows
 ):
-    from atlasmap.onestep import MapRequest, map_dataset
+    from atlasmap.api import MapRequest, map_dataset
 
     save(scanvi, tmp_path / "b")
     split = Split(np.arange(reference.n_obs), np.arange(0))
@@ -304,7 +305,7 @@ def test_labels_left_out_do_not_move_the_gradient(scanvi, queries):
         model.classifier.out.weight *= 60
     append_categories(model, {0: ["query0"]}, 0)
     registry = scanvi.registry.extended({0: ["query0"]})
-    cells = registry.encode(query, CPU).minibatch(np.arange(query.n_obs))
+    cells = encode(registry, query, CPU).minibatch(np.arange(query.n_obs))
     probs = model.classifier.probabilities(model.classify(cells, None))
     assert 0.1 < (probs > NEGLIGIBLE).float().mean() < 0.8  # some are left out, some are not
     rows = [p for p in model.parameters() if p.requires_grad]

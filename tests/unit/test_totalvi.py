@@ -12,20 +12,21 @@ from citeseq import N_PROTEINS, SETTINGS, citeseq
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from atlasmap.audit.matched import Causes, members
 from atlasmap.audit.strategies import Query, matched
-from atlasmap.background import background_prior
 from atlasmap.bundle import load, load_delta, save, save_delta
-from atlasmap.certificate import witness
 from atlasmap.data.registry import PROTEINS, Registry
-from atlasmap.denoise import denoise
-from atlasmap.inference import embed
-from atlasmap.mapping import as_train_settings, map_query, without_unknown
+from atlasmap.mapping.certificate import witness
+from atlasmap.mapping.denoise import denoise
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode, shape_of
+from atlasmap.mapping.protein_background import background_prior
+from atlasmap.mapping.query import as_train_settings, map_query, without_unknown
+from atlasmap.mapping.reference import fit_totalvi, of_labelled, reference_latent
 from atlasmap.models.likelihoods import nb_first_probability, nb_mixture_log_prob
 from atlasmap.models.random import Noise, keyed_generator
-from atlasmap.reference import fit_totalvi, of_labelled, reference_latent
 from atlasmap.settings import DenoiseSettings, TotalviSurgerySettings
 from atlasmap.training.adversary import Adversarial
-from atlasmap.training.matched import Causes, members
 from atlasmap.training.split import Split
 
 CPU = torch.device("cpu")
@@ -100,7 +101,7 @@ def test_the_loss_is_that_of_the_paper_with_scvi_tools_terms(lacking):
     registry = Registry.of(data, "Unknown", [], [])
     model = load_untrained(registry)
     torch.nn.init.normal_(model.log_efficiency.reference)
-    cells = registry.encode(data, CPU).minibatch(np.arange(50))
+    cells = encode(registry, data, CPU).minibatch(np.arange(50))
 
     def noise():
         return Noise(keyed_generator(0, "t"), dropout=False, batch_statistics=False)
@@ -120,14 +121,14 @@ def load_untrained(registry: Registry):
     from atlasmap.models.totalvi import Totalvi
 
     rng = keyed_generator(0, "weights")
-    return Totalvi(SETTINGS, registry.shape(), len(registry.labels), rng)
+    return Totalvi(SETTINGS, shape_of(registry), len(registry.labels), rng)
 
 
 def test_what_was_not_measured_has_no_say_in_the_likelihood():
     data = citeseq({"r0": 20, "r1": 20}, lacking={"r1": [2]})
     registry = Registry.of(data, "Unknown", [], [])
     model = load_untrained(registry)
-    cells = registry.encode(data, CPU).minibatch(np.arange(40))
+    cells = encode(registry, data, CPU).minibatch(np.arange(40))
     assert not cells.measured[20:, 2].any() and (cells.proteins[20:, 2] == 0).all()
     posterior = model.inference(cells, None)
     decoded = model.decode(posterior.z, posterior.library, cells, None)
@@ -141,7 +142,7 @@ def test_training_learns_the_types_and_the_foreground(reference):
     cells, bundle, split = reference
     elbo = bundle.history.query("metric == 'elbo' and split == 'validation'")["value"].to_numpy()
     assert elbo[-1] < 0.8 * elbo[0]
-    said = embed(bundle.model, bundle.registry.encode(cells, CPU))
+    said = embed(bundle.model, encode(bundle.registry, cells, CPU))
     named = np.array(bundle.registry.labels)[said.soft_labels.argmax(1)]
     assert (named == cells.obs["label"]).mean() > 0.95
     assert bundle.about["classifier"]["n_epochs"] > 1
@@ -193,8 +194,8 @@ def test_surgery_moves_the_query_and_nothing_of_the_reference(reference, tmp_pat
     save(bundle, tmp_path / "reference")
     save_delta(mapping.bundle, tmp_path / "delta", mapping.new)
     again = load_delta(tmp_path / "delta", load(tmp_path / "reference", CPU))
-    ours = embed(model, mapping.bundle.registry.encode(query, CPU)).mean
-    assert np.array_equal(embed(again.model, again.registry.encode(query, CPU)).mean, ours)
+    ours = embed(model, encode(mapping.bundle.registry, query, CPU)).mean
+    assert np.array_equal(embed(again.model, encode(again.registry, query, CPU)).mean, ours)
 
 
 def test_a_reference_that_moves_is_noticed(reference):
@@ -252,7 +253,7 @@ def test_the_adversary_learns_and_what_it_costs_to_be_told_apart():
     cells = citeseq({"r0": 60, "r1": 60, "r2": 60}, lacking={"r1": [0]})
     registry = Registry.of(cells, "Unknown", [], [])
     split = Split(np.arange(180), np.arange(0))
-    model, encoded = load_untrained(registry), registry.encode(cells, CPU)
+    model, encoded = load_untrained(registry), encode(registry, cells, CPU)
     objective = Adversarial(model, encoded, split, 64, 0, "t")
     step = (np.arange(64), None)
 
@@ -279,7 +280,7 @@ def test_the_adversary_does_not_learn_from_what_fools_it():
     registry = Registry.of(cells, "Unknown", [], [])
     split, found = Split(np.arange(120), np.arange(0)), []
     for fool in (True, False):
-        model, encoded = load_untrained(registry), registry.encode(cells, CPU)
+        model, encoded = load_untrained(registry), encode(registry, cells, CPU)
         objective = Adversarial(model, encoded, split, 64, 0, "t")
         loss = objective.training_loss((np.arange(64), None), Noise(keyed_generator(0, "t")), 0.0)
         if fool:
@@ -342,7 +343,7 @@ def test_denoised_reference_cells_are_the_same_after_surgery(reference):
 def test_updates_as_in_joint_training_warm_up_as_it_does():
     data = citeseq({"q0": 60, "q1": 20}, seed=5)
     registry = Registry.of(data, "Unknown", [], [])
-    cells = registry.encode(data, CPU)
+    cells = encode(registry, data, CPU)
     settings = partial(as_train_settings, SURGERY)
     batches = members(load_untrained(registry), cells, ["q0", "q1"], 0, settings, 0)
     assert [member.settings.n_steps_kl_warmup for member in batches] == [45, 15]

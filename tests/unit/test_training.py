@@ -8,12 +8,12 @@ from small import CPU, SCVI, states_equal
 
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi, warmed_by_step
 from atlasmap.models import ops
 from atlasmap.models.compiled.sparse import SparseRows
 from atlasmap.models.random import keyed_generator, keyed_seed
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.vae import Shape
-from atlasmap.reference import fit_scanvi, fit_scvi, warmed_by_step
 from atlasmap.settings import ScanviSettings, ScviSettings, TotalviTrainSettings, TrainSettings
 from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.history import expected_calibration_error, peer_calibration_error

@@ -5,15 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasmap import transfer
-from atlasmap.assembly import assemble
 from atlasmap.commands.benchmark import LabelRun, score_run
 from atlasmap.commands.results import publish
 from atlasmap.errors import AtlasmapError
-from atlasmap.projection import FittedMap, fit_map, place
+from atlasmap.labels import knn as transfer
+from atlasmap.labels.atlas import assemble
+from atlasmap.labels.knn import SoftLabels, label_table, votes, weighted_neighbors
+from atlasmap.labels.tree import LabelTree, Levels
+from atlasmap.labels.umap import FittedMap, fit_map, place
 from atlasmap.settings import TransferSettings, UmapSettings
-from atlasmap.transfer import SoftLabels, label_table, votes, weighted_neighbors
-from atlasmap.trust.tree import LabelTree, Levels
 
 
 def test_label_table_by_hand():

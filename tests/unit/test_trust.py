@@ -12,24 +12,18 @@ from scipy.optimize import check_grad
 from scipy.special import softmax
 from small import CPU, SCANVI, SCVI, of_rate
 
-from atlasmap.assembly import Trust, query_labels
 from atlasmap.commands.results import checked_data, strange_batches, verdict_table
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import draw
 from atlasmap.evaluation.trust import score_trust
-from atlasmap.inference import embed, posterior_soft_labels, soft_labels_at
-from atlasmap.mapping import map_held_out, map_query
-from atlasmap.models.likelihoods import CountDistribution
-from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
-from atlasmap.settings import CalibrationSettings, SurgerySettings, TransferSettings
-from atlasmap.trust import calibration as scaling_module
-from atlasmap.trust.calibrated import Calibration, calibrate, read_calibration
-from atlasmap.trust.calibration import Scaling, cross_scaled, fit_scaling
-from atlasmap.trust.conformal import Thresholds, fit_thresholds, quantile
-from atlasmap.trust.heldout import held_out_batches, split_off
-from atlasmap.trust.misfit import misfit, residuals
-from atlasmap.trust.novelty import (
+from atlasmap.labels import calibration as scaling_module
+from atlasmap.labels.atlas import Trust, query_labels
+from atlasmap.labels.calibrated import Calibration, calibrate, read_calibration
+from atlasmap.labels.calibration import Scaling, cross_scaled, fit_scaling
+from atlasmap.labels.conformal import Thresholds, fit_thresholds, quantile
+from atlasmap.labels.held_out import held_out_batches, split_off
+from atlasmap.labels.novelty import (
     BatchFit,
     CutOffs,
     HeldOut,
@@ -40,14 +34,21 @@ from atlasmap.trust.novelty import (
     fit_cut_offs,
     local_distance,
 )
-from atlasmap.trust.tree import (
+from atlasmap.labels.tree import (
     LabelTree,
     levels_of_columns,
     levels_of_tree,
     read_levels,
     rolled_up,
 )
-from atlasmap.trust.verdict import fitness, set_names
+from atlasmap.labels.verdict import fitness, set_names
+from atlasmap.mapping.embed import embed, posterior_soft_labels, soft_labels_at
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.query import map_held_out, map_query
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi, reference_latent
+from atlasmap.mapping.residuals import misfit, residuals
+from atlasmap.models.likelihoods import CountDistribution
+from atlasmap.settings import CalibrationSettings, SurgerySettings, TransferSettings
 
 SURGERY = SurgerySettings(max_epochs=3)
 
@@ -76,7 +77,7 @@ def test_variance_of_counts_is_scipys(kind):
 
 
 def test_residuals_of_drawn_counts_have_unit_variance(reference, scanvi):
-    cells = scanvi.registry.encode(reference, CPU)
+    cells = encode(scanvi.registry, reference, CPU)
     latent = embed(scanvi.model, cells).mean
     found = residuals(scanvi.model, cells, np.arange(len(cells)), latent)
     scvi, whole = scanvi.model.scvi, cells.minibatch(np.arange(len(cells)))
@@ -92,7 +93,7 @@ def test_cells_of_a_kind_of_their_own_misfit(reference, scanvi, rng):
     """Counts drawn from the decoder fit it; a tenth of them is given genes of its own."""
     batch = reference[reference.obs["batch"] == "batch0"].copy()
     batch = anndata.concat([batch] * 8, index_unique="-")
-    cells = scanvi.registry.encode(batch, CPU)
+    cells = encode(scanvi.registry, batch, CPU)
     whole, latent = cells.minibatch(np.arange(len(cells))), embed(scanvi.model, cells).mean
     library = torch.log(whole.x.sum(1, keepdim=True))
     with torch.no_grad():
@@ -103,7 +104,7 @@ def test_cells_of_a_kind_of_their_own_misfit(reference, scanvi, rng):
 
     def found(counts):
         batch.X = sparse.csr_matrix(counts.astype(np.float32))
-        return misfit(scanvi.model, scanvi.registry.encode(batch, CPU), latent)
+        return misfit(scanvi.model, encode(scanvi.registry, batch, CPU), latent)
 
     fitting = found(counts)
     chemistry = counts * np.where(np.arange(counts.shape[1]) < 15, 4, 1)  # of the whole batch
@@ -115,10 +116,10 @@ def test_cells_of_a_kind_of_their_own_misfit(reference, scanvi, rng):
 
 
 def test_misfit_of_a_batch_knows_nothing_of_other_batches(reference, scanvi):
-    cells = scanvi.registry.encode(reference, CPU)
+    cells = encode(scanvi.registry, reference, CPU)
     whole = misfit(scanvi.model, cells, embed(scanvi.model, cells).mean)
     own = (reference.obs["batch"] == "batch1").to_numpy()
-    alone = scanvi.registry.encode(reference[own].copy(), CPU)
+    alone = encode(scanvi.registry, reference[own].copy(), CPU)
     assert np.array_equal(whole[own], misfit(scanvi.model, alone, embed(scanvi.model, alone).mean))
 
 

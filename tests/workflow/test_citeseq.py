@@ -7,7 +7,7 @@ from tiny import snakemake
 
 from atlasmap.data.registry import PROTEIN_NAMES
 from atlasmap.data.simulate import simulate
-from atlasmap.denoise import OF_PROTEINS
+from atlasmap.mapping.denoise import OF_PROTEINS
 from atlasmap.report.atlas import said_in_short
 from atlasmap.report.found import Final, Found
 from atlasmap.settings import SimulateSettings

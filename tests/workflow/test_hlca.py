@@ -17,8 +17,8 @@ from tiny import ROOT, snakemake
 from atlasmap.data.registry import Registry
 from atlasmap.data.simulate import simulate
 from atlasmap.exchange.exporting import write_save
-from atlasmap.minified import MEAN, VARIANCE
-from atlasmap.reference import fit_scanvi, fit_scvi, reference_latent
+from atlasmap.mapping.latent import MEAN, VARIANCE
+from atlasmap.mapping.reference import fit_scanvi, fit_scvi, reference_latent
 from atlasmap.settings import ScanviSettings, ScviSettings, SimulateSettings, TrainSettings
 
 DATA = ROOT.parent / "shared" / "data"

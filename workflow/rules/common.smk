@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from atlasmap.cluster.partitions import largest, read_partitions
+from atlasmap.jobs.partitions import largest, read_partitions
 from atlasmap.config import (
     as_flag,
     check_mappable,
@@ -22,7 +22,7 @@ from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.files import cells_file, model_file
 from atlasmap.files import check_input, from_home, slug, unslug
-from atlasmap.packing import jobs, members
+from atlasmap.jobs.packing import jobs, members
 from atlasmap.settings import GPU_RULES, NUMERICS, DataConfig
 
 # So that .venv/bin/snakemake works without activating anything, in cluster jobs too.

@@ -15,8 +15,9 @@ import pandas as pd
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.classification import Scored, score
-from atlasmap.inference import embed
-from atlasmap.transfer import SoftLabels
+from atlasmap.labels.knn import SoftLabels
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def confusion(cells: Named, query: str, training: str, unlabeled: str) -> pd.Dat
 
 def soft_labels(bundle: Bundle, cells: anndata.AnnData) -> np.ndarray:
     """What a model calls reference cells with counts (cells × labels)."""
-    return embed(bundle.model, bundle.registry.encode(cells, device_of(bundle.model))).soft_labels
+    return embed(bundle.model, encode(bundle.registry, cells, device_of(bundle.model))).soft_labels
 
 
 def under_surgery(

@@ -15,13 +15,14 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.audit.matched import Causes, fit_matched, members
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.inference import Embedding, embed
-from atlasmap.mapping import append_rows, as_train_settings, joined
+from atlasmap.mapping.embed import Embedding, embed
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.query import append_rows, as_train_settings, joined
 from atlasmap.settings import SurgerySettings
 from atlasmap.training.cells import Cells
-from atlasmap.training.matched import Causes, fit_matched, members
 
 MATCHED = {
     "matched": Causes(),
@@ -82,7 +83,7 @@ def matched(reference: Bundle, query: Query, causes: Causes) -> Embedding:
         )
     append_rows(reference.model, query.cells, new, query.settings, query.seed)
     registry = reference.registry.extended(new)
-    cells = registry.encode(query.cells, device_of(reference.model))
+    cells = encode(registry, query.cells, device_of(reference.model))
     first = len(reference.registry.batches)
     settings = partial(as_train_settings, query.settings)
     batches = members(reference.model, cells, new[0], first, settings, query.seed)
@@ -133,7 +134,7 @@ def audit_strategies(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compare every way with `per_batch` (in the order of `query.cells`); two tables, by batch and
     by label. `fresh` gives the reference's bundle anew, `joint` is the joint mapping's."""
-    cells = joint.registry.encode(query.cells, device_of(joint.model))
+    cells = encode(joint.registry, query.cells, device_of(joint.model))
     ways = {"joint": embed(joint.model, cells), "joint_by_batch": by_batch(joint.model, cells)}
     for name, causes in MATCHED.items():
         ways[name] = matched(fresh(), query, causes)

@@ -15,10 +15,11 @@ from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.evaluation import criticism
 from atlasmap.evaluation.classification import score
+from atlasmap.labels.knn import soft_labels_of
+from atlasmap.mapping.encode import encode
 from atlasmap.models.random import keyed_seed
 from atlasmap.settings import CardSettings
 from atlasmap.training.cells import Cells
-from atlasmap.transfer import soft_labels_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def as_cells(
         at = cells.obs_names.get_indexer(latent.obs_names)
         prepared.obsm[PROTEINS] = cells.obsm[PROTEINS][at]
         prepared.uns[PROTEIN_NAMES] = cells.uns[PROTEIN_NAMES]
-    return registry.encode(prepared, torch.device("cpu"))
+    return encode(registry, prepared, torch.device("cpu"))
 
 
 def chosen_cells(n: int, most: int) -> np.ndarray:

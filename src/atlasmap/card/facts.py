@@ -7,8 +7,8 @@ import anndata
 import atlasmap
 from atlasmap.bundle import Bundle, architecture
 from atlasmap.errors import listed
+from atlasmap.labels.calibrated import Calibration
 from atlasmap.settings import CardSettings
-from atlasmap.trust.calibrated import Calibration
 
 
 def facts_of(

@@ -63,7 +63,7 @@ def audit_strategies(
     from atlasmap.bundle import load, load_delta
     from atlasmap.commands.data import write_json
     from atlasmap.device import pick_device
-    from atlasmap.inference import Embedding
+    from atlasmap.mapping.embed import Embedding
 
     chosen = pick_device(device)
     parts = [anndata.read_h5ad(path) for path in queries]
@@ -118,7 +118,7 @@ def audit_reference(
     from atlasmap.bundle import load, load_delta, read_about
     from atlasmap.commands.data import write_json
     from atlasmap.device import pick_device
-    from atlasmap.taken import read_latent
+    from atlasmap.mapping.given import read_latent
 
     # Without training a CPU will do, and stored labels may have been computed on a GPU.
     cpu, latent = pick_device("cpu"), read_latent(reference_bundle)

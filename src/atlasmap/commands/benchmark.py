@@ -7,9 +7,9 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from atlasmap.compiled import keep_jax, keep_numba
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import written_aside
+from atlasmap.labels.compile_cache import keep_jax, keep_numba
 from atlasmap.settings import BenchmarkSettings
 
 TRUST_KEYS = ["seed", "variant", "strategy", "batch"]
@@ -88,7 +88,7 @@ def trust_rows(run: LabelRun, obs: pd.DataFrame, known: set[str], unlabeled: str
 
 def fitness_rows(run: LabelRun, obs: pd.DataFrame) -> list[dict]:
     """Whether the reference fits, a row a query batch; needs no truth."""
-    from atlasmap.trust.verdict import fitness
+    from atlasmap.labels.verdict import fitness
 
     if "strangeness" not in obs:
         return []
@@ -99,7 +99,7 @@ def fitness_rows(run: LabelRun, obs: pd.DataFrame) -> list[dict]:
 
 def observed(path: Path) -> pd.DataFrame:
     """obs of an atlas; that of a reference's latent is given what an atlas adds."""
-    from atlasmap.transfer import label_table, soft_labels_of
+    from atlasmap.labels.knn import label_table, soft_labels_of
 
     adata = anndata.read_h5ad(path)
     if "role" in adata.obs:
@@ -307,7 +307,7 @@ class PcaByCells:
     def of(self, cells: str) -> tuple[np.ndarray, np.ndarray]:
         """Components (cells × components) and the batch of each cell, in the files' order."""
         from atlasmap.evaluation.scib import unintegrated_pca
-        from atlasmap.mapping import joined
+        from atlasmap.mapping.query import joined
 
         if cells not in self.known:
             paths = self.paths[:1] if cells == "reference" else self.paths
@@ -319,7 +319,7 @@ class PcaByCells:
     def embedded(self, run: EmbeddingRun, unlabeled: str):
         """The cells of a run, and a mask of those whose label is known."""
         from atlasmap.evaluation.scib import Embedded
-        from atlasmap.minified import latent_of
+        from atlasmap.mapping.latent import latent_of
 
         adata = anndata.read_h5ad(run.path)
         batch = adata.obs["batch"].astype(str).to_numpy()

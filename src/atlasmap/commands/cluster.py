@@ -6,8 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from atlasmap.cluster.doctor import Need
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.jobs.doctor import Need
 from atlasmap.settings import Device
 
 
@@ -42,7 +42,7 @@ def doctor(
     write_partitions
         Write the partition file from what Slurm says of itself.
     """
-    from atlasmap.cluster import doctor as look
+    from atlasmap.jobs import doctor as look
 
     if write_partitions:
         print(look.write_partitions(partitions))
@@ -85,7 +85,7 @@ def why(job: str | None = None, *, results: Path = Path("results")) -> None:
     results
         Where results are.
     """
-    from atlasmap.cluster.why import explain
+    from atlasmap.jobs.why import explain
 
     print(explain(job, results))
 
@@ -100,7 +100,7 @@ def status(folder: Path | None = None) -> None:
     folder
         results/{atlas}; otherwise the one below results that ran last.
     """
-    from atlasmap.status import latest_atlas, status_text
+    from atlasmap.forecast.status import latest_atlas, status_text
 
     folder = folder or latest_atlas()
     print(f"{folder}\n\n{status_text(folder)}")
@@ -133,7 +133,7 @@ def plan(
     """
     from atlasmap.commands.data import write_json
     from atlasmap.config import cost
-    from atlasmap.forecast import compared
+    from atlasmap.forecast.cost import compared
 
     if compare:
         table = compared(folder)
@@ -153,8 +153,8 @@ def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> 
 
     from atlasmap.config import load_config, merged, read_config
     from atlasmap.device import pick_device
-    from atlasmap.forecast import as_json, corrections, forecast
-    from atlasmap.probe import Sizes, probe
+    from atlasmap.forecast.cost import as_json, corrections, forecast
+    from atlasmap.forecast.speed_probe import Sizes, probe
 
     contract = folder / "data" / "contract.json"
     if not contract.is_file():

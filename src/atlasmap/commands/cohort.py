@@ -23,7 +23,7 @@ def join_cohort(*queries: Path, reference: Path, out: Path, unlabeled: str = "Un
     unlabeled
         Label of cells without one.
     """
-    from atlasmap.cohort import cohort
+    from atlasmap.mapping.de_novo import cohort
 
     parts = [anndata.read_h5ad(path) for path in queries]
     whole = cohort(anndata.read_h5ad(reference), parts, unlabeled)
@@ -45,7 +45,7 @@ def split_cohort(latent: Path, *, reference: Path, query: Path) -> None:
     query
         The query's cells (.h5ad), as mappings write them.
     """
-    from atlasmap.cohort import apart
+    from atlasmap.mapping.de_novo import apart
 
     parts = apart(anndata.read_h5ad(latent))
     for path, part in zip((reference, query), parts, strict=True):

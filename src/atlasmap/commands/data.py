@@ -262,7 +262,7 @@ def check_masked(masked: list[str], batches: set[str]) -> None:
 
 def tree_facts(path: Path, labels: list[str]) -> dict:
     """Number of groups at each level, and labels that the tree lacks; raises LABEL_TREE."""
-    from atlasmap.trust.tree import read_levels
+    from atlasmap.labels.tree import read_levels
 
     levels = read_levels(path, labels)
     parents = levels.tree.parents

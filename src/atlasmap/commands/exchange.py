@@ -139,8 +139,8 @@ def compare_scvi(results: Path, *, out: Path, cores: int = -1) -> None:
     cores
         Seeds that are trained at a time; −1: as many as there are cores.
     """
-    from atlasmap.comparison import compare
-    from atlasmap.evaluation.parity import as_markdown, summary
+    from atlasmap.parity.compare import compare
+    from atlasmap.parity.pairs import as_markdown, summary
 
     pairs = compare(results, cores)
     table = summary(pairs)

@@ -134,9 +134,9 @@ def plot_proteins(*denoised: Path, atlas: Path, out: Path, unlabeled: str = "Unk
     import pandas as pd
 
     from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
-    from atlasmap.denoise import FOREGROUND, PROTEIN
     from atlasmap.figures.proteins import draw_dots, draw_ridges
     from atlasmap.figures.style import save
+    from atlasmap.mapping.denoise import FOREGROUND, PROTEIN
 
     whole, cells = anndata.read_h5ad(atlas), cells_of(atlas, unlabeled)
     raw = np.concatenate([anndata.read_h5ad(path, backed="r").obsm[PROTEINS] for path in denoised])

@@ -17,16 +17,16 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import atlasmap
-from atlasmap.cluster import slurm
-from atlasmap.cluster.failures import (
+from atlasmap.commands.saying import in_red, listen, used
+from atlasmap.errors import AtlasmapError
+from atlasmap.jobs import slurm
+from atlasmap.jobs.failures import (
     failure_of,
     failure_path,
     hopeless,
     write_failure,
 )
-from atlasmap.cluster.stopping import Stopped, ignore_signals, install
-from atlasmap.commands.saying import in_red, listen, used
-from atlasmap.errors import AtlasmapError
+from atlasmap.training.stopping import Stopped, ignore_signals, install
 
 log = logging.getLogger("atlasmap")
 COMMANDS = {
@@ -253,7 +253,7 @@ def run(
 
 
 def main() -> None:
-    """Run a command; exits with a code of `atlasmap.cluster.failures`."""
+    """Run a command; exits with a code of `atlasmap.jobs.failures`."""
     set_environment()
     faulthandler.enable()  # a crash says so in the log
     install()

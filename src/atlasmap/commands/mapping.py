@@ -9,11 +9,11 @@ from typing import Literal
 import anndata
 from cyclopts import Parameter
 
-from atlasmap.cluster.failures import BatchesFailed, kind_of
 from atlasmap.commands.reference import write_denoised
 from atlasmap.commands.running import Running
 from atlasmap.errors import listed
 from atlasmap.files import written_aside
+from atlasmap.jobs.failures import BatchesFailed, kind_of
 from atlasmap.settings import (
     DataConfig,
     DenoiseSettings,
@@ -105,9 +105,9 @@ def operate(
         Device, checkpoints, memory.
     """
     from atlasmap.bundle import load
-    from atlasmap.certificate import probe_cells
-    from atlasmap.denoise import denoised_of
-    from atlasmap.mapping import map_query
+    from atlasmap.mapping.certificate import probe_cells
+    from atlasmap.mapping.denoise import denoised_of
+    from atlasmap.mapping.query import map_query
 
     checkpoints, reference = running.checkpoints(out), load(reference_bundle, running.pick_device())
     seen = probe_cells(probe) if probe and probe.is_file() else None
@@ -159,8 +159,8 @@ def operate_batches(
         Device, checkpoints, memory.
     """
     from atlasmap.bundle import load
-    from atlasmap.certificate import probe_cells
     from atlasmap.commands.data import write_json
+    from atlasmap.mapping.certificate import probe_cells
 
     reference = load(reference_bundle, running.pick_device())
     seen = probe_cells(probe) if probe and probe.is_file() else None
@@ -203,8 +203,8 @@ def map_unless_done(reference, path: Path, folder: Path, how: How) -> None:
     """Map one batch by itself, unless its folder has this very mapping."""
     from copy import deepcopy
 
-    from atlasmap.denoise import denoised_of
-    from atlasmap.mapping import is_mapped, map_query
+    from atlasmap.mapping.denoise import denoised_of
+    from atlasmap.mapping.query import is_mapped, map_query
 
     query, checkpoints = how.running.open_cells(path), how.running.checkpoints(folder)
     also = asdict(how.denoise) if reference.registry.proteins else None
@@ -235,8 +235,8 @@ def write_mapping(mapping, denoised, out: Path, settings: DenoiseSettings) -> No
     """The delta bundle, and beside it the query's latent and the certificate; of CITE-seq also the
     cells `denoised` by these settings."""
     from atlasmap.bundle import save_delta
-    from atlasmap.certificate import FILE
     from atlasmap.commands.data import write_json
+    from atlasmap.mapping.certificate import FILE
 
     bundle = mapping.bundle
     if bundle.registry.proteins:
@@ -289,12 +289,12 @@ def map_file(
     device
         Where to compute.
     """
+    from atlasmap.api import MapRequest, map_dataset
     from atlasmap.commands.data import write_json
     from atlasmap.commands.results import write_atlas
     from atlasmap.data.sheet import Dataset
     from atlasmap.device import pick_device
     from atlasmap.files import slug
-    from atlasmap.onestep import MapRequest, map_dataset
 
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", query.stem).lstrip("_.-") or "query"
     dataset = Dataset(id=name, path=str(query), role="query", **asdict(columns))

@@ -46,8 +46,8 @@ def second_opinions(
     """
     from atlasmap.commands.results import read_truth
     from atlasmap.evaluation.opinions import knn_by_k, second_opinions
-    from atlasmap.minified import latent_of
-    from atlasmap.transfer import soft_labels_of
+    from atlasmap.labels.knn import soft_labels_of
+    from atlasmap.mapping.latent import latent_of
 
     reference = anndata.read_h5ad(reference_latent)
     labels = reference.obs["label"].astype(str).to_numpy()
@@ -96,8 +96,8 @@ def gene_gap(
     """
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
-    from atlasmap.genegap import gene_gap
-    from atlasmap.taken import read_latent
+    from atlasmap.evaluation.gene_gap import gene_gap
+    from atlasmap.mapping.given import read_latent
 
     loaded, split = load(bundle, pick_device("cpu")), read_latent(bundle).obs["split"]
     cells = anndata.read_h5ad(reference)

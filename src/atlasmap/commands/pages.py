@@ -8,10 +8,10 @@ from pathlib import Path
 
 import anndata
 
-from atlasmap.cluster.stopping import Stopped
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import written_aside
 from atlasmap.settings import ExplorerSettings
+from atlasmap.training.stopping import Stopped
 
 PAGE = "explorer.html"
 

@@ -54,7 +54,7 @@ def train_scvi(
     running
         Device, checkpoints, memory.
     """
-    from atlasmap.reference import fit_scvi
+    from atlasmap.mapping.reference import fit_scvi
 
     columns = (unlabeled, categorical or [], continuous or [])
     train_on(reference, columns, partial(fit_scvi, settings=scvi, seed=seed), out, running)
@@ -105,7 +105,7 @@ def train_scanvi(
         Device, checkpoints, memory.
     """
     from atlasmap.bundle import load
-    from atlasmap.reference import fit_scanvi
+    from atlasmap.mapping.reference import fit_scanvi
 
     chosen, adata = running.pick_device(), running.open_cells(reference)
     start, checkpoints = load(scvi_bundle, chosen), running.checkpoints(out)
@@ -146,7 +146,7 @@ def train_totalvi(
     running
         Device, checkpoints, memory.
     """
-    from atlasmap.reference import fit_totalvi
+    from atlasmap.mapping.reference import fit_totalvi
 
     columns = (unlabeled, categorical or [], continuous or [])
     train_on(reference, columns, partial(fit_totalvi, settings=totalvi, seed=seed), out, running)
@@ -178,8 +178,8 @@ def denoise(
         Where to compute.
     """
     from atlasmap.bundle import load
-    from atlasmap.denoise import denoise as denoised
     from atlasmap.device import pick_device
+    from atlasmap.mapping.denoise import denoise as denoised
 
     found = denoised(load(bundle, pick_device(device)), anndata.read_h5ad(cells), denoise)
     write_denoised(found, out)
@@ -195,7 +195,7 @@ def write_denoised(cells: anndata.AnnData | None, out: Path) -> None:
 def write_reference(out: Path, adata, bundle, split, device) -> None:
     """The bundle, and beside it the reference's latent."""
     from atlasmap.bundle import save
-    from atlasmap.reference import reference_latent
+    from atlasmap.mapping.reference import reference_latent
 
     save(bundle, out)
     latent = reference_latent(adata, bundle, split, device)
@@ -244,9 +244,9 @@ def take_reference(
     frozen
         Queries are only embedded, not operated on: the encoder need not see the batch.
     """
+    from atlasmap.audit.seal import check_seal
     from atlasmap.commands.exchange import GivenCells, import_scvi
-    from atlasmap.seal import check_seal
-    from atlasmap.taken import check_taken
+    from atlasmap.mapping.given import check_taken
 
     if scvi_tools:
         import_scvi(source, out=out, cells=GivenCells(adata, counts=counts))
@@ -262,12 +262,11 @@ def take_reference(
 
 def copy_bundle(source: Path, out: Path) -> None:
     """A bundle and what was learned of it; the map is fitted anew."""
-    from atlasmap.bundle import FILES
+    from atlasmap.bundle import CALIBRATION, FILES
     from atlasmap.files import folder_aside
-    from atlasmap.trust.calibrated import FILE
 
     with folder_aside(out, last="settings.json") as scratch:
-        optional = (FILE, "denoised.h5ad")
+        optional = (CALIBRATION, "denoised.h5ad")
         for name in (*FILES, "settings.json", "reference_latent.h5ad", *optional):
             if name not in optional or (source / name).is_file():
                 shutil.copyfile(source / name, scratch / name)
@@ -288,7 +287,7 @@ def seal(bundle: Path, *, check: Annotated[bool, Parameter(negative="")] = False
     check
         Write nothing: say whether its files are as they were sealed.
     """
-    from atlasmap.seal import check_seal, seal
+    from atlasmap.audit.seal import check_seal, seal
 
     said = check_seal(bundle) if check else seal(bundle)
     print(said or "not sealed")
@@ -307,7 +306,7 @@ def describe_reference(folder: Path, *, out: Path) -> None:
         Facts (.json).
     """
     from atlasmap.commands.data import write_json
-    from atlasmap.taken import facts_of
+    from atlasmap.mapping.given import facts_of
 
     write_json(out, facts_of(folder))
 
@@ -340,19 +339,19 @@ def card(
     card
         What the data do not say.
     """
-    from atlasmap.bundle import load
+    from atlasmap.bundle import CALIBRATION, load
     from atlasmap.card.checks import tables_of
     from atlasmap.card.facts import facts_of
     from atlasmap.card.page import as_json, as_markdown
     from atlasmap.commands.data import write_json
     from atlasmap.device import pick_device
+    from atlasmap.labels.calibrated import read_calibration
+    from atlasmap.mapping.given import read_latent
     from atlasmap.report.pages import as_html
-    from atlasmap.taken import read_latent
-    from atlasmap.trust.calibrated import FILE, read_calibration
 
     cells = anndata.read_h5ad(counts) if counts else None
     model, latent = load(bundle, pick_device("cpu")), read_latent(bundle)
-    learned = read_calibration(bundle / FILE) if (bundle / FILE).is_file() else None
+    learned = read_calibration(bundle / CALIBRATION) if (bundle / CALIBRATION).is_file() else None
     facts = facts_of(model, latent, card, learned)
     tables = tables_of(model, latent, cells, layer, card)
     out, text = out or bundle, as_markdown(facts, tables, bundle)

@@ -38,8 +38,8 @@ def fit_umap(
     umap
         Settings.
     """
-    from atlasmap.minified import latent_of
-    from atlasmap.projection import fit_map
+    from atlasmap.labels.umap import fit_map
+    from atlasmap.mapping.latent import latent_of
 
     latent = latent_of(anndata.read_h5ad(reference_latent))
     fitted = fit_map(np.asarray(latent), umap, seed)
@@ -77,7 +77,7 @@ def check_mapped(latents: tuple[Path, ...]) -> None:
 
 def with_proteins(latent: Path) -> anndata.AnnData:
     """A latent with what totalVI says of the proteins, where that lies beside it."""
-    from atlasmap.denoise import FILE, take_proteins
+    from atlasmap.mapping.denoise import FILE, take_proteins
 
     out, beside = anndata.read_h5ad(latent), latent.parent / FILE
     if beside.is_file():
@@ -96,7 +96,7 @@ def with_proteins(latent: Path) -> anndata.AnnData:
 
 def read_latents(latents: tuple[Path, ...], reference: anndata.AnnData) -> list[anndata.AnnData]:
     """Latents of mappings, with proteins if the reference has them; raises MAPPING_MISSING."""
-    from atlasmap.denoise import FILE, OF_PROTEINS
+    from atlasmap.mapping.denoise import FILE, OF_PROTEINS
 
     check_mapped(latents)
     if OF_PROTEINS[0] in reference.obsm:
@@ -143,12 +143,12 @@ def assemble(
     tree
         Sheet of labels and their parents (columns child, parent), or of labels and their levels.
     """
-    from atlasmap.assembly import assemble
+    from atlasmap.api import trust_in
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
-    from atlasmap.onestep import trust_in
-    from atlasmap.projection import FittedMap
-    from atlasmap.trust.tree import read_levels
+    from atlasmap.labels.atlas import assemble
+    from atlasmap.labels.tree import read_levels
+    from atlasmap.labels.umap import FittedMap
 
     reference = with_proteins(reference_latent)
     names = [str(name) for name in reference.uns.get("soft_label_names", [])]
@@ -429,7 +429,7 @@ def check_results(folder: Path | None = None) -> None:
     folder
         results/{atlas}; otherwise the one below results that ran last.
     """
-    from atlasmap.status import latest_atlas
+    from atlasmap.forecast.status import latest_atlas
 
     folder = (folder or latest_atlas()).absolute()
     records, manifest = recorded(folder), folder / MANIFEST

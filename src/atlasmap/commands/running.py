@@ -34,9 +34,10 @@ class Running:
     def checkpoints(self, out: Path):
         """Checkpoints beside what is being made; Snakemake, which removes a failed job's outputs,
         does not know of them."""
+        from atlasmap.jobs.slurm import job_times
         from atlasmap.training.checkpoint import Checkpoints
 
-        return Checkpoints(out / ".checkpoints", self.checkpoint_minutes * 60)
+        return Checkpoints(out / ".checkpoints", self.checkpoint_minutes * 60, job_times)
 
     def open_cells(self, path: Path) -> anndata.AnnData:
         """Prepared cells, in memory if there is room."""
@@ -50,7 +51,7 @@ class Running:
         from anndata.experimental import concat_on_disk
 
         from atlasmap.data.memory import has_room
-        from atlasmap.mapping import joined
+        from atlasmap.mapping.query import joined
 
         if len(paths) == 1 or has_room(list(paths), self.memory_gb):
             yield joined([self.open_cells(path) for path in paths])

@@ -41,7 +41,7 @@ def hold_out(
     """
     from atlasmap.data.memory import has_room
     from atlasmap.data.readers import Wanted, read_any
-    from atlasmap.trust.heldout import split_off
+    from atlasmap.labels.held_out import split_off
 
     room = has_room([reference], memory_gb, copies=2)
     cells = read_any(reference, Wanted("X", lazily=not room))
@@ -87,8 +87,8 @@ def map_held_out(
     from copy import deepcopy
 
     from atlasmap.bundle import load
-    from atlasmap.mapping import map_held_out as map_one
-    from atlasmap.taken import read_latent
+    from atlasmap.mapping.given import read_latent
+    from atlasmap.mapping.query import map_held_out as map_one
 
     twin, reference = load(reference_bundle, running.pick_device()), read_latent(reference_bundle)
     surgery = how.on(reference_bundle)
@@ -129,9 +129,9 @@ def calibrate(
     """
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
-    from atlasmap.taken import read_latent
-    from atlasmap.trust.calibrated import NEW_BATCHES
-    from atlasmap.trust.calibrated import calibrate as learn
+    from atlasmap.labels.calibrated import NEW_BATCHES
+    from atlasmap.labels.calibrated import calibrate as learn
+    from atlasmap.mapping.given import read_latent
 
     model, reference = load(bundle, pick_device("cpu")), read_latent(bundle)
     if held_out:

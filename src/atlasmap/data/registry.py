@@ -4,12 +4,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 import anndata
 import numpy as np
-import torch
 
-from atlasmap.data.streamed import counts_of
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.models.vae import Shape
-from atlasmap.training.cells import Cells
 
 # Where prepared cells have their protein counts (NaN: not measured), and the columns' names.
 PROTEINS, PROTEIN_NAMES = "protein_counts", "protein_names"
@@ -90,12 +86,20 @@ class Registry:
         """Categories of each covariate, batch first."""
         return (len(self.batches), *(len(known) for known in self.categorical.values()))
 
-    def shape(self, library: tuple | None = None) -> Shape:
-        """What a model of this data is built for; `library`: see `Shape`."""
-        sizes = (len(self.genes), self.n_categories, len(self.continuous))
-        return Shape(*sizes, library, len(self.proteins))
+    def codes(self, obs) -> np.ndarray:
+        """Numbers of cells' categories (cells × covariates, batch first); raises
+        CATEGORY_UNKNOWN."""
+        columns = {"batch": self.batches, **self.categorical}
+        return np.stack([self.numbers(obs, key, known) for key, known in columns.items()], 1)
 
-    def codes(self, obs, key: str, known: list[str]) -> np.ndarray:
+    def label_codes(self, obs) -> np.ndarray:
+        """Numbers of cells' labels; −1 without one."""
+        if "label" not in obs or not self.labels:
+            return np.full(len(obs), -1, np.int64)
+        number = {name: k for k, name in enumerate(self.labels)}
+        return obs["label"].astype(str).map(number).fillna(-1).to_numpy(np.int64)
+
+    def numbers(self, obs, key: str, known: list[str]) -> np.ndarray:
         """Numbers of a column's values; raises CATEGORY_UNKNOWN."""
         number = {name: k for k, name in enumerate(known)}
         values = obs[key].astype(str)
@@ -108,35 +112,6 @@ class Registry:
                 mend="map these cells by surgery first",
             )
         return values.map(number).to_numpy(np.int64)
-
-    def encode(self, adata: anndata.AnnData, device: torch.device) -> Cells:
-        """Prepared cells as tensors on `device`; cells without `label` in obs are unlabelled."""
-        if list(adata.var_names) != self.genes:
-            raise AtlasmapError(
-                "GENES_DIFFER",
-                expected=f"the model's {len(self.genes)} genes in their order",
-                found=f"{adata.n_vars} genes: {listed(adata.var_names, 4)}",
-                mend="prepare the cells with this reference",
-            )
-        obs = adata.obs
-        columns = {"batch": self.batches, **self.categorical}
-        codes = np.stack([self.codes(obs, key, known) for key, known in columns.items()], 1)
-        labels = np.full(adata.n_obs, -1, np.int64)
-        if "label" in obs and self.labels:
-            number = {name: k for k, name in enumerate(self.labels)}
-            labels = obs["label"].astype(str).map(number).fillna(-1).to_numpy(np.int64)
-        continuous = None
-        if self.continuous:
-            values = obs[self.continuous].to_numpy(np.float32)
-            continuous = torch.as_tensor(values, device=device)
-        return Cells(
-            counts_of(adata.X, device),
-            torch.as_tensor(codes, device=device),
-            continuous,
-            torch.as_tensor(labels, device=device),
-            np.asarray(adata.obs_names),
-            torch.as_tensor(self.protein_counts(adata), device=device) if self.proteins else None,
-        )
 
     def measured(self) -> np.ndarray:
         """Whether a batch has a protein (batches × proteins)."""

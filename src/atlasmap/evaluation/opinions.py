@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from atlasmap.labels.knn import SoftLabels, votes, weighted_neighbors
 from atlasmap.models.random import keyed_seed
-from atlasmap.transfer import SoftLabels, votes, weighted_neighbors
 
 N_TREES = 100
 MAX_ITERATIONS = 1000

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from atlasmap.trust.verdict import AMBIGUOUS, CONFIDENT, NOVEL, SEPARATOR
+from atlasmap.labels.verdict import AMBIGUOUS, CONFIDENT, NOVEL, SEPARATOR
 
 
 def mean_of(values: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.weights import unused, weights_out
 from atlasmap.files import folder_aside
-from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE
+from atlasmap.mapping.latent import LIBRARY, MEAN, TYPE_KEY, VARIANCE
 from atlasmap.models.scanvi import Scanvi
 
 VERSION = "1.4.2"

@@ -22,8 +22,9 @@ from atlasmap.exchange.identity import numbers, refuse
 from atlasmap.exchange.saves import SCALED, Save, latent_bias, registry_of, settings_of, variant_of
 from atlasmap.exchange.weights import Weights, differences, weights_in
 from atlasmap.files import sha256
-from atlasmap.inference import Embedding, embed, soft_labels_at
-from atlasmap.minified import LIBRARY, MEAN, TYPE_KEY, VARIANCE, minified
+from atlasmap.mapping.embed import Embedding, embed, soft_labels_at
+from atlasmap.mapping.encode import encode, shape_of
+from atlasmap.mapping.latent import LIBRARY, MEAN, TYPE_KEY, VARIANCE, minified
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
@@ -56,7 +57,7 @@ def bundle_of(save: Save, path: Path, symbols: list[str] | None) -> Bundle:
     settings, registry = settings_of(save, path), registry_of(save, symbols)
     rng = keyed_generator(0, "import")
     library = library_of(save)
-    shape = registry.shape(library)
+    shape = shape_of(registry, library)
     kind = "totalvi" if save.model == "TOTALVI" else "scvi"
     model = Totalvi(settings, shape, 0, rng) if kind == "totalvi" else Scvi(settings, shape, rng)
     about = {
@@ -217,7 +218,7 @@ def latent_in(cells: Cells, bundle: Bundle, save: Save) -> anndata.AnnData:
     check_cells_not_empty(prepared.X, prepared.obs_names, cells.name, " among the model's genes")
     if registry.proteins:
         put(prepared, proteins_in(adata, obs, registry, save, cells.name))
-    said = embed(bundle.model, registry.encode(prepared, device_of(bundle.model)))
+    said = embed(bundle.model, encode(registry, prepared, device_of(bundle.model)))
     return minified(obs, said, np.asarray(prepared.X.sum(1)).ravel(), kind, registry)
 
 

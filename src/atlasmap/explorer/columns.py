@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from atlasmap.palette import colors_of
+from atlasmap.labels.palette import colors_of
 
 # In this order; other columns of obs follow.
 TITLES = {

@@ -16,10 +16,10 @@ import anndata
 import numpy as np
 
 from atlasmap.data.registry import PROTEIN_NAMES
-from atlasmap.denoise import PROTEIN
 from atlasmap.evaluation.samples import stratified
 from atlasmap.explorer.columns import OF_QUERY, ON_CARD, Category, Number, columns_of
 from atlasmap.explorer.genes import expression, markers
+from atlasmap.mapping.denoise import PROTEIN
 from atlasmap.settings import ExplorerSettings
 from atlasmap.vendor import source
 

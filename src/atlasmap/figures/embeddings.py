@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from atlasmap.figures.style import new_figure, place, sentence, size_of, styled
-from atlasmap.palette import GREY, ROLES, colors_of, colors_of_labels
+from atlasmap.labels.palette import GREY, ROLES, colors_of, colors_of_labels
 
 SIDE, GAP, LEFT, TOP, LEGEND_GAP = 2.8, 0.12, 0.3, 0.28, 0.25
 # Height of a legend's entry, and the least a figure gives to legends.

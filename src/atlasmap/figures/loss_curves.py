@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from atlasmap.figures.style import VARIANTS, in_order, new_figure, place, sentence, styled
-from atlasmap.palette import BLUE, RED
+from atlasmap.labels.palette import BLUE, RED
 
 METRICS = {
     "classification_loss": "Classification loss",

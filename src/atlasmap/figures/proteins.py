@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.stats import gaussian_kde
 
 from atlasmap.figures.style import new_figure, place, sentence, styled
-from atlasmap.palette import BLUE
+from atlasmap.labels.palette import BLUE
 
 ROLES = {"reference": "#9a9a9a", "query": BLUE}
 KINDS = {"raw": "Counts", "denoised": "Denoised (foreground alone)"}

@@ -15,7 +15,7 @@ from atlasmap.figures.style import (
     sentence,
     styled,
 )
-from atlasmap.palette import BLACK, BLUE, GREEN, ORANGE, RED
+from atlasmap.labels.palette import BLACK, BLUE, GREEN, ORANGE, RED
 
 # training.history.N_BINS, whose import would load torch.
 N_BINS = 15

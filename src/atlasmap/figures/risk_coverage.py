@@ -15,7 +15,7 @@ from atlasmap.figures.style import (
     sentence,
     styled,
 )
-from atlasmap.palette import BLUE
+from atlasmap.labels.palette import BLUE
 
 SIZE, GAP, LEFT, TOP, BOTTOM = 2.1, 0.4, 0.6, 0.32, 0.75
 DASHES = {"calibrated": "-", "raw": (0, (2, 1.5))}

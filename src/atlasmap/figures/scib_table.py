@@ -23,7 +23,7 @@ from atlasmap.figures.style import (
     styled,
     text_color,
 )
-from atlasmap.palette import BLACK
+from atlasmap.labels.palette import BLACK
 
 NAMES = {
     "isolated_labels": "Isolated\nlabels",

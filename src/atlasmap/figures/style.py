@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from atlasmap.files import written_aside
-from atlasmap.palette import BLACK
+from atlasmap.labels.palette import BLACK
 
 STYLE = {
     "font.family": "sans-serif",

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from atlasmap.models.ops import in_use
+from atlasmap.training.stopping import Times, no_limit
 
 log = logging.getLogger("atlasmap")
 Tensors = dict[str, torch.Tensor]
@@ -34,10 +35,12 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where checkpoints are kept and how often one is written (`every`, seconds)."""
+    """Where checkpoints are kept, how often one is written (`every`, seconds), and what says when
+    the job ends (`times`)."""
 
     folder: Path
     every: float = 300.0
+    times: Times = no_limit
 
     def remove(self) -> None:
         """The model is saved: no checkpoint is needed any more, of this or any other settings."""

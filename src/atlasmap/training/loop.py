@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from atlasmap.cluster.stopping import Watch
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.models.ops import in_use
 from atlasmap.models.random import Noise, keyed_generator
@@ -23,6 +22,7 @@ from atlasmap.training.checkpoint import (
 from atlasmap.training.history import Averages, History
 from atlasmap.training.objectives import Step, Unsupervised, validate
 from atlasmap.training.progress import Progress
+from atlasmap.training.stopping import Watch, no_limit
 
 log = logging.getLogger("atlasmap")
 LR_FACTOR, LR_PATIENCE = 0.6, 30
@@ -255,7 +255,7 @@ def fit(
         if found:
             training.restore(found)
             log.info("%s: taken up at epoch %d, step %d", name, training.epoch + 1, training.step)
-    with Watch() as watch:
+    with Watch(checkpoints.times if checkpoints else no_limit) as watch:
         progress = Progress(name, settings.max_epochs, training.epoch, watch)
 
         def look() -> None:

@@ -6,8 +6,8 @@ import time
 
 from tqdm import tqdm
 
-from atlasmap.cluster.stopping import Watch
 from atlasmap.training.history import History
+from atlasmap.training.stopping import Watch
 
 log = logging.getLogger("atlasmap")
 SECONDS_BETWEEN_LINES = 5

@@ -20,8 +20,9 @@ from pathlib import Path
 from cyclopts import CycloptsError
 
 import atlasmap
-from atlasmap.cluster.stopping import Stopped, near_end
 from atlasmap.errors import AtlasmapError
+from atlasmap.jobs import slurm
+from atlasmap.training.stopping import Stopped
 
 EXIT_CODES = {
     "bug": 1,
@@ -101,7 +102,7 @@ class Failure:
 def kind_of(error: BaseException) -> str:
     """Which of EXIT_CODES an error is; what caused an AtlasmapError counts before its code."""
     if isinstance(error, Stopped):
-        return "walltime" if error.kind == "preempted" and near_end() else error.kind
+        return "walltime" if error.kind == "preempted" and slurm.near_end() else error.kind
     if isinstance(error, BatchesFailed):
         return error.kind
     if isinstance(error, Crashed):

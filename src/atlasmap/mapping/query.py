@@ -9,17 +9,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from atlasmap.background import background_prior
 from atlasmap.bundle import Bundle, device_of, fingerprint, read_about, reference_hash
-from atlasmap.certificate import FILE, certificate, witness
 from atlasmap.data.registry import PROTEINS, Registry, lacking
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256
-from atlasmap.inference import Embedding, embed, with_product
-from atlasmap.minified import latent_of
+from atlasmap.mapping.certificate import FILE, certificate, witness
+from atlasmap.mapping.embed import Embedding, embed, with_product
+from atlasmap.mapping.encode import encode
+from atlasmap.mapping.latent import latent_of
+from atlasmap.mapping.protein_background import background_prior
+from atlasmap.mapping.reference import library_moments, outcome_facts, warmed_by_step
+from atlasmap.mapping.residuals import misfit, misfit_if_missing
 from atlasmap.models.surgery import NewCategories, append_categories, encoder_sees, vae_of
 from atlasmap.models.totalvi import Totalvi
-from atlasmap.reference import library_moments, outcome_facts, warmed_by_step
 from atlasmap.settings import (
     NUMERICS,
     Surgery,
@@ -33,7 +35,6 @@ from atlasmap.training.history import History
 from atlasmap.training.loop import fit
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
-from atlasmap.trust.misfit import misfit, misfit_if_missing
 
 # Tables by batch that scvi-tools' surgery does not train.
 LEFT_BY_SCVI_TOOLS = ("log_efficiency", "log_theta", "protein_log_theta")
@@ -151,7 +152,7 @@ def map_query(
     before = witness(reference.model, own, probe)
     append_rows(reference.model, query, new, settings, seed, frozen=strategy == "frozen")
     registry = own.extended(new, lacking(query) if own.proteins else {})
-    cells = registry.encode(query, device)
+    cells = encode(registry, query, device)
     about = reference.about | inputs(query, settings, strategy, seed)
     history = History().table()
     if strategy == "frozen":
@@ -230,7 +231,7 @@ def map_held_out(
     latent.obs["label"] = labels
     latent.obs["misfit_if_missing"] = misfit_if_missing(
         mapping.bundle.model,
-        mapping.bundle.registry.encode(cells, device_of(mapping.bundle.model)),
+        encode(mapping.bundle.registry, cells, device_of(mapping.bundle.model)),
         latent.obsm["X_latent"],
         labels,
         latent_of(reference),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
+from atlasmap.mapping.encode import encode
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.totalvi import ProteinDistribution, Totalvi
 from atlasmap.models.vae import Minibatch, Posterior
@@ -113,7 +114,7 @@ def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -
     """
     model, registry = bundle.model, bundle.registry
     device = device_of(model)
-    cells, draws = registry.encode(adata, device), Draws.of(model, settings.n_samples, device)
+    cells, draws = encode(registry, adata, device), Draws.of(model, settings.n_samples, device)
     n_reference = len(model.log_efficiency.reference)
     has = torch.tensor(registry.measured()[:n_reference], device=device)
     parts: dict[str, list[np.ndarray]] = {}

@@ -4,10 +4,13 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+import time
 from datetime import datetime
 
+from atlasmap.training.stopping import JobTimes
+
 SECONDS_TO_ANSWER = 20
+SECONDS_OF_GRACE = 15.0
 
 
 def ask(*command: str) -> str | None:
@@ -44,14 +47,6 @@ def accounted(job_id: str) -> dict[str, str]:
     return rows[0] | {"MaxRSS": f"{worst:.0f}M"}
 
 
-@dataclass(frozen=True)
-class JobTimes:
-    """When this job began and when Slurm will end it (seconds since 1970)."""
-
-    start: float
-    end: float
-
-
 def moment(text: str) -> float | None:
     """Slurm's local time as seconds since 1970; None for Unknown, None, UNLIMITED."""
     try:
@@ -60,19 +55,25 @@ def moment(text: str) -> float | None:
         return None
 
 
-def job_times(environment=os.environ) -> JobTimes | None:
+def job_times(anew: bool = False, environment=os.environ) -> JobTimes | None:
     """Start and end of the job this process is in; None outside of one or without a limit.
 
-    SLURM_JOB_END_TIME is there from Slurm 23 on; before that scontrol is asked.
+    SLURM_JOB_END_TIME is there from Slurm 23 on; before that, and `anew`, scontrol is asked.
     """
     job_id = environment.get("SLURM_JOB_ID")
     if job_id is None:
         return None
-    if "SLURM_JOB_START_TIME" in environment and "SLURM_JOB_END_TIME" in environment:
+    if not anew and "SLURM_JOB_START_TIME" in environment and "SLURM_JOB_END_TIME" in environment:
         return JobTimes(
             float(environment["SLURM_JOB_START_TIME"]), float(environment["SLURM_JOB_END_TIME"])
         )
     return asked_times(job_id)
+
+
+def near_end() -> bool:
+    """Whether this job's walltime is what ends it: Slurm's SIGTERM comes at the limit."""
+    times = job_times()
+    return times is not None and time.time() > times.end - SECONDS_OF_GRACE
 
 
 def asked_times(job_id: str) -> JobTimes | None:

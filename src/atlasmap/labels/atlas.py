@@ -11,14 +11,9 @@ from scipy import sparse
 
 from atlasmap.data.obs import ONTOLOGY, as_text, column
 from atlasmap.data.registry import PROTEIN_NAMES
-from atlasmap.denoise import OF_PROTEINS
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.minified import latent_of, variance_of
-from atlasmap.models.scanvi import Scanvi
-from atlasmap.palette import GREY, PALETTE, ROLES, VERDICTS, colors_of, colors_of_labels
-from atlasmap.projection import FittedMap, place
-from atlasmap.settings import TransferSettings
-from atlasmap.transfer import (
+from atlasmap.labels.calibrated import Calibration
+from atlasmap.labels.knn import (
     Nearest,
     Neighbors,
     SoftLabels,
@@ -28,9 +23,14 @@ from atlasmap.transfer import (
     weighted,
     weighted_neighbors,
 )
-from atlasmap.trust.calibrated import Calibration
-from atlasmap.trust.tree import Levels, levels_of_columns, rolled_up
-from atlasmap.trust.verdict import verdicts
+from atlasmap.labels.palette import GREY, PALETTE, ROLES, VERDICTS, colors_of, colors_of_labels
+from atlasmap.labels.tree import Levels, levels_of_columns, rolled_up
+from atlasmap.labels.umap import FittedMap, place
+from atlasmap.labels.verdict import verdicts
+from atlasmap.mapping.denoise import OF_PROTEINS
+from atlasmap.mapping.latent import latent_of, variance_of
+from atlasmap.models.scanvi import Scanvi
+from atlasmap.settings import TransferSettings
 
 LABELS = ("label", "predicted_label", "knn_label", "runner_up", "truth")  # columns of labels
 ID, NO_ID = "ontology_term_id", "unknown"  # as CELLxGENE's schema says

@@ -7,8 +7,9 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlasmap.cluster import slurm
-from atlasmap.cluster.failures import (
+from atlasmap.errors import AtlasmapError
+from atlasmap.jobs import slurm
+from atlasmap.jobs.failures import (
     MEND,
     NO_MEMORY,
     Failure,
@@ -16,7 +17,6 @@ from atlasmap.cluster.failures import (
     failure_path,
     read_failure,
 )
-from atlasmap.errors import AtlasmapError
 
 SLURM_LOGS = Path(".snakemake/slurm_logs")
 STARTED = re.compile(r"slurm job (\d+) on (\S*), attempt (\d+)")

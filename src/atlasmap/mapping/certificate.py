@@ -16,7 +16,8 @@ import torch
 from atlasmap.bundle import Bundle, golden_cells, golden_outputs, reference_hash
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
-from atlasmap.inference import Embedding, embed
+from atlasmap.mapping.embed import Embedding, embed
+from atlasmap.mapping.encode import encode
 from atlasmap.models.layers import CategoryTable
 from atlasmap.models.random import keyed_seed
 from atlasmap.training.cells import Cells
@@ -49,7 +50,7 @@ def witness(model: torch.nn.Module, registry: Registry, probe: anndata.AnnData |
     """Ask a model about its golden cells and `probe`; `registry` is the reference's own."""
     device = next(model.parameters()).device
     golden = golden_outputs(model, golden_cells(registry, registry.batches, device))
-    asked = None if probe is None else embed(model, registry.encode(probe, device))
+    asked = None if probe is None else embed(model, encode(registry, probe, device))
     return Witness(reference_hash(model), golden, asked)
 
 

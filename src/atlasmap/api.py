@@ -6,16 +6,19 @@ from pathlib import Path
 import anndata
 import torch
 
-from atlasmap.assembly import Atlas, Trust, assemble
-from atlasmap.bundle import Bundle, load
+from atlasmap.audit.seal import check_seal
+from atlasmap.bundle import CALIBRATION, Bundle, load
 from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.sheet import Dataset
-from atlasmap.denoise import FILE as DENOISED
-from atlasmap.denoise import denoise, take_proteins
-from atlasmap.mapping import Mapping, joined, map_query
-from atlasmap.minified import latent_of
-from atlasmap.projection import FittedMap, fit_map
-from atlasmap.seal import check_seal
+from atlasmap.labels.atlas import Atlas, Trust, assemble
+from atlasmap.labels.calibrated import read_calibration
+from atlasmap.labels.tree import read_levels
+from atlasmap.labels.umap import FittedMap, fit_map
+from atlasmap.mapping.denoise import FILE as DENOISED
+from atlasmap.mapping.denoise import denoise, take_proteins
+from atlasmap.mapping.given import check_latent, read_latent
+from atlasmap.mapping.latent import latent_of
+from atlasmap.mapping.query import Mapping, joined, map_query
 from atlasmap.settings import (
     DataConfig,
     DenoiseSettings,
@@ -24,9 +27,6 @@ from atlasmap.settings import (
     TransferSettings,
     UmapSettings,
 )
-from atlasmap.taken import check_latent, read_latent
-from atlasmap.trust.calibrated import FILE, read_calibration
-from atlasmap.trust.tree import read_levels
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
 
 def trust_in(folder: Path, bundle: Bundle) -> Trust | None:
     """What the reference learned of its own labels, if it did."""
-    path = folder / FILE
+    path = folder / CALIBRATION
     return Trust(bundle.model, read_calibration(path)) if path.is_file() else None
 
 

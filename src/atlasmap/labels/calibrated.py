@@ -9,14 +9,10 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from atlasmap.errors import AtlasmapError
-from atlasmap.inference import posterior_soft_labels
-from atlasmap.minified import latent_of, variance_of
-from atlasmap.models.scanvi import Scanvi
-from atlasmap.settings import CalibrationSettings
-from atlasmap.trust.calibration import Scaling, cross_scaled, fit_scaling
-from atlasmap.trust.conformal import Thresholds, fit_thresholds
-from atlasmap.trust.heldout import STAND_IN
-from atlasmap.trust.novelty import (
+from atlasmap.labels.calibration import Scaling, cross_scaled, fit_scaling
+from atlasmap.labels.conformal import Thresholds, fit_thresholds
+from atlasmap.labels.held_out import STAND_IN
+from atlasmap.labels.novelty import (
     BatchFit,
     CutOffs,
     HeldOut,
@@ -26,10 +22,13 @@ from atlasmap.trust.novelty import (
     fit_cut_offs,
     local_distance,
 )
+from atlasmap.mapping.embed import posterior_soft_labels
+from atlasmap.mapping.latent import latent_of, variance_of
+from atlasmap.models.scanvi import Scanvi
+from atlasmap.settings import CalibrationSettings
 
 FORMAT = 1
 NEW_BATCHES = "held-out batches"  # a scheme
-FILE = "calibration.json"
 
 
 @dataclass(frozen=True)

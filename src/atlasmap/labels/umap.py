@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from atlasmap.compiled import keep_numba
 from atlasmap.errors import AtlasmapError
+from atlasmap.labels.compile_cache import keep_numba
+from atlasmap.labels.knn import Nearest
 from atlasmap.models.random import keyed_seed
 from atlasmap.settings import UmapSettings
-from atlasmap.transfer import Nearest
 
 LARGEST = 1e15  # of a map's numbers: squares of larger ones leave float32
 

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from atlasmap.background import background_prior
 from atlasmap.bundle import Bundle, fingerprint
 from atlasmap.data.blocks import depths
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
-from atlasmap.inference import embed
-from atlasmap.minified import minified
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode, shape_of
+from atlasmap.mapping.latent import minified
+from atlasmap.mapping.protein_background import background_prior
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
@@ -87,10 +88,10 @@ def fit_scvi(
     device: torch.device, checkpoints: Checkpoints | None = None,
 ) -> tuple[Bundle, Split]:  # fmt: skip
     """Train scVI on a prepared reference (X counts, obs batch); all randomness by `seed`."""
-    cells = registry.encode(adata, device)
+    cells = encode(registry, adata, device)
     library = inferred_library(adata, registry, settings)
     rng = keyed_generator(seed, "scvi", "weights")
-    model = Scvi(settings, registry.shape(library), rng).to(device)
+    model = Scvi(settings, shape_of(registry, library), rng).to(device)
     train = with_epochs(settings.train, epochs_by_size(len(cells)))
     split = split_cells(np.arange(len(cells)), train.train_size, seed, train.batch_size)
     objective = Unsupervised(model, cells, split, train.batch_size, seed, "scvi")
@@ -119,7 +120,7 @@ def fit_scanvi(
             found="other cells, genes, counts or metadata",
             mend="train scVI again on this reference",
         )
-    cells = scvi.registry.encode(adata, device)
+    cells = encode(scvi.registry, adata, device)
     rng = keyed_generator(seed, "scanvi", variant, "weights")
     model = Scanvi(scvi.model.cpu(), variant, len(scvi.registry.labels), rng).to(device)
     train = with_epochs(settings.train, SCANVI_EPOCHS)
@@ -148,10 +149,10 @@ def fit_totalvi(
 ) -> tuple[Bundle, Split]:  # fmt: skip
     """Train totalVI on a prepared CITE-seq reference, and where there are labels a classifier on
     its latent; all randomness by `seed`."""
-    cells = registry.encode(adata, device)
+    cells = encode(registry, adata, device)
     library = inferred_library(adata, registry, settings)
     rng = keyed_generator(seed, "totalvi", "weights")
-    model = Totalvi(settings, registry.shape(library), len(registry.labels), rng)
+    model = Totalvi(settings, shape_of(registry, library), len(registry.labels), rng)
     for name, rows in background_prior(adata, registry.batches, settings, seed).items():
         getattr(model, name).reference.data.copy_(rows)
     train = warmed_by_step(with_epochs(settings.train, epochs_by_size(len(cells))), len(cells))
@@ -206,7 +207,7 @@ def reference_latent(
     adata: anndata.AnnData, bundle: Bundle, split: Split, device: torch.device
 ) -> anndata.AnnData:
     """The reference in latent space: what sharing, transfer, maps and metrics need of it."""
-    said = embed(bundle.model, bundle.registry.encode(adata, device))
+    said = embed(bundle.model, encode(bundle.registry, adata, device))
     obs = adata.obs.copy()
     part = np.full(adata.n_obs, "train", dtype=object)
     part[split.validation] = "validation"

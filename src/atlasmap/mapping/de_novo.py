@@ -4,9 +4,9 @@ unlabelled (as in the scANVI label-transfer tutorial)."""
 import anndata
 import pandas as pd
 
-from atlasmap.inference import Embedding
-from atlasmap.mapping import joined, query_latent
-from atlasmap.minified import latent_of, variance_of
+from atlasmap.mapping.embed import Embedding
+from atlasmap.mapping.latent import latent_of, variance_of
+from atlasmap.mapping.query import joined, query_latent
 
 
 def cohort(

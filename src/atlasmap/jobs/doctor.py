@@ -16,9 +16,9 @@ from typing import Literal
 
 import yaml
 
-from atlasmap.cluster.partitions import Limits, minutes_of, read_partitions
-from atlasmap.cluster.slurm import ask, record
 from atlasmap.errors import AtlasmapError
+from atlasmap.jobs.partitions import Limits, minutes_of, read_partitions
+from atlasmap.jobs.slurm import ask, record
 
 LEAST_DISK_GB, SECONDS_OF_SKEW = 5, 5
 JOB_MINUTES, SECONDS_FOR_JOB = 2, 600

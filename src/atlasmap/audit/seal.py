@@ -15,15 +15,14 @@ import anndata
 import numpy as np
 import torch
 
-from atlasmap.bundle import FILES, Bundle, load, read_json, refuse
-from atlasmap.denoise import FILE as DENOISED
+from atlasmap.bundle import CALIBRATION, FILES, Bundle, load, read_json, refuse
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import sha256, written_aside
-from atlasmap.minified import latent_of
-from atlasmap.projection import FittedMap
-from atlasmap.taken import check_latent, read_latent
-from atlasmap.trust.calibrated import FILE as CALIBRATION
-from atlasmap.trust.calibrated import read_calibration
+from atlasmap.labels.calibrated import read_calibration
+from atlasmap.labels.umap import FittedMap
+from atlasmap.mapping.denoise import FILE as DENOISED
+from atlasmap.mapping.given import check_latent, read_latent
+from atlasmap.mapping.latent import latent_of
 
 log = logging.getLogger("atlasmap")
 SEAL, FORMAT = "seal.json", 1

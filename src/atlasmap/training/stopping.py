@@ -1,19 +1,33 @@
 """Leaving in time: a signal came, or the job's end is near."""
 
 import logging
-import os
 import signal
 import threading
 import time
-
-from atlasmap.cluster.slurm import asked_times, job_times
+from collections.abc import Callable
+from dataclasses import dataclass
 
 log = logging.getLogger("atlasmap")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SECONDS_BEFORE_END = 120.0
-SECONDS_OF_GRACE = 15.0
 AGAIN = 3.0  # seconds
 SHARE_BEFORE_END = 0.2  # of a short job's whole time
+
+
+@dataclass(frozen=True)
+class JobTimes:
+    """When this job began and when the cluster will end it (seconds since 1970)."""
+
+    start: float
+    end: float
+
+
+# Asked anew (True), or as the job was told at its start (False); None: no limit.
+Times = Callable[[bool], JobTimes | None]
+
+
+def no_limit(anew: bool) -> None:
+    """`Times` where nothing ends the job."""
 
 
 class Stopped(BaseException):
@@ -38,12 +52,6 @@ def leave(number: int, _frame) -> None:
     raise Stopped(f"{signal.Signals(number).name} came")
 
 
-def near_end() -> bool:
-    """Whether this job's walltime is what ends it: Slurm's SIGTERM comes at the limit."""
-    times = job_times()
-    return times is not None and time.time() > times.end - SECONDS_OF_GRACE
-
-
 def ignore_signals() -> None:
     """From now on nothing interrupts: a failure is being recorded."""
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -65,9 +73,9 @@ def install() -> None:
 class Watch:
     """Inside its block signals are noted instead of raised; `reason()` says whether to leave."""
 
-    def __init__(self):
+    def __init__(self, times: Times = no_limit):
         self.signal: signal.Signals | None = None
-        self.times = job_times()
+        self.ask, self.times = times, times(False)
         self._before = {}
 
     def __enter__(self):
@@ -100,7 +108,7 @@ class Watch:
         if self.seconds_left() > 0:
             return None
         # The limit may have been raised since.
-        self.times = asked_times(os.environ["SLURM_JOB_ID"]) or self.times
+        self.times = self.ask(True) or self.times
         if self.seconds_left() > 0:
             return None
         return Stopped("the job's walltime is nearly over", kind="walltime")

@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 
 from atlasmap.config import variant_block
-from atlasmap.probe import Sizes, Speeds
-from atlasmap.reference import SCANVI_EPOCHS
+from atlasmap.forecast.speed_probe import Sizes, Speeds
+from atlasmap.mapping.reference import SCANVI_EPOCHS
 from atlasmap.settings import GPU_RULES, Config
 from atlasmap.training.loop import epochs_by_size
 

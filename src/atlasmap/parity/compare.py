@@ -17,10 +17,10 @@ from atlasmap.bundle import read_about, read_registry
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.classification import score
-from atlasmap.evaluation.parity import PAIR_COLUMNS
-from atlasmap.exchange import peer
-from atlasmap.mapping import joined
-from atlasmap.reference import SCANVI_EPOCHS, warmed_by_step, with_epochs
+from atlasmap.mapping.query import joined
+from atlasmap.mapping.reference import SCANVI_EPOCHS, warmed_by_step, with_epochs
+from atlasmap.parity import peer
+from atlasmap.parity.pairs import PAIR_COLUMNS
 from atlasmap.settings import (
     ScanviSettings,
     ScviSettings,

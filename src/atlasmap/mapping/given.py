@@ -6,14 +6,13 @@ import anndata
 import numpy as np
 import torch
 
-from atlasmap.bundle import Bundle, architecture, load, read_about, read_registry
+from atlasmap.bundle import CALIBRATION, Bundle, architecture, load, read_about, read_registry
 from atlasmap.data.proteins import panel_facts
 from atlasmap.data.readers import read_any
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.inference import soft_labels_at
-from atlasmap.minified import latent_of, variance_of
+from atlasmap.mapping.embed import soft_labels_at
+from atlasmap.mapping.latent import latent_of, variance_of
 from atlasmap.models.surgery import encoder_sees
-from atlasmap.trust.calibrated import FILE
 
 SEEN = 200  # cells of the latent that are held against the model
 LEFT_OUT = {
@@ -115,7 +114,7 @@ def check_latent(bundle: Bundle, latent: anndata.AnnData, folder: Path) -> None:
 
 def left_out(folder: Path) -> dict[str, str]:
     """What a reference that was taken over cannot give, and why."""
-    if (folder / FILE).is_file():
+    if (folder / CALIBRATION).is_file():
         return LEFT_OUT
     why = "its bundle has no calibration.json (atlasmap calibrate makes one)"
     return LEFT_OUT | {"calibrated labels and verdicts": why}

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.inference import Embedding
+from atlasmap.mapping.embed import Embedding
 
 TYPE_KEY = "_scvi_adata_minify_type"
 TYPE = "latent_posterior_parameters"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from atlasmap.cluster.failures import failure_path, read_failure
-from atlasmap.cluster.why import COMMAND, unfinished
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import MANIFEST
-from atlasmap.forecast import rule_of
+from atlasmap.forecast.cost import rule_of
+from atlasmap.jobs.failures import failure_path, read_failure
+from atlasmap.jobs.why import COMMAND, unfinished
 
 STATES = ("done", "running", "failed")
 

@@ -5,10 +5,10 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.labels.calibrated import Calibration
+from atlasmap.labels.novelty import batch_medians, local_distance
+from atlasmap.labels.tree import LabelTree
 from atlasmap.models.scanvi import Scanvi
-from atlasmap.trust.calibrated import Calibration
-from atlasmap.trust.novelty import batch_medians, local_distance
-from atlasmap.trust.tree import LabelTree
 
 CONFIDENT, AMBIGUOUS, NOVEL = "confident", "ambiguous", "novel"
 SEPARATOR = " | "

@@ -12,7 +12,8 @@ from sklearn.metrics import accuracy_score, recall_score
 
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
-from atlasmap.inference import embed
+from atlasmap.mapping.embed import embed
+from atlasmap.mapping.encode import encode
 
 
 def masked(cells: anndata.AnnData, missing: list[str], proteins: list[str] = ()) -> anndata.AnnData:
@@ -39,7 +40,7 @@ def masked(cells: anndata.AnnData, missing: list[str], proteins: list[str] = ())
 
 def predicted(bundle: Bundle, cells: anndata.AnnData) -> np.ndarray:
     """Labels that the classifier gives."""
-    said = embed(bundle.model, bundle.registry.encode(cells, device_of(bundle.model)))
+    said = embed(bundle.model, encode(bundle.registry, cells, device_of(bundle.model)))
     return np.asarray(bundle.registry.labels, object)[said.soft_labels.argmax(1)]
 
 

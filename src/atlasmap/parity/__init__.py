@@ -1,0 +1,1 @@
+"""scvi-tools beside us, where it is installed."""
