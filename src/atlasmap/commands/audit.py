@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.commands.mapping import Operation
+from atlasmap.commands.parameters import OnDevice, Queries, ReferenceBundle, Unlabeled
 from atlasmap.files import unslug, written_aside
 from atlasmap.report.audits import reference_page, strategies_page
 from atlasmap.report.pages import as_html
-from atlasmap.settings import Device
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -26,14 +26,14 @@ def write_page(markdown: str, path: Path) -> None:
 
 
 def audit_strategies(
-    *queries: Path,
-    reference_bundle: Path,
+    *queries: Queries,
+    reference_bundle: ReferenceBundle,
     per_batch: list[Path],
     joint: Path,
     out: Path,
     seed: int = 0,
     how: Operation = Operation(),
-    device: Device = "auto",
+    device: OnDevice = "auto",
 ) -> None:
     """Per batch or joint: how far they differ on these queries, and what each cause is worth.
 
@@ -41,10 +41,6 @@ def audit_strategies(
 
     Parameters
     ----------
-    queries
-        Prepared query batches (.h5ad).
-    reference_bundle
-        The reference's bundle.
     per_batch
         latent.h5ad of each batch mapped by itself.
     joint
@@ -56,8 +52,6 @@ def audit_strategies(
         Seed the queries were mapped with.
     how
         Settings the queries were mapped with.
-    device
-        Where to compute.
     """
     from atlasmap.audit import strategies
     from atlasmap.bundle import load, load_delta
@@ -93,7 +87,7 @@ def audit_reference(
     cells: Path,
     de_novo: list[Path],
     out: Path,
-    unlabeled: str = "Unknown",
+    unlabeled: Unlabeled = "Unknown",
 ) -> None:
     """Does the reference's accuracy change with the query? Under surgery, and trained together.
 
@@ -111,8 +105,6 @@ def audit_reference(
         Bundles trained on the reference and one query batch each, with their latents.
     out
         Folder: reference.csv, reference_confusion.csv, reference.json and .html.
-    unlabeled
-        What cells without a label are called.
     """
     from atlasmap.audit import reference as audit
     from atlasmap.bundle import load, load_delta, read_about

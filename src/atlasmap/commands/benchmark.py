@@ -7,6 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.commands.parameters import Table, Unlabeled
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import written_aside
 from atlasmap.labels.compile_cache import keep_jax, keep_numba
@@ -189,7 +190,7 @@ def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, 
 
 def score_labels(
     *, runs: list[LabelRun], out: Path, opinions: list[LabelRun] | None = None,
-    timed: Path | None = None, unlabeled: str = "Unknown",
+    timed: Path | None = None, unlabeled: Unlabeled = "Unknown",
 ) -> None:  # fmt: skip
     """Score predicted labels where the truth is known.
 
@@ -211,8 +212,6 @@ def score_labels(
         trust.csv (prediction sets and verdicts), fitness.csv (does the reference fit a batch?),
         opinions.csv (the classifier and all others),
         knn_sensitivity.csv (kNN by number of neighbours).
-    unlabeled
-        What cells without a label are called.
     """
     scored = [score_run(run, unlabeled) for run in runs]
     known = set().union(*(tables["known"] for tables in scored))
@@ -247,9 +246,9 @@ def score_embeddings(
     *,
     runs: list[EmbeddingRun],
     counts: list[Path],
-    out: Path,
+    out: Table,
     seed: int = 0,
-    unlabeled: str = "Unknown",
+    unlabeled: Unlabeled = "Unknown",
     benchmark: BenchmarkSettings = BenchmarkSettings(),
 ) -> None:
     """scib-metrics of embeddings of one seed.
@@ -263,14 +262,8 @@ def score_embeddings(
         Embeddings to score (JSON).
     counts
         Prepared reference and query batches, for the unintegrated PCA.
-    out
-        Table (.csv).
     seed
         Seed the embeddings were trained with.
-    unlabeled
-        What cells without a label are called.
-    benchmark
-        Settings.
     """
     import scib_metrics
 

@@ -4,24 +4,21 @@ from pathlib import Path
 
 import anndata
 
+from atlasmap.commands.parameters import Queries, Reference, Unlabeled
 from atlasmap.files import written_aside
 
 
-def join_cohort(*queries: Path, reference: Path, out: Path, unlabeled: str = "Unknown") -> None:
+def join_cohort(
+    *queries: Queries, reference: Reference, out: Path, unlabeled: Unlabeled = "Unknown"
+) -> None:
     """Put a prepared reference and query batches together, to be trained on as one.
 
     Example: atlasmap join-cohort donor1.h5ad --reference reference.h5ad --out cohort.h5ad
 
     Parameters
     ----------
-    queries
-        Prepared query batches (.h5ad).
-    reference
-        Prepared reference (.h5ad).
     out
         The cohort (.h5ad): the query's cells have no label.
-    unlabeled
-        Label of cells without one.
     """
     from atlasmap.mapping.de_novo import cohort
 

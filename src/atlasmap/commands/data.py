@@ -7,6 +7,7 @@ from typing import Annotated
 import anndata
 from cyclopts import Parameter
 
+from atlasmap.commands.parameters import DataFile, Facts, LabelTree, Row
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import written_aside
@@ -84,7 +85,7 @@ def prepare_reference(
     *paths: Path,
     datasets: list[Dataset],
     out: Path,
-    facts: Path,
+    facts: Facts,
     queries: list[Dataset] | None = None,
     config: DataConfig = DataConfig(),
 ) -> None:
@@ -102,12 +103,8 @@ def prepare_reference(
         Rows of the sheet (JSON).
     out
         Prepared reference (.h5ad).
-    facts
-        What was found and decided (.json).
     queries
         Rows of query data sets (JSON) from whose cells, too, genes are chosen.
-    config
-        What is checked.
     """
     from atlasmap.data.prepare import prepare_reference
 
@@ -117,7 +114,7 @@ def prepare_reference(
 
 
 def find_batches(
-    path: Path, *, dataset: Dataset, out: Path, config: DataConfig = DataConfig()
+    path: DataFile, *, dataset: Row, out: Path, config: DataConfig = DataConfig()
 ) -> None:
     """List the batches of a query data set.
 
@@ -126,14 +123,8 @@ def find_batches(
 
     Parameters
     ----------
-    path
-        File of the data set.
-    dataset
-        Its row of the sheet (JSON).
     out
         List of batch names (.json).
-    config
-        What is checked.
     """
     from atlasmap.data.prepare import query_batches
 
@@ -141,13 +132,13 @@ def find_batches(
 
 
 def prepare_query(
-    path: Path,
+    path: DataFile,
     *,
-    dataset: Dataset,
+    dataset: Row,
     batch: str,
     reference: Path,
     out: Path,
-    facts: Path,
+    facts: Facts,
     config: DataConfig = DataConfig(),
 ) -> None:
     """Check one query batch and align it to the reference's genes.
@@ -158,20 +149,12 @@ def prepare_query(
 
     Parameters
     ----------
-    path
-        File of the data set.
-    dataset
-        Its row of the sheet (JSON).
     batch
         Name of the batch.
     reference
         Prepared reference (.h5ad), or the registry of a trained one (registry.json).
     out
         Prepared batch (.h5ad).
-    facts
-        What was found and decided (.json).
-    config
-        What is checked.
     """
     from atlasmap.data.prepare import checked_dataset, prepare_query, stay_on_disk
     from atlasmap.data.registry import Registry
@@ -193,7 +176,7 @@ def prepare_query(
 
 def write_contract(
     *queries: Path, reference: Path, out: Path, configfiles: list[Path] | None = None,
-    label_tree: Path | None = None, masked: list[str] | None = None,
+    label_tree: LabelTree = None, masked: list[str] | None = None,
 ) -> None:  # fmt: skip
     """Gather what was checked and decided into contract.json; check what names labels and batches.
 
@@ -209,8 +192,6 @@ def write_contract(
         contract.json.
     configfiles
         The config files of the run; none: the default one.
-    label_tree
-        Sheet of labels and their parents, or of labels and their levels.
     masked
         Batches whose proteins were to be masked.
     """

@@ -6,6 +6,7 @@ from typing import Literal
 
 from cyclopts import Parameter
 
+from atlasmap.commands.parameters import NewBundle
 from atlasmap.files import written_aside
 from atlasmap.settings import Device
 
@@ -44,7 +45,7 @@ def read_cells(given: GivenCells, model: Path):
 def import_scvi(
     path: Path,
     *,
-    out: Path,
+    out: NewBundle,
     prefix: str = "",
     cells: GivenCells = GivenCells(),
     device: Device = "cpu",
@@ -58,8 +59,6 @@ def import_scvi(
     path
         Folder that model.save() wrote (SCVI, SCANVI or TOTALVI of an AnnData, scvi-tools
         0.20 to 1.x), or its model.pt.
-    out
-        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
     prefix
         What the files' names begin with, where the model was saved with one.
     device

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from atlasmap.commands.parameters import Figure, Unlabeled
+
 
 @dataclass(frozen=True)
 class MapRun:
@@ -14,7 +16,7 @@ class MapRun:
     atlas: Path
 
 
-def plot_loss_curves(history: Path, *, out: Path, seed: int | None = None) -> None:
+def plot_loss_curves(history: Path, *, out: Figure, seed: int | None = None) -> None:
     """Draw classification loss, calibration error and accuracy over training.
 
     Example: atlasmap plot-loss-curves results/ATLAS/benchmark/history.csv --out loss_curves
@@ -23,8 +25,6 @@ def plot_loss_curves(history: Path, *, out: Path, seed: int | None = None) -> No
     ----------
     history
         Table of training histories (.csv).
-    out
-        Figure, without suffix: .svg and .png are written.
     seed
         Only this seed; otherwise all, and their mean.
     """
@@ -34,7 +34,7 @@ def plot_loss_curves(history: Path, *, out: Path, seed: int | None = None) -> No
     save(draw_loss_curves(read_table(history), seed), out)
 
 
-def plot_confusion(confusion: Path, *, out: Path, split: Literal["validation", "query"]) -> None:
+def plot_confusion(confusion: Path, *, out: Figure, split: Literal["validation", "query"]) -> None:
     """Draw confusion matrices.
 
     Example: atlasmap plot-confusion results/ATLAS/benchmark/confusion.csv --split query --out
@@ -44,8 +44,6 @@ def plot_confusion(confusion: Path, *, out: Path, split: Literal["validation", "
     ----------
     confusion
         confusion.csv of score-labels.
-    out
-        Figure, without suffix: .svg and .png are written.
     split
         Held-out reference cells, or query cells with a known label.
     """
@@ -55,7 +53,7 @@ def plot_confusion(confusion: Path, *, out: Path, split: Literal["validation", "
     save(draw_confusion(read_table(confusion), split), out)
 
 
-def plot_embeddings(*, runs: list[MapRun], out: Path, unlabeled: str = "Unknown") -> None:
+def plot_embeddings(*, runs: list[MapRun], out: Figure, unlabeled: Unlabeled = "Unknown") -> None:
     """Draw maps by label, batch and role.
 
     Example: atlasmap plot-embeddings --runs '{"variant": "fixed", "strategy": "per_batch",
@@ -65,10 +63,6 @@ def plot_embeddings(*, runs: list[MapRun], out: Path, unlabeled: str = "Unknown"
     ----------
     runs
         Mappings to draw (JSON).
-    out
-        Figure, without suffix: .svg and .png are written.
-    unlabeled
-        What cells without a label are called: these are grey.
     """
     from atlasmap.figures.embeddings import draw_embeddings
     from atlasmap.figures.style import run_name, save
@@ -94,7 +88,7 @@ def cells_of(atlas: Path, unlabeled: str):
     return obs.assign(x=x, y=y, name=name)
 
 
-def plot_scib_table(scib: Path, *, out: Path) -> None:
+def plot_scib_table(scib: Path, *, out: Figure) -> None:
     """Draw the scib-metrics table as a picture.
 
     Example: atlasmap plot-scib-table results/ATLAS/benchmark/scib.csv --out scib_table
@@ -103,8 +97,6 @@ def plot_scib_table(scib: Path, *, out: Path) -> None:
     ----------
     scib
         Table of score-embeddings (.csv), of any number of seeds.
-    out
-        Figure, without suffix: .svg and .png are written.
     """
     from atlasmap.figures.scib_table import draw_scib_table
     from atlasmap.figures.style import read_table, save
@@ -149,7 +141,7 @@ def plot_proteins(*denoised: Path, atlas: Path, out: Path, unlabeled: str = "Unk
     save(draw_dots(level, share, cells[group]), out / "protein_dots")
 
 
-def plot_reliability(reliability: Path, *, out: Path) -> None:
+def plot_reliability(reliability: Path, *, out: Figure) -> None:
     """Draw reliability curves: accuracy against confidence.
 
     Example: atlasmap plot-reliability results/ATLAS/benchmark/reliability.csv --out reliability
@@ -158,8 +150,6 @@ def plot_reliability(reliability: Path, *, out: Path) -> None:
     ----------
     reliability
         reliability.csv of score-labels.
-    out
-        Figure, without suffix: .svg and .png are written.
     """
     from atlasmap.figures.reliability import draw_reliability
     from atlasmap.figures.style import read_table, save
@@ -167,7 +157,7 @@ def plot_reliability(reliability: Path, *, out: Path) -> None:
     save(draw_reliability(read_table(reliability)), out)
 
 
-def plot_risk_coverage(risk_coverage: Path, *, out: Path) -> None:
+def plot_risk_coverage(risk_coverage: Path, *, out: Figure) -> None:
     """Draw the accuracy of the surest cells, the more of them are kept.
 
     Example: atlasmap plot-risk-coverage results/ATLAS/benchmark/risk_coverage.csv --out
@@ -177,8 +167,6 @@ def plot_risk_coverage(risk_coverage: Path, *, out: Path) -> None:
     ----------
     risk_coverage
         risk_coverage.csv of score-labels.
-    out
-        Figure, without suffix: .svg and .png are written.
     """
     from atlasmap.figures.risk_coverage import draw_risk_coverage
     from atlasmap.figures.style import read_table, save

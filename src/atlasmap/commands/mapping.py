@@ -9,6 +9,7 @@ from typing import Literal
 import anndata
 from cyclopts import Parameter
 
+from atlasmap.commands.parameters import LabelTree, OnDevice, Probe, Queries, ReferenceBundle, Seed
 from atlasmap.commands.reference import write_denoised
 from atlasmap.commands.running import Running
 from atlasmap.errors import listed
@@ -17,7 +18,6 @@ from atlasmap.jobs.failures import BatchesFailed, kind_of
 from atlasmap.settings import (
     DataConfig,
     DenoiseSettings,
-    Device,
     Surgery,
     SurgerySettings,
     TotalviSurgerySettings,
@@ -73,12 +73,12 @@ class Operation:
 
 def operate(
     *queries: Path,
-    reference_bundle: Path,
+    reference_bundle: ReferenceBundle,
     out: Path,
     strategy: Surgery = "per_batch",
-    seed: int = 0,
+    seed: Seed = 0,
     how: Operation = Operation(),
-    probe: Path | None = None,
+    probe: Probe = None,
     running: Running = Running(),
 ) -> None:
     """Surgery: append columns for the queries' batches to a frozen reference and train those.
@@ -89,20 +89,10 @@ def operate(
     ----------
     queries
         Prepared query batches (.h5ad): one for per_batch, all for joint.
-    reference_bundle
-        The reference's bundle.
     out
         Folder of the delta bundle; beside it latent.h5ad and certificate.json.
     strategy
         per_batch, joint, or frozen (nothing trains).
-    seed
-        Seed of start values, split, minibatches and noise.
-    how
-        Settings.
-    probe
-        Prepared reference (.h5ad): some of its cells are embedded before and after.
-    running
-        Device, checkpoints, memory.
     """
     from atlasmap.bundle import load
     from atlasmap.mapping.certificate import probe_cells
@@ -119,14 +109,14 @@ def operate(
 
 
 def operate_batches(
-    *queries: Path,
-    reference_bundle: Path,
+    *queries: Queries,
+    reference_bundle: ReferenceBundle,
     out: Path,
     marker: Path,
     strategy: Surgery = "per_batch",
-    seed: int = 0,
+    seed: Seed = 0,
     how: Operation = Operation(),
-    probe: Path | None = None,
+    probe: Probe = None,
     running: Running = Running(),
 ) -> None:
     """Surgery of several query batches, each by itself, in one job.
@@ -139,24 +129,12 @@ def operate_batches(
 
     Parameters
     ----------
-    queries
-        Prepared query batches (.h5ad).
-    reference_bundle
-        The reference's bundle.
     out
         Folder of the batches' folders, each named as its file is.
     marker
         Written when all are mapped (.json).
     strategy
         per_batch, or frozen (nothing trains).
-    seed
-        Seed of start values, split, minibatches and noise.
-    how
-        Settings.
-    probe
-        Prepared reference (.h5ad): some of its cells are embedded before and after.
-    running
-        Device, checkpoints, memory.
     """
     from atlasmap.bundle import load
     from atlasmap.commands.data import write_json
@@ -255,13 +233,13 @@ def map_file(
     out: Path,
     columns: QueryColumns = QueryColumns(),
     strategy: Surgery = "per_batch",
-    seed: int = 0,
+    seed: Seed = 0,
     config: DataConfig = DataConfig(),
     how: Operation = Operation(),
     transfer: TransferSettings = TransferSettings(),
     umap: UmapSettings = UmapSettings(),
-    label_tree: Path | None = None,
-    device: Device = "auto",
+    label_tree: LabelTree = None,
+    device: OnDevice = "auto",
 ) -> None:
     """Map a query file onto a reference bundle, without Snakemake.
 
@@ -278,16 +256,6 @@ def map_file(
         Folder: atlas.h5ad, labels.csv, soft_labels.parquet, contract.json, mapping/.
     strategy
         per_batch or joint.
-    seed
-        Seed of start values, split, minibatches and noise.
-    config
-        What is checked.
-    how, transfer, umap
-        Settings.
-    label_tree
-        Sheet of labels and their parents (columns child, parent), or of labels and their levels.
-    device
-        Where to compute.
     """
     from atlasmap.api import MapRequest, map_dataset
     from atlasmap.commands.data import write_json

@@ -6,18 +6,19 @@ from pathlib import Path
 import anndata
 import pandas as pd
 
+from atlasmap.commands.parameters import Latents, ReferenceLatent, Unlabeled, WithTruth
 from atlasmap.files import unslug, written_aside
 from atlasmap.settings import TransferSettings
 
 
 def second_opinions(
-    *latents: Path,
-    reference_latent: Path,
-    queries: list[Path],
+    *latents: Latents,
+    reference_latent: ReferenceLatent,
+    queries: WithTruth,
     out: Path,
     seconds: Path,
     seed: int = 0,
-    unlabeled: str = "Unknown",
+    unlabeled: Unlabeled = "Unknown",
     transfer: TransferSettings = TransferSettings(),
 ) -> None:
     """Name query cells by kNN, random forest and logistic regression on the latent, and by vote.
@@ -27,20 +28,12 @@ def second_opinions(
 
     Parameters
     ----------
-    latents
-        latent.h5ad of the mappings.
-    reference_latent
-        reference_latent.h5ad of the bundle mapped onto.
-    queries
-        Prepared query batches, for their known labels (scoring alone).
     out
         Table (.parquet), a row a cell.
     seconds
         What each method took (.csv): among the logs, since no two runs take the same time.
     seed
         Seed of the random forest.
-    unlabeled
-        What cells without a label are called.
     transfer
         Settings of kNN.
     """

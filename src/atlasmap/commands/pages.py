@@ -38,8 +38,6 @@ def write_explorer(
         What the page is called.
     counts
         Prepared reference and query batches (.h5ad), for genes.
-    explorer
-        Settings.
     """
     from atlasmap.explorer.page import explorer_page
 

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 import anndata
 from cyclopts import Parameter
 
+from atlasmap.commands.parameters import NewBundle, OnDevice, Reference, Seed, Unlabeled
 from atlasmap.commands.running import Running
 from atlasmap.files import written_aside
 from atlasmap.settings import (
     CardSettings,
     DenoiseSettings,
-    Device,
     ScanviSettings,
     ScviSettings,
     TotalviSettings,
@@ -23,14 +23,14 @@ from atlasmap.settings import (
 
 
 def train_scvi(
-    reference: Path,
+    reference: Reference,
     *,
-    out: Path,
-    seed: int = 0,
+    out: NewBundle,
+    seed: Seed = 0,
     scvi: ScviSettings = ScviSettings(),
     categorical: list[str] | None = None,
     continuous: list[str] | None = None,
-    unlabeled: str = "Unknown",
+    unlabeled: Unlabeled = "Unknown",
     running: Running = Running(),
 ) -> None:
     """Train scVI on a prepared reference.
@@ -39,20 +39,8 @@ def train_scvi(
 
     Parameters
     ----------
-    reference
-        Prepared reference (.h5ad).
-    out
-        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
-    seed
-        Seed of weights, split, minibatches and noise.
-    scvi
-        Settings.
     categorical, continuous
         Covariate columns of obs.
-    unlabeled
-        Label of cells without one.
-    running
-        Device, checkpoints, memory.
     """
     from atlasmap.mapping.reference import fit_scvi
 
@@ -77,8 +65,8 @@ def train_scanvi(
     *,
     scvi_bundle: Path,
     variant: Variant,
-    out: Path,
-    seed: int = 0,
+    out: NewBundle,
+    seed: Seed = 0,
     scanvi: ScanviSettings = ScanviSettings(),
     running: Running = Running(),
 ) -> None:
@@ -95,14 +83,6 @@ def train_scanvi(
         scVI's bundle.
     variant
         Classifier: prefix, fixed or linear.
-    out
-        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
-    seed
-        Seed of weights, split, minibatches and noise.
-    scanvi
-        Settings.
-    running
-        Device, checkpoints, memory.
     """
     from atlasmap.bundle import load
     from atlasmap.mapping.reference import fit_scanvi
@@ -115,14 +95,14 @@ def train_scanvi(
 
 
 def train_totalvi(
-    reference: Path,
+    reference: Reference,
     *,
-    out: Path,
-    seed: int = 0,
+    out: NewBundle,
+    seed: Seed = 0,
     totalvi: TotalviSettings = TotalviSettings(),
     categorical: list[str] | None = None,
     continuous: list[str] | None = None,
-    unlabeled: str = "Unknown",
+    unlabeled: Unlabeled = "Unknown",
     running: Running = Running(),
 ) -> None:
     """Train totalVI on a prepared CITE-seq reference, and a classifier on its latent.
@@ -131,20 +111,8 @@ def train_totalvi(
 
     Parameters
     ----------
-    reference
-        Prepared reference (.h5ad).
-    out
-        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
-    seed
-        Seed of weights, split, minibatches and noise.
-    totalvi
-        Settings.
     categorical, continuous
         Covariate columns of obs.
-    unlabeled
-        Label of cells without one.
-    running
-        Device, checkpoints, memory.
     """
     from atlasmap.mapping.reference import fit_totalvi
 
@@ -158,7 +126,7 @@ def denoise(
     bundle: Path,
     out: Path,
     denoise: DenoiseSettings = DenoiseSettings(),
-    device: Device = "auto",
+    device: OnDevice = "auto",
 ) -> None:
     """What totalVI says of genes and proteins of a reference's cells.
 
@@ -172,10 +140,6 @@ def denoise(
         totalVI's bundle.
     out
         Denoised cells (.h5ad); beside the bundle as denoised.h5ad it is found by others.
-    denoise
-        Settings.
-    device
-        Where to compute.
     """
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
@@ -206,12 +170,12 @@ def write_reference(out: Path, adata, bundle, split, device) -> None:
 def take_reference(
     source: Path,
     *,
-    out: Path,
+    out: NewBundle,
     scvi_tools: bool = False,
     adata: Path | None = None,
     counts: Literal["integer", "corrected_float"] = "integer",
     variant: Variant | None = None,
-    unlabeled: str = "Unknown",
+    unlabeled: Unlabeled = "Unknown",
     categorical: list[str] | None = None,
     continuous: list[str] | None = None,
     levels: list[str] | None = None,
@@ -225,8 +189,6 @@ def take_reference(
     ----------
     source
         Folder of a bundle, or of what scvi-tools saved.
-    out
-        Folder of the bundle; the latent goes beside it as reference_latent.h5ad.
     scvi_tools
         Whether scvi-tools saved it.
     adata
@@ -235,8 +197,6 @@ def take_reference(
         What these cells' counts are.
     variant
         Classifier that the config counts on; none for scVI.
-    unlabeled
-        Label of cells without one, as the config has it.
     categorical, continuous
         Covariates that the config counts on.
     levels

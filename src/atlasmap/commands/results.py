@@ -11,6 +11,14 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.commands.parameters import (
+    LabelTree,
+    Latents,
+    ReferenceLatent,
+    Table,
+    Unlabeled,
+    WithTruth,
+)
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import MANIFEST, recorded, sha256, unslug, written_aside
 from atlasmap.report.found import VERDICTS
@@ -35,8 +43,6 @@ def fit_umap(
         The fitted map (.npz).
     seed
         Seed.
-    umap
-        Settings.
     """
     from atlasmap.labels.umap import fit_map
     from atlasmap.mapping.latent import latent_of
@@ -105,16 +111,16 @@ def read_latents(latents: tuple[Path, ...], reference: anndata.AnnData) -> list[
 
 
 def assemble(
-    *latents: Path,
-    reference_latent: Path,
+    *latents: Latents,
+    reference_latent: ReferenceLatent,
     umap: Path,
-    queries: list[Path],
+    queries: WithTruth,
     out: Path,
-    unlabeled: str = "Unknown",
+    unlabeled: Unlabeled = "Unknown",
     transfer: TransferSettings = TransferSettings(),
     levels: list[str] | None = None,
     bundle: Path | None = None,
-    tree: Path | None = None,
+    tree: LabelTree = None,
 ) -> None:
     """Put reference and mapped query batches together and name the query's cells.
 
@@ -122,26 +128,16 @@ def assemble(
 
     Parameters
     ----------
-    latents
-        latent.h5ad of the mappings.
-    reference_latent
-        reference_latent.h5ad of the bundle mapped onto.
     umap
         The fitted map (.npz).
-    queries
-        Prepared query batches, for their known labels (scoring alone).
     out
         Folder: atlas.h5ad and, where there are labels, labels.csv and soft_labels.parquet.
-    unlabeled
-        What cells without a label are called.
     transfer
         Settings of the second opinion.
     levels
         Further label columns of the reference.
     bundle
         The reference's bundle with calibration.json: adds calibrated probabilities and verdicts.
-    tree
-        Sheet of labels and their parents (columns child, parent), or of labels and their levels.
     """
     from atlasmap.api import trust_in
     from atlasmap.bundle import load
@@ -215,7 +211,7 @@ def gather_history(*histories: Path, out: Path) -> None:
         pd.concat(tables).to_csv(aside, index=False)
 
 
-def gather_tables(*tables: Path, out: Path) -> None:
+def gather_tables(*tables: Path, out: Table) -> None:
     """Concatenate tables.
 
     Example: atlasmap gather-tables a.csv b.csv --out both.csv
@@ -224,8 +220,6 @@ def gather_tables(*tables: Path, out: Path) -> None:
     ----------
     tables
         Tables with the same columns (.csv).
-    out
-        Table (.csv).
     """
     with written_aside(out) as aside:
         pd.concat([pd.read_csv(path) for path in tables]).to_csv(aside, index=False)

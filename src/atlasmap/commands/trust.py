@@ -6,17 +6,18 @@ import anndata
 
 from atlasmap.commands.data import write_cells
 from atlasmap.commands.mapping import Operation
+from atlasmap.commands.parameters import Reference, Seed, Unlabeled
 from atlasmap.commands.running import Running
 from atlasmap.files import slug, written_aside
 from atlasmap.settings import CalibrationSettings, Surgery
 
 
 def hold_out(
-    reference: Path,
+    reference: Reference,
     *,
     twin: Path,
     held_out: Path,
-    unlabeled: str = "Unknown",
+    unlabeled: Unlabeled = "Unknown",
     calibration: CalibrationSettings = CalibrationSettings(),
     memory_gb: float | None = None,
 ) -> None:
@@ -26,16 +27,10 @@ def hold_out(
 
     Parameters
     ----------
-    reference
-        Prepared reference (.h5ad).
     twin
         Cells that the twin is trained on (.h5ad).
     held_out
         Cells of the batches that are held out (.h5ad).
-    unlabeled
-        Label of cells without one.
-    calibration
-        Settings.
     memory_gb
         Memory (GB) that the job may use; without it 60 % of what it has.
     """
@@ -59,7 +54,7 @@ def map_held_out(
     reference_bundle: Path,
     out: Path,
     strategy: Surgery = "per_batch",
-    seed: int = 0,
+    seed: Seed = 0,
     how: Operation = Operation(),
     running: Running = Running(),
 ) -> None:
@@ -77,12 +72,8 @@ def map_held_out(
         Latent, labels and misfit of the held-out cells (.h5ad).
     strategy
         per_batch, or frozen (where nothing else is).
-    seed
-        Seed of start values, split, minibatches and noise.
     how
         Settings, as queries are mapped with.
-    running
-        Device, checkpoints, memory.
     """
     from copy import deepcopy
 
@@ -124,8 +115,6 @@ def calibrate(
         What was learned (.json).
     held_out
         What map-held-out wrote; none: the reference's own validation cells.
-    calibration
-        Settings.
     """
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
