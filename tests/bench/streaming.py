@@ -102,7 +102,7 @@ def trained(folder: Path, cells: int, epochs: int, memory_gb: float, seed: int) 
 def mapped(folder: Path, cells: int, memory_gb: float) -> dict:
     """Map the query batch onto it by surgery."""
     epochs = 3
-    arguments = ["operate", str(folder / "query0.h5ad"), "--reference_bundle",
+    arguments = ["map-batches", str(folder / "query0.h5ad"), "--reference_bundle",
                  str(folder / f"scvi0_{memory_gb}"), "--out", str(folder / "mapped"), "--surgery",
                  json.dumps({"max_epochs": epochs}), "--memory_gb", str(memory_gb),
                  "--device", "cpu"]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from small import CPU
 
 from atlasmap.bundle import save
-from atlasmap.commands.mapping import Operation, operate, operate_batches
+from atlasmap.commands.mapping import Operation, map_batches
 from atlasmap.commands.running import Running
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import sha256
@@ -89,7 +89,7 @@ FILES = ("weights.safetensors", "settings.json", "history.csv", "golden.npz", "l
 
 
 def together(folder, *names, surgery=SURGERY):
-    operate_batches(
+    map_batches(
         *(folder / f"{name}.h5ad" for name in names), reference_bundle=folder / "reference",
         out=folder / "out", marker=folder / "marker.json", how=Operation(surgery),
         running=Running(device="cpu"),
@@ -100,9 +100,9 @@ def test_packed_or_alone_same_bits(prepared):
     together(prepared, "query0", "query1")
     assert json.loads((prepared / "marker.json").read_text()) == ["query0", "query1"]
     for name in ("query0", "query1"):
-        operate(
+        map_batches(
             prepared / f"{name}.h5ad", reference_bundle=prepared / "reference",
-            out=prepared / "alone" / name, how=Operation(SURGERY),
+            out=prepared / "alone", how=Operation(SURGERY),
             running=Running(device="cpu"),
         )  # fmt: skip
         for file in FILES:

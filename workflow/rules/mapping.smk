@@ -40,7 +40,7 @@ rule map_per_batch:
         numerics=NUMERICS["surgery"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " operate-batches {input.queries:q} --reference_bundle {params.bundle:q}"
+        " map-batches {input.queries:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --marker {output:q} --strategy {wildcards.strategy}"
         " --seed {wildcards.seed} {params.settings} {params.probe}"
         " --device {resources.device} {resources.running}"
@@ -83,12 +83,12 @@ rule map_batch:
     params:
         settings=settings_of(*SURGERY),
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
-        out=subpath(output.latent, parent=True),
+        out=subpath(output.latent, ancestor=2),
         probe=PROBE,
         numerics=NUMERICS["surgery"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " operate {input.query:q} --reference_bundle {params.bundle:q}"
+        " map-batches {input.query:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --strategy {wildcards.strategy} --seed {wildcards.seed}"
         " {params.settings} {params.probe}"
         " --device {resources.device} {resources.running}"
@@ -138,7 +138,7 @@ rule map_joint:
         numerics=NUMERICS["surgery"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " operate {input.queries:q} --reference_bundle {params.bundle:q}"
+        " map-batches {input.queries:q} --reference_bundle {params.bundle:q}"
         " --out {params.out:q} --strategy joint --seed {wildcards.seed} {params.settings}"
         " {params.probe}"
         " --device {resources.device} {resources.running}"

@@ -4,7 +4,7 @@ import logging
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import anndata
 from cyclopts import Parameter
@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from atlasmap.commands.parameters import LabelTree, OnDevice, Probe, Queries, ReferenceBundle, Seed
 from atlasmap.commands.reference import write_denoised
 from atlasmap.commands.running import Running
+from atlasmap.data.sheet import Columns, Dataset
 from atlasmap.errors import listed
 from atlasmap.files import written_aside
 from atlasmap.jobs.failures import BatchesFailed, kind_of
@@ -26,29 +27,6 @@ from atlasmap.settings import (
 )
 
 log = logging.getLogger("atlasmap")
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class QueryColumns:
-    """Where things are in the query file."""
-
-    batch_key: str = ""
-    """Column of obs that holds the batch; empty: the file is one batch."""
-    counts: str = "X"
-    """Where the counts are: X, or a layer."""
-    gene_id: str = ""
-    """Column of var that holds the gene id; empty: the index."""
-    gene_lengths: str = ""
-    """Table of gene names and lengths, which counts of a full-length protocol are divided by."""
-    proteins: str = ""
-    """CITE-seq: key of obsm (or modality) with protein counts; none: these cells have none."""
-    protein_names: str = ""
-    """Key of uns with the names of the proteins, where obsm holds a bare array."""
-    protein_zeros: Literal["", "missing", "measured"] = ""
-    """What a protein is that is zero in all cells of a batch."""
-    obs_filter: str = ""
-    """Comparisons of columns of obs; only cells for which they hold are mapped."""
 
 
 @Parameter(name="*")
@@ -71,10 +49,11 @@ class Operation:
         return self.totalvi_surgery if kind == "totalvi" else self.surgery
 
 
-def operate(
-    *queries: Path,
+def map_batches(
+    *queries: Queries,
     reference_bundle: ReferenceBundle,
     out: Path,
+    marker: Path | None = None,
     strategy: Surgery = "per_batch",
     seed: Seed = 0,
     how: Operation = Operation(),
@@ -83,58 +62,21 @@ def operate(
 ) -> None:
     """Surgery: append columns for the queries' batches to a frozen reference and train those.
 
-    Example: atlasmap operate donor1.h5ad --reference_bundle scanvi_fixed --out mapped
+    per_batch and frozen map each batch by itself into a folder of `out`, named as its file is. One
+    whose folder is there, whole and of the same inputs and settings, is left as it is; one that
+    cannot be mapped does not keep the others from it. joint maps all together, into `out` itself.
 
-    Parameters
-    ----------
-    queries
-        Prepared query batches (.h5ad): one for per_batch, all for joint.
-    out
-        Folder of the delta bundle; beside it latent.h5ad and certificate.json.
-    strategy
-        per_batch, joint, or frozen (nothing trains).
-    """
-    from atlasmap.bundle import load
-    from atlasmap.mapping.certificate import probe_cells
-    from atlasmap.mapping.denoise import denoised_of
-    from atlasmap.mapping.query import map_query
-
-    checkpoints, reference = running.checkpoints(out), load(reference_bundle, running.pick_device())
-    seen = probe_cells(probe) if probe and probe.is_file() else None
-    surgery = how.on(reference_bundle)
-    with running.open_joined(queries, out.parent) as query:
-        mapping = map_query(reference, query, surgery, strategy, seed, checkpoints, seen)
-        write_mapping(mapping, denoised_of(mapping.bundle, query, how.denoise), out, how.denoise)
-    checkpoints.remove()
-
-
-def operate_batches(
-    *queries: Queries,
-    reference_bundle: ReferenceBundle,
-    out: Path,
-    marker: Path,
-    strategy: Surgery = "per_batch",
-    seed: Seed = 0,
-    how: Operation = Operation(),
-    probe: Probe = None,
-    running: Running = Running(),
-) -> None:
-    """Surgery of several query batches, each by itself, in one job.
-
-    A batch whose folder is there, whole and of the same inputs and settings is left as it is; one
-    that cannot be mapped does not keep the others from it.
-
-    Example: atlasmap operate-batches donor1.h5ad donor2.h5ad --reference_bundle scanvi_fixed --out
-    mapped --marker done.json
+    Example: atlasmap map-batches donor1.h5ad donor2.h5ad --reference_bundle scanvi_fixed --out
+    mapped
 
     Parameters
     ----------
     out
-        Folder of the batches' folders, each named as its file is.
+        Folder of the delta bundles; beside each latent.h5ad and certificate.json.
     marker
         Written when all are mapped (.json).
     strategy
-        per_batch, or frozen (nothing trains).
+        per_batch, joint, or frozen (nothing trains).
     """
     from atlasmap.bundle import load
     from atlasmap.commands.data import write_json
@@ -142,10 +84,14 @@ def operate_batches(
 
     reference = load(reference_bundle, running.pick_device())
     seen = probe_cells(probe) if probe and probe.is_file() else None
-    surgery = how.on(reference_bundle)
-    way = How(strategy, seed, surgery, running, seen, how.denoise)
-    map_all(reference, queries, out, way)
-    write_json(marker, sorted(path.stem for path in queries))
+    way = How(strategy, seed, how.on(reference_bundle), running, seen, how.denoise)
+    if strategy == "joint":
+        with running.open_joined(queries, out.parent) as query:
+            map_into(out, reference, query, way)
+    else:
+        map_all(reference, queries, out, way)
+    if marker:
+        write_json(marker, sorted(path.stem for path in queries))
 
 
 @dataclass(frozen=True)
@@ -181,19 +127,26 @@ def map_unless_done(reference, path: Path, folder: Path, how: How) -> None:
     """Map one batch by itself, unless its folder has this very mapping."""
     from copy import deepcopy
 
-    from atlasmap.mapping.denoise import denoised_of
-    from atlasmap.mapping.query import is_mapped, map_query
+    from atlasmap.mapping.query import is_mapped
 
-    query, checkpoints = how.running.open_cells(path), how.running.checkpoints(folder)
+    query = how.running.open_cells(path)
     also = asdict(how.denoise) if reference.registry.proteins else None
     if is_mapped(folder, reference, query, how.surgery, how.strategy, how.seed, also):
         log.info("%s: mapped already", path.stem)
-        checkpoints.remove()
-        return
-    own = deepcopy(reference)
-    mapping = map_query(own, query, how.surgery, how.strategy, how.seed, checkpoints, how.probe)
-    denoised = denoised_of(mapping.bundle, query, how.denoise)
-    write_mapping(mapping, denoised, folder, how.denoise)
+        how.running.checkpoints(folder).remove()
+    else:
+        map_into(folder, deepcopy(reference), query, how)
+
+
+def map_into(folder: Path, reference, query: anndata.AnnData, how: How) -> None:
+    """Map a query onto the reference (consumed); the delta bundle and what lies beside it."""
+    from atlasmap.mapping.denoise import denoised_of
+    from atlasmap.mapping.query import map_query
+
+    checkpoints = how.running.checkpoints(folder)
+    settings = how.surgery, how.strategy, how.seed
+    mapping = map_query(reference, query, *settings, checkpoints, how.probe)
+    write_mapping(mapping, denoised_of(mapping.bundle, query, how.denoise), folder, how.denoise)
     checkpoints.remove()
 
 
@@ -231,7 +184,7 @@ def map_file(
     reference: Path,
     query: Path,
     out: Path,
-    columns: QueryColumns = QueryColumns(),
+    columns: Annotated[Columns, Parameter(name="*")] = Columns(),
     strategy: Surgery = "per_batch",
     seed: Seed = 0,
     config: DataConfig = DataConfig(),
@@ -260,7 +213,6 @@ def map_file(
     from atlasmap.api import MapRequest, map_dataset
     from atlasmap.commands.data import write_json
     from atlasmap.commands.results import write_atlas
-    from atlasmap.data.sheet import Dataset
     from atlasmap.device import pick_device
     from atlasmap.files import slug
 

@@ -18,23 +18,12 @@ from atlasmap.settings import CLOSED
 BUILTIN = ("builtin:pbmc68k", "builtin:simulated")
 
 
-@dataclass(frozen=True, config=CLOSED)
-class Dataset:
-    """One row of the sheet."""
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
+class Columns:
+    """Where things are in a file."""
 
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    """Short name of the data set, unique in the sheet."""
-    path: Annotated[str, Field(min_length=1)]
-    """File or folder (.h5ad, .h5mu, 10x .h5, mtx folder, .zarr), URL, or
-    builtin:pbmc68k|simulated."""
-    role: Literal["reference", "query"]
-    """What the cells are for."""
     batch_key: str = ""
     """Column of obs that holds the batch; empty: the whole data set is one batch, named by id."""
-    label_key: str = ""
-    """Column of obs that holds the label (reference)."""
-    truth_key: str = ""
-    """Column of obs that holds the true label (query, optional); never shown to a model."""
     counts: str = "X"
     """Where the counts are: X, or the name of a layer."""
     gene_id: str = ""
@@ -53,6 +42,23 @@ class Dataset:
     obs_filter: str = ""
     """Comparisons of columns of obs, as in `batch in ['a', 'b'] and n_genes >= 200`; only cells for
     which they hold are used."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
+class Dataset(Columns):
+    """One row of the sheet."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Short name of the data set, unique in the sheet."""
+    path: Annotated[str, Field(min_length=1)]
+    """File or folder (.h5ad, .h5mu, 10x .h5, mtx folder, .zarr), URL, or
+    builtin:pbmc68k|simulated."""
+    role: Literal["reference", "query"]
+    """What the cells are for."""
+    label_key: str = ""
+    """Column of obs that holds the label (reference)."""
+    truth_key: str = ""
+    """Column of obs that holds the true label (query, optional); never shown to a model."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """Checksum of the file at a URL, when it is known."""
 
