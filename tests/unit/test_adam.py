@@ -3,10 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 
-from atlasmap.training.adam import Adam
+from atlasmap.training.adam import Adam, body_on
 
 HOW = {"lr": 1e-3, "eps": 0.01, "weight_decay": 1e-2}
 
@@ -32,6 +33,23 @@ def test_the_same_bits_as_torch():
     take_steps(Adam(ours, **HOW), ours, range(30))
     take_steps(torch.optim.Adam(theirs, fused=True, **HOW), theirs, range(30))
     assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
+
+
+def gone(*_, **__):
+    raise AttributeError("module 'torch' has no attribute '_fused_adam_'")
+
+
+@pytest.mark.parametrize("kernel", [gone, lambda *_, **__: None], ids=["gone", "does otherwise"])
+def test_without_torch_s_kernel_plain_torch_steps_the_same(kernel, monkeypatch, caplog):
+    body_on.cache_clear()
+    ours, theirs = some_parameters(), some_parameters()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "_fused_adam_", kernel)
+        take_steps(Adam(ours, **HOW), ours, range(30))
+    body_on.cache_clear()
+    take_steps(torch.optim.Adam(theirs, **HOW), theirs, range(30))
+    assert caplog.text.count("Adam runs in plain torch") == 1
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(ours, theirs, strict=True))
 
 
 def test_a_state_is_taken_up():

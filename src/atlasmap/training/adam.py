@@ -1,15 +1,64 @@
 """Adam with torch's fused kernel.
 
 torch.optim's class does the same, but to make one loads torch's compiler (two seconds a process),
-and what it asks in each step takes as long as the kernel.
+and what it asks in each step takes as long as the kernel. The kernel is a private part of torch: it
+is tried on known numbers first, and where it fails plain torch takes its place.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+log = logging.getLogger("atlasmap")
 BETAS = (0.9, 0.999)
+Tensors = list[Tensor]
+
+
+def fused(
+    parameters: Tensors, gradients: Tensors, first: Tensors, second: Tensors, steps: Tensors,
+    lr: float, eps: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """One step in torch's kernel; `first` and `second` are the moments, `steps` counts this one."""
+    torch._fused_adam_(
+        parameters, gradients, first, second, [], steps,
+        amsgrad=False, maximize=False, beta1=BETAS[0], beta2=BETAS[1],
+        lr=lr, eps=eps, weight_decay=weight_decay,
+    )  # fmt: skip
+
+
+def plain(
+    parameters: Tensors, gradients: Tensors, first: Tensors, second: Tensors, steps: Tensors,
+    lr: float, eps: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """The same (Kingma & Ba 2015, algorithm 1) in plain torch."""
+    of_each = zip(parameters, gradients, first, second, steps, strict=True)
+    for parameter, gradient, mean, square, step in of_each:
+        gradient = gradient + weight_decay * parameter
+        mean.lerp_(gradient, 1 - BETAS[0])
+        square.lerp_(gradient.square(), 1 - BETAS[1])
+        scale = (square / (1 - BETAS[1] ** step)).sqrt() + eps
+        parameter.sub_(lr / (1 - BETAS[0] ** step) * mean / scale)
+
+
+@cache
+def body_on(device: torch.device) -> Callable:
+    """`fused`, if it does there what `plain` does."""
+    start = torch.tensor([1.0, -2.0, 3.0], device=device)
+    found = []
+    try:
+        for body in (plain, fused):
+            x, moments, step = start.clone(), start.new_zeros(2, 3), start.new_ones(())
+            body([x], [start * 2], [moments[0]], [moments[1]], [step], 0.1, 0.01, 1e-3)
+            found.append(torch.cat([x, moments.flatten()]))
+        if not torch.allclose(*found, atol=1e-6):
+            raise ArithmeticError("a step from known numbers came out otherwise")
+    except Exception as error:
+        log.warning("Adam runs in plain torch, which is slower: %r", error)
+        return plain
+    return fused
 
 
 def lying(turned: list[bool], matrices: list[Tensor]) -> list[Tensor]:
@@ -43,18 +92,15 @@ class Adam:
         parameters = [self.parameters[k] for k in own]
         turned = [p.dim() == 2 and not p.is_contiguous() for p in parameters]
         first, second, steps = ([values[k] for k in own] for values in self.moments.values())
-        slopes = [p.grad for p in parameters]
-        parameters, slopes, first, second = (
-            lying(turned, matrices) for matrices in (parameters, slopes, first, second)
+        gradients = [p.grad for p in parameters]
+        parameters, gradients, first, second = (
+            lying(turned, matrices) for matrices in (parameters, gradients, first, second)
         )
         if not own:
             return
         torch._foreach_add_(steps, 1)
-        torch._fused_adam_(
-            parameters, slopes, first, second, [], steps,
-            amsgrad=False, maximize=False, beta1=BETAS[0], beta2=BETAS[1],
-            lr=self.lr, eps=self.eps, weight_decay=self.weight_decay,
-        )  # fmt: skip
+        how = self.lr, self.eps, self.weight_decay
+        body_on(parameters[0].device)(parameters, gradients, first, second, steps, *how)
 
     def state(self) -> dict[str, Tensor]:
         """Moments and steps of each parameter, by name."""
