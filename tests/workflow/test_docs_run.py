@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -18,6 +19,7 @@ def test_code_blocks_run(page, tmp_path):
     for name in ("Snakefile", "workflow", "config", "envs"):
         (tmp_path / name).symlink_to(ROOT / name)
     env = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    env["BASH_ENV"] = zygote.command()  # a job starts as on the page, without its imports
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     for kind, code in BLOCK.findall(page.read_text(encoding="utf-8")):
         command = ["bash", "-euo", "pipefail", "-c", code] if kind == "bash" else [

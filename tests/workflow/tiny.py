@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import yaml
+import zygote
 
 from atlasmap.data.simulate import simulate
 from atlasmap.files import sha256
@@ -50,8 +51,9 @@ def write(folder: Path, config: dict, sheet: list[list[str]]) -> None:
     (folder / "sheet.tsv").write_text("\n".join("\t".join(row) for row in sheet) + "\n")
 
 
-def snakemake(folder: Path, *args: str, ok: bool = True) -> str:
-    """Run in `folder` with no environment activated; output as text."""
+def snakemake(folder: Path, *args: str, ok: bool = True, anew: bool = False) -> str:
+    """Run in `folder` with no environment activated; output as text. `anew`: each job starts Python
+    itself, as it does for users (elsewhere that is most of the time)."""
     command = [
         str(Path(sys.executable).parent / "snakemake"), "-s", str(ROOT / "Snakefile"),
         "--directory", str(folder), "--configfile", str(folder / "config.yaml"),
@@ -59,6 +61,8 @@ def snakemake(folder: Path, *args: str, ok: bool = True) -> str:
     ]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
     env["PATH"] = f"{Path(__file__).parent / 'no_slurm'}:/usr/local/bin:/usr/bin:/bin"
+    if not anew and "-n" not in args:
+        env["BASH_ENV"] = zygote.command()
     run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     text = run.stdout + run.stderr
     assert (run.returncode == 0) == ok, text[-6000:]
