@@ -109,8 +109,7 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
         take_proteins(mapping.latent, denoised[group])
     atlas = assemble(
         latent, [mapping.latent for mapping in mappings.values()], None, fitted,
-        registry.unlabeled_category, request.transfer, request.config.label_levels,
-        trust_in(folder, bundle), coarser,
+        request.transfer, request.config.label_levels, trust_in(folder, bundle), coarser,
     )  # fmt: skip
     facts = {name: part.facts for name, part in prepared.items()}
     return Mapped(atlas, mappings, denoised, facts)

@@ -305,8 +305,7 @@ def as_flag(name: str, block: dict) -> str:
 
 def cost(said: dict) -> str:
     """forecast.json in a line."""
-    trained = f"{said['gpu_hours']:.2f} h of them training and mapping"
-    return f"forecast: {said['hours']:.2f} h of jobs, {trained} (probed on {said['device']})"
+    return f"forecast: {said['hours']:.2f} h of training and mapping (probed on {said['device']})"
 
 
 def complete(cls: type, node: dict[str, Any], blocks: dict[str, Any]) -> None:
@@ -316,7 +315,8 @@ def complete(cls: type, node: dict[str, Any], blocks: dict[str, Any]) -> None:
     """
     for base in cls.__mro__[1:-1]:
         for key, value in TypeAdapter(base).json_schema()["properties"].items():
-            node["properties"][key].setdefault("description", value["description"])
+            if "description" in value:
+                node["properties"][key].setdefault("description", value["description"])
     for key, made in cls.__dataclass_fields__.items():
         inner = get_type_hints(cls)[key]
         if hasattr(inner, "__dataclass_fields__"):

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -32,6 +33,23 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         rename_recorded(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text in UTF-8, whole or not there."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content) -> None:
+    """JSON, whole or not there."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, table) -> None:
+    """A pandas table as .csv, whole or not there."""
+    with written_aside(path) as aside:
+        table.to_csv(aside, index=False)
 
 
 def rename_recorded(source: Path, target: Path) -> None:

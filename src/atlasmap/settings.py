@@ -92,19 +92,26 @@ class DataSettings:
 
 
 @dataclass(frozen=True, config=CLOSED)
-class TrainSettings:
-    """How a model is optimised (Adam, KL warm-up by epoch)."""
+class FitSettings:
+    """How anything is optimised (Adam)."""
 
-    max_epochs: Epochs | None = None
-    """Epochs; null: 100 for scANVI; for scVI 400 up to 20,000 cells, 20,000 / cells × 400 above."""
     batch_size: Minibatch = 128
     """Cells a minibatch."""
     learning_rate: Rate = 1e-3
     """Adam's step size."""
     adam_eps: Rate = 0.01
     """Adam's epsilon."""
-    weight_decay: Decay = 1e-6
-    """L2 penalty added to the gradient."""
+    early_stopping: bool = False
+    """Stop when the validation ELBO (of a classifier alone: its cross-entropy) has not improved for
+    `early_stopping_patience` validations."""
+    early_stopping_patience: Epochs = 45
+    """Validations without improvement before stopping."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class VaeFitSettings(FitSettings):
+    """How a model of counts is optimised, trained or in surgery (KL warm-up by epoch)."""
+
     n_epochs_kl_warmup: Epochs | None = 400
     """Epochs over which the KL terms' weight rises from 0 to 1; null: it is 1 throughout."""
     n_steps_kl_warmup: Count | None = None
@@ -113,14 +120,20 @@ class TrainSettings:
     """Share of cells trained on; the rest validates."""
     check_val_every_n_epoch: Epochs = 1
     """Epochs between validations."""
-    early_stopping: bool = False
-    """Stop when the validation ELBO has not improved for `early_stopping_patience` epochs."""
-    early_stopping_patience: Epochs = 45
-    """Epochs without improvement before stopping."""
     reduce_lr_on_plateau: bool = False
-    """Multiply the learning rate by 0.6 after 30 epochs without a better validation ELBO."""
+    """Multiply the learning rate by 0.6 after 30 validations without a better ELBO."""
     gradient_clip: Norm | None = None
     """Largest norm of the whole gradient; null: no clipping."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class TrainSettings(VaeFitSettings):
+    """How a reference's model is optimised."""
+
+    max_epochs: Epochs | None = None
+    """Epochs; null: 100 for scANVI; for scVI 400 up to 20,000 cells, 20,000 / cells × 400 above."""
+    weight_decay: Decay = 1e-6
+    """L2 penalty added to the gradient."""
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -178,24 +191,18 @@ class TotalviTrainSettings(TrainSettings):
     learning_rate: Rate = 4e-3
     """Adam's step size."""
     early_stopping: bool = True
-    """Stop when the validation ELBO has not improved for `early_stopping_patience` epochs."""
+    """Stop when the validation ELBO has not improved for `early_stopping_patience` validations."""
     reduce_lr_on_plateau: bool = True
-    """Multiply the learning rate by 0.6 after 30 epochs without a better validation ELBO."""
+    """Multiply the learning rate by 0.6 after 30 validations without a better ELBO."""
 
 
 @dataclass(frozen=True, config=CLOSED)
-class HeadTrainSettings:
+class HeadTrainSettings(FitSettings):
     """How totalVI's classifier is optimised, on draws from the posterior of labelled cells (the
     split is totalVI's)."""
 
     max_epochs: Epochs = 100
     """Epochs."""
-    batch_size: Minibatch = 128
-    """Cells a minibatch."""
-    learning_rate: Rate = 1e-3
-    """Adam's step size."""
-    adam_eps: Rate = 0.01
-    """Adam's epsilon."""
     weight_decay: Decay = 1e-6
     """L2 penalty added to the gradient."""
     early_stopping: bool = True
@@ -255,35 +262,13 @@ class TotalviSettings:
 
 
 @dataclass(frozen=True, config=CLOSED)
-class SurgerySettings:
+class SurgerySettings(VaeFitSettings):
     """scArches surgery (Lotfollahi et al. 2021): only the new batches' columns train, no decay."""
 
     max_epochs: Epochs = 100
     """Epochs."""
-    batch_size: Minibatch = 128
-    """Cells a minibatch."""
-    learning_rate: Rate = 1e-3
-    """Adam's step size."""
-    adam_eps: Rate = 0.01
-    """Adam's epsilon."""
-    n_epochs_kl_warmup: Epochs | None = 400
-    """Epochs over which the KL terms' weight rises from 0 to 1; null: it is 1 throughout."""
-    n_steps_kl_warmup: Count | None = None
-    """The same in optimiser steps, instead of epochs."""
-    train_size: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of a query's cells trained on; the rest validates."""
-    check_val_every_n_epoch: Epochs = 1
-    """Epochs between validations."""
-    early_stopping: bool = False
-    """Stop when the validation ELBO has not improved for `early_stopping_patience` validations."""
-    early_stopping_patience: Epochs = 45
-    """Validations without improvement before stopping."""
-    reduce_lr_on_plateau: bool = False
-    """Multiply the learning rate by 0.6 after 30 validations without a better ELBO."""
     surgery_dropout: bool = False
     """Train with dropout on; off is what scvi-tools does (eval mode)."""
-    gradient_clip: Norm | None = None
-    """Largest norm of the whole gradient; null: no clipping."""
 
 
 @dataclass(frozen=True, config=CLOSED)

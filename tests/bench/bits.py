@@ -76,7 +76,7 @@ def main() -> None:
     )
     of_query = Dataset(id="q", role="query", obs_filter="role == 'query'", **own)
     reference = prepare_reference([row], [path], CONFIG).adata
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     whole = checked_dataset(of_query, path, CONFIG)
     query = prepare_query(whole, of_query, "query0", registry, CONFIG).adata
     path.unlink()
@@ -92,7 +92,7 @@ def main() -> None:
             mapped(f"scANVI {variant} {name}", scanvi, query)
             mapped(f"scANVI {variant} {name} frozen", scanvi, query, "frozen")
     cells, new = citeseq({"x": 200, "y": 150}), citeseq({"z": 120}, seed=2)
-    registry = Registry.of(cells, "Unknown", [], [])
+    registry = Registry.of(cells)
     for likelihood in ("nb", "zinb"):
         settings = replace(SETTINGS, gene_likelihood=likelihood)
         settings = replace(settings, train=replace(settings.train, max_epochs=10))

@@ -104,7 +104,7 @@ class Ours:
 
     @property
     def registry(self) -> Registry:
-        return Registry.of(self.data.reference, UNLABELED, [], [])
+        return Registry.of(self.data.reference)
 
     def trained(self, name: str) -> Bundle:
         return load(self.data.folder / name, self.device)

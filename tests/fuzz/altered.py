@@ -308,7 +308,7 @@ def judged(trial: Trial, path: Path, out: Path) -> tuple[str, str]:
 def base_registry(base: Path) -> Registry:
     """Of the reference that the unaltered file makes."""
     made = prepare_reference([row(base, REFERENCE)], [base], config(False))
-    return Registry.of(made.adata, "Unknown", [], [])
+    return Registry.of(made.adata)
 
 
 def all_judged(base: Path, changes: dict, folder: Path) -> Iterator[tuple[str, str, str, str]]:

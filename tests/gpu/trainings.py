@@ -76,7 +76,7 @@ class Trainings:
         """A bundle of that kind, validated after the last epoch alone."""
         train = TrainSettings(max_epochs=epochs, check_val_every_n_epoch=epochs)
         if kind == "scvi":
-            registry = Registry.of(self.reference, "Unknown", [], [])
+            registry = Registry.of(self.reference)
             settings = ScviSettings(train=train)
             return fit_scvi(self.reference, registry, settings, 0, self.device, checkpoints)[0]
         if kind == "scanvi":

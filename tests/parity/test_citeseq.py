@@ -39,7 +39,7 @@ def trained(kind, cells):
     from dataclasses import replace
 
     few = replace(SETTINGS, train=replace(SETTINGS.train, max_epochs=3), **KINDS[kind])
-    registry = Registry.of(cells, "Unknown", [], [])
+    registry = Registry.of(cells)
     return fit_totalvi(cells, registry, few, 0, CPU)
 
 

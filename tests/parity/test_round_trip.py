@@ -84,7 +84,7 @@ def reference(rows):
 
 @pytest.fixture(scope="session")
 def query(rows, reference):
-    registry = Registry.of(reference, "Unknown", ["donor"], ["age"])
+    registry = Registry.of(reference)
     whole = checked_dataset(rows[1], rows[1].path, CONFIG)
     return prepare_query(whole, rows[1], "query0", registry, CONFIG).adata
 
@@ -164,8 +164,10 @@ def test_their_minified_model_comes_in(reference, tmp_path):
 @pytest.mark.parametrize("variant", ["none", *CLASSIFIERS])
 @pytest.mark.parametrize("covariates", [False, True])
 def test_ours_go_out_also_after_surgery(reference, query, tmp_path, variant, covariates):
-    keys = (["donor"], ["age"]) if covariates else ([], [])
-    registry = Registry.of(reference, "Unknown", *keys)
+    if not covariates:
+        reference = reference.copy()
+        reference.uns |= {"categorical_covariates": [], "continuous_covariates": []}
+    registry = Registry.of(reference)
     settings = ScviSettings(n_hidden=16, n_latent=5, train=FEW)
     bundle, split = fit_scvi(reference, registry, settings, 0, CPU)
     name = "SCVI"
@@ -206,7 +208,7 @@ def test_a_colleague_maps_onto_our_export(reference, query, scanvi_folder, tmp_p
 @pytest.fixture
 def scanvi_folder(reference, tmp_path):
     """A scANVI bundle of ours."""
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     settings = ScviSettings(n_hidden=16, n_latent=5, train=FEW)
     start = fit_scvi(reference, registry, settings, 0, CPU)[0]
     bundle = fit_scanvi(reference, start, ScanviSettings(train=FEW), "fixed", 0, CPU)[0]

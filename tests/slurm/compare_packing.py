@@ -56,7 +56,7 @@ def prepare(folder: Path, n_batches: int) -> None:
     query = Dataset(id="query", role="query", obs_filter="role == 'query'", **shared)
     path = folder / "atlas.h5ad"
     prepared = prepare_reference([reference], [path], data)
-    registry = Registry.of(prepared.adata, "Unknown", [], [])
+    registry = Registry.of(prepared.adata)
     device, few, top = pick_device("cpu"), TrainSettings(max_epochs=5), folder / TOP
     (top / "data/queries").mkdir(parents=True)
     (top / "data/batches").mkdir()

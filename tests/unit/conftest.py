@@ -67,7 +67,7 @@ def made_reference(made_atlas):
 def made_queries(made_atlas, made_reference):
     """The prepared query batches that tests are given copies of."""
     _, row = rows_of(made_atlas[1])
-    registry = Registry.of(made_reference, "Unknown", [], [])
+    registry = Registry.of(made_reference)
     whole = checked_dataset(row, row.path, CONFIG)
     return {
         name: prepare_query(whole, row, name, registry, CONFIG).adata
@@ -78,7 +78,7 @@ def made_queries(made_atlas, made_reference):
 @pytest.fixture(scope="session")
 def made_scvi(made_reference):
     """The trained scVI that tests are given copies of."""
-    registry = Registry.of(made_reference, "Unknown", [], [])
+    registry = Registry.of(made_reference)
     return fit_scvi(made_reference.copy(), registry, SCVI, 0, CPU)[0]
 
 

@@ -154,7 +154,7 @@ def test_the_audit_says_what_each_cause_is_worth(alone, uneven, scanvi):
 
 def test_matched_surgery_knows_inferred_library_sizes(reference, uneven):
     settings = SCVI.__class__(**vars(SCVI) | {"use_observed_lib_size": False})
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     bundle, _ = fit_scvi(reference, registry, settings, 0, CPU)
     alone = [
         map_query(deepcopy(bundle), uneven[name], SURGERY, "per_batch", 0).latent.obsm["X_latent"]
@@ -203,7 +203,7 @@ def test_a_cohort_is_reference_and_unlabelled_query(reference, queries):
     for part in queries.values():
         part.obs["truth"] = "secret"
     parts = list(queries.values())
-    whole = cohort(reference, parts, "Unknown")
+    whole = cohort(reference, parts)
     assert whole.n_obs == reference.n_obs + sum(part.n_obs for part in parts)
     assert list(whole.var_names) == list(reference.var_names)
     role = whole.obs["role"].astype(str)
@@ -215,8 +215,8 @@ def test_a_cohort_is_reference_and_unlabelled_query(reference, queries):
 
 
 def test_de_novo_is_another_model_whose_query_is_named(reference, queries, scanvi, kept):
-    whole = cohort(reference, list(queries.values()), "Unknown")
-    registry = Registry.of(whole, "Unknown", [], [])
+    whole = cohort(reference, list(queries.values()))
+    registry = Registry.of(whole)
     scvi, _ = fit_scvi(whole, registry, SCVI, 0, CPU)
     bundle, split = fit_scanvi(whole, scvi, SCANVI, "fixed", 0, CPU)
     latent = reference_latent(whole, bundle, split, CPU)

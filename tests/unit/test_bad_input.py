@@ -26,6 +26,7 @@ from atlasmap.data.prepare import (
 from atlasmap.data.readers import read_any
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset, read_sheet
+from atlasmap.data.stored import BlockOf
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import check_input, from_home
 from atlasmap.labels.tree import as_tree, read_levels
@@ -67,9 +68,10 @@ def prepare(simulated, tmp_path, request):
             return prepare_reference([dataset], [path], settings)
         plain = simulated[simulated.obs["role"] == "reference"].copy()
         plain.obs["label"] = plain.obs["cell_type"].astype(str)
-        registry = registry or Registry.of(plain, "Unknown", [], [])
-        whole = checked_dataset(dataset, path, settings, lazily=request.param is not None)
-        return prepare_query(whole, dataset, "query0", registry, settings)
+        registry = registry or Registry.of(plain)
+        lazily = request.param is not None
+        cells = checked_dataset(dataset, path, settings, lazily=lazily, batch="query0")
+        return prepare_query(cells, dataset, "query0", registry, settings)
 
     return run
 
@@ -78,6 +80,29 @@ def set_x(adata, function):
     dense = adata.X.toarray()
     function(dense)
     adata.X = sparse.csr_matrix(dense)
+
+
+def test_of_a_batch_alone_no_other_counts_are_read(simulated, tmp_path, monkeypatch):
+    """Each batch is prepared by a job of its own: together they read a file once."""
+    path, taken = tmp_path / "q.h5ad", []
+    query = simulated[simulated.obs["role"] == "query"].copy()
+    query = query[np.argsort(query.obs["batch"], kind="stable")].copy()
+    query.write_h5ad(path)
+    read = BlockOf.__call__
+    monkeypatch.setattr("atlasmap.data.stored.ROWS", 16)
+
+    def told(self, k):
+        taken.append(int(k[0]))
+        return read(self, k)
+
+    monkeypatch.setattr(BlockOf, "__call__", told)
+    row = Dataset(id="q", path=str(path), role="query", batch_key="batch")
+    for name in ("query0", "query1"):
+        cells = checked_dataset(row, path, CONFIG, batch=name)
+        own = query[query.obs["batch"] == name]
+        assert list(cells.obs_names) == list(own.obs_names) and (cells.X != own.X).nnz == 0
+    twice = len(taken) - len(set(taken))
+    assert set(taken) == set(range(-(-query.n_obs // 16))) and twice <= 1  # where the two meet
 
 
 def test_missing_file(tmp_path):
@@ -315,7 +340,7 @@ def with_symbols(adata):
 
 def test_a_query_in_the_other_namespace_maps_by_itself(prepare, simulated, tmp_path):
     reference = prepare(with_symbols).adata
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     assert registry.genes[0] == "ENSG00000000000" and registry.symbols[0] == "GENE0000"
     adata = simulated[simulated.obs["role"] == "query"].copy()
     adata = adata[:, ::-1].copy()  # indexed by symbol, in another order
@@ -329,7 +354,7 @@ def test_a_query_in_the_other_namespace_maps_by_itself(prepare, simulated, tmp_p
     cells = adata[(adata.obs["batch"] == "query0").to_numpy()].X.toarray()[:, ::-1]
     assert np.array_equal(prepared.adata.X.toarray()[:, :78], cells[:, :78])
     # and the other way about: the reference by symbol, the query by id with symbols beside
-    plain = Registry.of(prepare().adata, "Unknown", [], [])
+    plain = Registry.of(prepare().adata)
     facts = prepare(with_symbols, role="query", registry=plain).facts
     assert facts["genes_matched"] == {"query": "feature_name", "reference": "ids"}
 

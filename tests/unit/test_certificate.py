@@ -59,7 +59,7 @@ def test_a_reference_that_moved_gets_none(reference, queries, monkeypatch, what)
         n_hidden=8, n_latent=3, use_batch_norm=norm, use_layer_norm="none",
         train=TrainSettings(max_epochs=1),
     )  # fmt: skip
-    bundle, _ = fit_scvi(reference, Registry.of(reference, "Unknown", [], []), settings, 0, CPU)
+    bundle, _ = fit_scvi(reference, Registry.of(reference), settings, 0, CPU)
     honest = mapping_module.fit
 
     def sloppy(objective, *args, **kwargs):
@@ -112,7 +112,7 @@ def test_frozen_is_what_is_left_where_the_encoder_does_not_see_the_batch(referen
     settings = ScviSettings(
         n_hidden=8, n_latent=3, encode_covariates=False, train=TrainSettings(max_epochs=1)
     )
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     bundle, _ = fit_scvi(reference, registry, settings, 0, CPU)
     made = map_query(bundle, queries["query0"], SURGERY, "frozen", 0)
     assert made.latent.n_obs == queries["query0"].n_obs

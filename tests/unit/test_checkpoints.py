@@ -51,7 +51,7 @@ def trainings(reference, scvi, scanvi, queries, tmp_path, device):
     """name → a training of that kind, given its checkpoints; each call starts from the same."""
     save(scvi, tmp_path / "scvi")
     save(scanvi, tmp_path / "scanvi")
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     settings, semi = replace(SCVI, train=LONG), replace(SCANVI, train=LONG)
 
     def semi_supervised(checkpoints: Checkpoints | None) -> Bundle:
@@ -63,7 +63,7 @@ def trainings(reference, scvi, scanvi, queries, tmp_path, device):
         return map_query(start, queries["query0"], SURGERY, "per_batch", 0, checkpoints).bundle
 
     cells = citeseq({"r0": 70, "r1": 60}, lacking={"r1": [2]})  # so there is an adversary
-    proteins, of_cite = Registry.of(cells, "Unknown", [], []), replace(
+    proteins, of_cite = Registry.of(cells), replace(
         CITESEQ, train=replace(CITESEQ.train, max_epochs=6), classifier=replace(
             CITESEQ.classifier, max_epochs=3))  # fmt: skip
 

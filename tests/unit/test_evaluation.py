@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from atlasmap.commands.benchmark import EmbeddingRun, PcaByCells, score_embeddings
+from atlasmap.commands.benchmark import score_embeddings
 from atlasmap.evaluation.classification import risk_coverage, score
+from atlasmap.evaluation.embedding_scores import EmbeddingRun, PcaByCells
 from atlasmap.evaluation.samples import combined, draws, stratified
 from atlasmap.evaluation.scib import (
     AGGREGATES,
@@ -202,7 +203,7 @@ def test_scores_of_samples_have_the_interval_of_their_mean(rng):
 def test_more_cells_than_can_be_scored_are_scored_by_samples(embedded, tmp_path, monkeypatch):
     cells, labelled = embedded, np.ones(len(embedded.x), bool)
     monkeypatch.setattr(PcaByCells, "__init__", lambda self, counts: None)
-    monkeypatch.setattr(PcaByCells, "embedded", lambda self, run, unlabeled: (cells, labelled))
+    monkeypatch.setattr(PcaByCells, "embedded", lambda self, run: (cells, labelled))
     runs, rows = [EmbeddingRun("scvi", "reference", tmp_path)], []
     for settings in (BenchmarkSettings(max_cells=110), BenchmarkSettings(max_cells=10_000)):
         score_embeddings(runs=runs, counts=[], out=tmp_path / "s.csv", benchmark=settings)

@@ -39,18 +39,22 @@ def words(figure) -> str:
     return "\n".join(text.get_text() for text in found)
 
 
+HISTORY = ["seed", "model", "variant", "strategy", "epoch", "split", "metric", "value"]
+
+
 def history(variants=VARIANTS, seeds=(0, 1)) -> pd.DataFrame:
     """Values that differ by seed, epoch, split and variant; the second seed is shorter."""
     rows = [
-        (seed, f"scanvi_{variant}", epoch, split, metric, value)
+        (seed, "scanvi", variant, strategy, epoch, split, metric, value)
         for seed in seeds
         for variant in variants
+        for strategy in ("", "joint")  # which is not drawn
         for epoch in range(5 - seed)
         for split in ("train", "validation")
         for metric in ("classification_loss", "calibration_error", "accuracy", "elbo")
         for value in [10 * seed + epoch + (split == "train") + 5 * (variant == "linear")]
     ]
-    return pd.DataFrame(rows, columns=["seed", "model", "epoch", "split", "metric", "value"])
+    return pd.DataFrame(rows, columns=HISTORY)
 
 
 def confusion(batches=("b1", "b2"), variants=("fixed", "prefix")) -> pd.DataFrame:
@@ -93,12 +97,13 @@ def scib(seeds=(0, 1), labels=True) -> pd.DataFrame:
     """PCA is better than scANVI; without `labels` most of the atlas's metrics are skipped."""
     rows = []
     for seed in seeds:
-        for where, embedding, value in [
-            ("reference", "scanvi_fixed", 0.4 + 0.2 * seed),
-            ("reference", "pca", 0.8),
-            ("atlas", "scanvi_fixed_per_batch", 0.3),
+        for where, embedding, model, value in [
+            ("reference", "scanvi_fixed", ("scanvi", "fixed", ""), 0.4 + 0.2 * seed),
+            ("reference", "pca", ("", "", ""), 0.8),
+            ("atlas", "scanvi_fixed_per_batch", ("scanvi", "fixed", "per_batch"), 0.3),
         ]:
             row = {"seed": seed, "embedding": embedding, "cells": where, "n": 1200}
+            row |= dict(zip(("model", "variant", "strategy"), model, strict=True))
             row |= dict.fromkeys((*BIO, *BATCH, *AGGREGATES), value)
             if where == "atlas" and not labels:
                 row |= dict.fromkeys(BIO, "skipped(no labels)")
@@ -288,16 +293,17 @@ def test_scib_table_shows_what_was_skipped():
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("row", "shown"),
     [
-        ("pca", "PCA"),
-        ("scvi_joint", "scVI, joint"),
-        ("scanvi_prefix_per_batch", "scANVI prefix, per batch"),
-        ("harmony_2", "harmony_2"),
+        (("pca", "", "", ""), "PCA"),
+        (("scvi_joint", "scvi", "", "joint"), "scVI, joint"),
+        (("a", "scanvi", "prefix", "per_batch"), "scANVI prefix, per batch"),
+        (("harmony_2", "", "", ""), "harmony_2"),
     ],
 )
-def test_embedding_name(name, shown):
-    assert embedding_name(name) == shown
+def test_embedding_name(row, shown):
+    columns = ("embedding", "model", "variant", "strategy")
+    assert embedding_name(pd.Series(dict(zip(columns, row, strict=True)))) == shown
 
 
 def test_reliability_pools_seeds_and_batches():
@@ -419,14 +425,14 @@ def test_bytes_do_not_depend_on_the_process(tmp_path):
 
 def test_query_cells_are_named_by_prediction(tmp_path):
     write_inputs(tmp_path)
-    table = figures.cells_of(tmp_path / "atlas.h5ad", "Unknown")
+    table = figures.cells_of(anndata.read_h5ad(tmp_path / "atlas.h5ad"))
     assert set(table.loc[table["role"] == "query", "name"]) == {"T"}
     assert set(table.loc[table["role"] == "reference", "name"]) == {"B", "T", "Unknown"}
     bare = anndata.read_h5ad(tmp_path / "atlas.h5ad")
     del bare.obs["predicted_label"]
-    bare.write_h5ad(tmp_path / "bare.h5ad")
-    table = figures.cells_of(tmp_path / "bare.h5ad", "Unknown")
-    assert set(table.loc[table["role"] == "query", "name"]) == {"Unknown"}
+    bare.uns["unlabeled_category"] = "no name"
+    table = figures.cells_of(bare)
+    assert set(table.loc[table["role"] == "query", "name"]) == {"no name"}
 
 
 def protein_tables(n_proteins, n_labels, n_cells=600):
@@ -468,10 +474,10 @@ def test_without_proteins_protein_figures_say_so():
 def test_loss_curves_of_totalvi_have_a_panel_a_term():
     metrics = ("elbo", "reconstruction_loss_genes", "reconstruction_loss_proteins", "accuracy")
     rows = [
-        (seed, "totalvi", epoch, split, metric, 1.0 / (epoch + 1))
+        (seed, "totalvi", "", "", epoch, split, metric, 1.0 / (epoch + 1))
         for seed in (0, 1) for epoch in range(5)
         for split in ("train", "validation") for metric in metrics
     ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["seed", "model", "epoch", "split", "metric", "value"])
+    table = pd.DataFrame(rows, columns=HISTORY)
     figure = draw_loss_curves(table)
     assert len(figure.axes) == 4 and "Reconstruction, proteins" in words(figure)

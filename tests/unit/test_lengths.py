@@ -136,7 +136,7 @@ def test_the_contract_says_what_was_divided(sheet):
     prepared = prepare_reference([reference], [reference.path], NO_CHOICE)
     assert prepared.facts["gene_lengths"]["full"]["n_genes_without_length"] == 10
     assert prepared.adata.n_vars == 290
-    registry = Registry.of(prepared.adata, "Unknown", [], [])
+    registry = Registry.of(prepared.adata)
     again = Dataset(**(vars(reference) | {"role": "query", "label_key": "", "id": "again"}))
     facts = prepare_query(
         checked_dataset(again, again.path, NO_CHOICE), again, "again", registry, NO_CHOICE

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from small import CPU
 
-from atlasmap.commands.benchmark import LabelRun, score_opinions
 from atlasmap.evaluation.gene_gap import gene_gap, masked
+from atlasmap.evaluation.label_scores import LabelRun, score_opinions
 from atlasmap.evaluation.opinions import knn_by_k, majority, second_opinions
 from atlasmap.labels.knn import SoftLabels
 from atlasmap.mapping.embed import embed

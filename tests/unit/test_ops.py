@@ -73,7 +73,7 @@ def test_where_a_faster_body_does_not_hold_models_are_plain_and_say_so(fault, mo
 
 
 def test_what_ran_stands_in_the_settings(reference, bodies):
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     scvi = fit_scvi(reference, registry, SCVI, 0, CPU)[0]
     scanvi = fit_scanvi(reference, scvi, SCANVI, "fixed", 0, CPU)[0]
     expected = {"auto": "compiled", "plain": "plain"}[bodies]
@@ -81,7 +81,7 @@ def test_what_ran_stands_in_the_settings(reference, bodies):
 
 
 def test_both_bodies_train_the_same_model(reference):
-    registry, found = Registry.of(reference, "Unknown", [], []), {}
+    registry, found = Registry.of(reference), {}
     for choice in ops.CHOICES:
         ops.use(choice)
         history = fit_scvi(reference, registry, SCVI, 0, CPU)[0].history
@@ -109,7 +109,7 @@ class Static(TorchDispatchMode):
 def models(reference):
     """Each model with a minibatch of its own, in training and in surgery."""
     rng = keyed_generator(0, "t")
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     cells = encode(registry, reference, CPU)
     for likelihood in ("nb", "zinb", "poisson"):
         settings = SCVI.__class__(**vars(SCVI) | {"gene_likelihood": likelihood})
@@ -121,7 +121,7 @@ def models(reference):
     append_categories(surgery, {0: ["new"]}, 0)
     yield "surgery", surgery, cells
     both = citeseq({"x": 60, "y": 50})
-    registry = Registry.of(both, "Unknown", [], [])
+    registry = Registry.of(both)
     totalvi = Totalvi(SETTINGS, shape_of(registry), 3, rng)
     yield "totalvi", totalvi, encode(registry, both, CPU)
 

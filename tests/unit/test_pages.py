@@ -44,10 +44,13 @@ def test_certificates_have_a_page(tmp_path):
         folder.mkdir(parents=True)
         paths.append(folder / "certificate.json")
         paths[-1].write_text(json.dumps(said))
+        about = {"kind": "delta", "seed": 0, "variant": "fixed", "strategy": "per_batch"}
+        (folder / "settings.json").write_text(json.dumps(about))
     gather_certificates(*paths, out=tmp_path / "certificates.csv")
     page = (tmp_path / "certificates.html").read_text()
     assert "Of 2 mappings none moved" in page and "100 of its cells" in page and ">0.12<" in page
-    assert list(pd.read_csv(tmp_path / "certificates.csv")["mapping"]) == ["a", "b"]
+    table = pd.read_csv(tmp_path / "certificates.csv")
+    assert list(table["mapping"]) == ["a", "b"] and set(table["variant"]) == {"fixed"}
 
 
 def test_a_page_of_many_labels_shows_those_that_change_most():

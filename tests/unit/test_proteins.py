@@ -156,7 +156,7 @@ def test_panels_of_a_reference_are_joined_and_a_query_is_aligned(tmp_path):
     assert {k: sorted(v) for k, v in prepared.facts["panel"]["proteins_missing"].items()} == lacking
     values = get(prepared.adata)
     assert values.loc[prepared.adata.obs["batch"] == "r", "p0"].isna().all()
-    registry = Registry.of(prepared.adata, "Unknown", [], [])
+    registry = Registry.of(prepared.adata)
     assert sorted(registry.proteins) == sorted(NAMES)
 
     def changed(cells):

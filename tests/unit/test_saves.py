@@ -302,7 +302,8 @@ MODELS = {
 def test_out_and_in_again_is_the_same_model(reference, tmp_path, kind, variant):
     reference.obs["donor"] = np.where(np.arange(reference.n_obs) % 3, "a", "b")
     reference.obs["age"] = np.linspace(0, 1, reference.n_obs)
-    registry = Registry.of(reference, "Unknown", ["donor"], ["age"])
+    reference.uns |= {"categorical_covariates": ["donor"], "continuous_covariates": ["age"]}
+    registry = Registry.of(reference)
     settings = ScviSettings(
         n_hidden=16, n_latent=5, train=TrainSettings(max_epochs=2), **MODELS[kind]
     )

@@ -34,7 +34,7 @@ def atlas(tmp_path):
     (logs / "assemble_b.failure.json").write_text(json.dumps(record))
     rows = [{"rule": "train_scvi", "jobs": 1, "seconds": 100.0},
             {"rule": "train_scanvi", "jobs": 2, "seconds": 600.0},
-            {"rule": "assemble", "jobs": 2, "seconds": 30.0}]  # fmt: skip
+            {"rule": "map_joint", "jobs": 2, "seconds": 30.0}]  # fmt: skip
     (tmp_path / "forecast.json").write_text(json.dumps({"forecast": rows}))
     return tmp_path
 
@@ -47,8 +47,8 @@ def test_jobs_are_done_running_or_failed(atlas):
 
 
 def test_the_forecast_says_what_is_left(atlas):
-    assert seconds_left(atlas, jobs_of(atlas)) == 2 * 600 + 30
-    assert "20 min" in status_text(atlas)
+    assert seconds_left(atlas, jobs_of(atlas)) == 2 * 600 + 2 * 30
+    assert "21 min" in status_text(atlas)
     (atlas / "forecast.json").unlink()
     assert "not known" in status_text(atlas)
 

@@ -104,7 +104,7 @@ def test_data_sets_join_from_disk(rows, simulated, tmp_path):
 
 
 def test_a_query_from_disk_is_the_same(rows, reference, queries, tmp_path):
-    registry, config = Registry.of(reference, "Unknown", [], []), with_no_room(CONFIG)
+    registry, config = Registry.of(reference), with_no_room(CONFIG)
     whole = checked_dataset(rows[1], rows[1].path, config, lazily=True)
     found = prepare_query(whole, rows[1], "query1", registry, config).adata
     assert hasattr(found.X, "dask")
@@ -196,7 +196,7 @@ def in_memory_order(monkeypatch):
 
 def test_in_the_same_order_the_same_bits(reference, backed, scanvi, monkeypatch):
     in_memory_order(monkeypatch)
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     scvi, of_disk = (fit_scvi(cells, registry, SCVI, 0, CPU)[0] for cells in (reference, backed))
     assert states_equal(of_disk.model.state_dict(), scvi.model.state_dict())
     assert of_disk.history.equals(scvi.history)
@@ -225,7 +225,7 @@ def test_surgery_from_disk_has_the_same_bits(scanvi, queries, tmp_path, monkeypa
 
 
 def test_blocks_train_as_well(reference, backed, scvi):
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     settings = replace(SCVI, train=TrainSettings(max_epochs=40))
     elbo = [
         fit_scvi(cells, registry, settings, 0, CPU)[0].history.query(
@@ -236,7 +236,7 @@ def test_blocks_train_as_well(reference, backed, scvi):
 
 
 def test_taken_up_again_the_same_bits(reference, backed, tmp_path, monkeypatch):
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     settings = replace(SCVI, train=TrainSettings(max_epochs=6))
 
     def train(cells, checkpoints=None):
@@ -293,7 +293,7 @@ def test_citeseq_from_disk_is_the_same(tmp_path):
     assert whole.facts == pieces.facts
     backed = anndata.read_h5ad(tmp_path / "out.h5ad", backed="r")
     assert fingerprint(backed) == fingerprint(whole.adata)
-    registry = Registry.of(backed, "Unknown", [], [])
+    registry = Registry.of(backed)
     few = replace(CITESEQ.train, max_epochs=2)
     bundle, _ = fit_totalvi(backed, registry, replace(CITESEQ, train=few), 0, CPU)
     assert bundle.about["training"]["streamed"] and registry.proteins

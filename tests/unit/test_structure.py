@@ -133,7 +133,7 @@ from atlasmap.mapping.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import ScanviSettings, ScviSettings, TrainSettings
 from atlasmap.training.checkpoint import weights_hash
 adata, cpu, train = anndata.read_h5ad(sys.argv[1]), torch.device("cpu"), TrainSettings(max_epochs=1)
-registry = Registry.of(adata, "Unknown", [], [])
+registry = Registry.of(adata)
 scvi = fit_scvi(adata, registry, ScviSettings(train=train), 0, cpu)[0]
 print(weights_hash(scvi.model.state_dict()))
 scanvi = fit_scanvi(adata, scvi, ScanviSettings(train=train), "fixed", 0, cpu)[0]

@@ -38,7 +38,9 @@ def copy_of(bundle, tmp_path):
     return load(tmp_path / "bundle", CPU)
 
 
-def test_reference_is_bit_identical_and_the_query_moved(reference, scanvi, queries, tmp_path):
+def test_reference_is_bit_identical_and_the_query_moved(
+    bodies, reference, scanvi, queries, tmp_path
+):
     cells = encode(scanvi.registry, reference, CPU)
     before_state = {k: v.clone() for k, v in split_state(scanvi.model)[0].items()}
     before = embed(scanvi.model, cells)
@@ -61,7 +63,7 @@ def test_reference_is_bit_identical_and_the_query_moved(reference, scanvi, queri
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
-def test_reference_stays_for_every_architecture(reference, queries, norm, likelihood):
+def test_reference_stays_for_every_architecture(bodies, reference, queries, norm, likelihood):
     settings = ScviSettings(
         n_hidden=8, n_latent=3, gene_likelihood=likelihood, dispersion="gene-batch",
         use_observed_lib_size=False,
@@ -69,7 +71,7 @@ def test_reference_stays_for_every_architecture(reference, queries, norm, likeli
         use_layer_norm="both" if norm == "layer" else "none",
         train=TrainSettings(max_epochs=1),
     )  # fmt: skip
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     scvi, _ = fit_scvi(reference, registry, settings, 0, CPU)
     bundle, _ = fit_scanvi(reference, scvi, SCANVI, "linear", 0, CPU)
     before = {k: v.clone() for k, v in split_state(bundle.model)[0].items()}
@@ -86,7 +88,7 @@ def test_surgery_has_no_weight_decay_and_no_way_to_ask_for_it():
     assert "weight_decay" not in SurgerySettings.__dataclass_fields__
 
 
-def test_training_moves_the_new_rows(scanvi, queries, tmp_path):
+def test_training_moves_the_new_rows(bodies, scanvi, queries, tmp_path):
     again = copy_of(scanvi, tmp_path)
     append_categories(again.model, {0: ["query0"]}, 0)
     start = split_state(again.model)[1]
@@ -140,7 +142,8 @@ def test_further_covariates_get_new_categories_too(simulated, rng):
     adata.obs["site"], adata.obs["age"] = sites, rng.normal(size=adata.n_obs)
     reference = adata[adata.obs["role"] == "reference"].copy()
     query = adata[adata.obs["batch"] == "query0"].copy()
-    registry = Registry.of(reference, "Unknown", ["site"], ["age"])
+    reference.uns |= {"categorical_covariates": ["site"], "continuous_covariates": ["age"]}
+    registry = Registry.of(reference)
     scvi, _ = fit_scvi(reference, registry, SCVI, 0, CPU)
     bundle, _ = fit_scanvi(reference, scvi, SCANVI, "fixed", 0, CPU)
     before = embed(bundle.model, encode(registry, reference, CPU)).mean
@@ -153,7 +156,7 @@ def test_further_covariates_get_new_categories_too(simulated, rng):
 
 def test_a_reference_of_one_batch_can_be_mapped_onto(reference, queries):
     one = reference[reference.obs["batch"] == "batch0"].copy()
-    registry = Registry.of(one, "Unknown", [], [])
+    registry = Registry.of(one)
     scvi, _ = fit_scvi(one, registry, SCVI, 0, CPU)
     table = scvi.model.encoder.stack.layers[0].tables[0]
     assert not table.reference.any() and not table.reference.requires_grad
@@ -166,7 +169,7 @@ def test_surgery_that_reaches_no_latent_is_refused(reference, queries):
     settings = ScviSettings(
         n_hidden=8, n_latent=3, encode_covariates=False, train=TrainSettings(max_epochs=1)
     )
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     bundle, _ = fit_scvi(reference, registry, settings, 0, CPU)
     with pytest.raises(AtlasmapError) as error:
         map_query(bundle, queries["query0"], SURGERY, "per_batch", 0)
@@ -198,7 +201,7 @@ def test_a_delta_on_another_reference_is_refused(reference, scvi, scanvi, querie
     save(scanvi, tmp_path / "parent")
     mapping = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0)
     save_delta(mapping.bundle, tmp_path / "delta", mapping.new)
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     other, _ = fit_scvi(reference, registry, SCVI, 5, CPU)
     other, _ = fit_scanvi(reference, other, SCANVI, "fixed", 5, CPU)
     with pytest.raises(AtlasmapError) as error:
@@ -234,14 +237,14 @@ def test_a_query_batch_maps_the_same_whatever_else_is_in_the_file(
     apart = pd.concat(tables)
     latents = []
     for name in ("query0", "query1"):
-        registry = Registry.of(reference, "Unknown", [], [])
+        registry = Registry.of(reference)
         part = Dataset(id="q", path="x", role="query", batch_key="batch")
         whole = checked_dataset(part, tmp_path / f"{name[-1]}.h5ad", CONFIG)
         query = prepare_query(whole, part, name, registry, CONFIG).adata
         latents.append(map_query(load(tmp_path / "b", CPU), query, SURGERY, "per_batch", 0).latent)
     latent = reference_latent(reference, scanvi, split, CPU)
     fitted = fit_map(latent_of(latent), UmapSettings(n_neighbors=5), 0)
-    together = assemble(latent, latents, None, fitted, "Unknown", TransferSettings(), [])
+    together = assemble(latent, latents, None, fitted, TransferSettings(), [])
     assert together.adata.obs_names.is_unique
     assert together.labels.equals(apart)
 
@@ -256,21 +259,21 @@ def test_joint_mapping_of_shared_barcodes_keeps_the_truth(scanvi, reference, que
     latent = reference_latent(reference, scanvi, split, CPU)
     mapping = map_query(scanvi, joined(list(queries.values())), SURGERY, "joint", 0)
     fitted = fit_map(latent_of(latent), UmapSettings(n_neighbors=5), 0)
-    atlas = assemble(latent, [mapping.latent], truth, fitted, "Unknown", TransferSettings(), [])
+    atlas = assemble(latent, [mapping.latent], truth, fitted, TransferSettings(), [])
     query = atlas.adata.obs[atlas.adata.obs["role"] == "query"]
     assert query["truth"].astype(str).tolist() == values
     assert query.index.is_unique and atlas.labels.index.tolist() == [c for _, c in keys]
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_surgery_dropout_trains_differently_and_moves_nothing(reference, queries, norm):
+def test_surgery_dropout_trains_differently_and_moves_nothing(bodies, reference, queries, norm):
     settings = ScviSettings(
         n_hidden=8, n_latent=3, train=TrainSettings(max_epochs=1), dropout_rate=0.5,
         use_batch_norm="both" if norm == "batch" else "none",
     )  # fmt: skip
     latents = []
     for dropout in (False, True):
-        registry = Registry.of(reference, "Unknown", [], [])
+        registry = Registry.of(reference)
         bundle, _ = fit_scvi(reference, registry, settings, 0, CPU)
         given = SurgerySettings(max_epochs=3, surgery_dropout=dropout)
         latents.append(map_query(bundle, queries["query0"], given, "per_batch", 0).latent)

@@ -37,7 +37,7 @@ SURGERY = TotalviSurgerySettings(max_epochs=6, batch_size=32)
 def reference():
     """A trained reference: cells and bundle."""
     cells = citeseq({"r0": 150, "r1": 120})
-    registry = Registry.of(cells, "Unknown", [], [])
+    registry = Registry.of(cells)
     bundle, split = fit_totalvi(cells, registry, SETTINGS, 0, CPU)
     return cells, bundle, split
 
@@ -96,9 +96,9 @@ def expected_loss(model, cells, decoded, posterior, weight) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lacking", [None, {"r1": [0, 3]}])
-def test_the_loss_is_that_of_the_paper_with_scvi_tools_terms(lacking):
+def test_the_loss_is_that_of_the_paper_with_scvi_tools_terms(bodies, lacking):
     data = citeseq({"r0": 30, "r1": 20}, lacking=lacking)
-    registry = Registry.of(data, "Unknown", [], [])
+    registry = Registry.of(data)
     model = load_untrained(registry)
     torch.nn.init.normal_(model.log_efficiency.reference)
     cells = encode(registry, data, CPU).minibatch(np.arange(50))
@@ -124,9 +124,9 @@ def load_untrained(registry: Registry):
     return Totalvi(SETTINGS, shape_of(registry), len(registry.labels), rng)
 
 
-def test_what_was_not_measured_has_no_say_in_the_likelihood():
+def test_what_was_not_measured_has_no_say_in_the_likelihood(bodies):
     data = citeseq({"r0": 20, "r1": 20}, lacking={"r1": [2]})
-    registry = Registry.of(data, "Unknown", [], [])
+    registry = Registry.of(data)
     model = load_untrained(registry)
     cells = encode(registry, data, CPU).minibatch(np.arange(40))
     assert not cells.measured[20:, 2].any() and (cells.proteins[20:, 2] == 0).all()
@@ -138,7 +138,7 @@ def test_what_was_not_measured_has_no_say_in_the_likelihood():
     assert torch.equal(before, after)
 
 
-def test_training_learns_the_types_and_the_foreground(reference):
+def test_training_learns_the_types_and_the_foreground(bodies, reference):
     cells, bundle, split = reference
     elbo = bundle.history.query("metric == 'elbo' and split == 'validation'")["value"].to_numpy()
     assert elbo[-1] < 0.8 * elbo[0]
@@ -179,7 +179,7 @@ def mapped(reference, query, strategy="per_batch", settings=SURGERY):
     return map_query(fresh, query, settings, strategy, 0, probe=cells[:50].copy())
 
 
-def test_surgery_moves_the_query_and_nothing_of_the_reference(reference, tmp_path):
+def test_surgery_moves_the_query_and_nothing_of_the_reference(bodies, reference, tmp_path):
     _, bundle, _ = reference
     query = citeseq({"q0": 90}, seed=3, lacking={"q0": [1, 5]})
     mapping = mapped(reference, query)
@@ -235,10 +235,10 @@ def test_cells_without_proteins_are_mapped(reference):
     assert (named == truth).mean() > 0.8
 
 
-def test_an_adversary_is_trained_where_a_batch_lacks_a_protein(reference):
+def test_an_adversary_is_trained_where_a_batch_lacks_a_protein(bodies, reference):
     _, whole, _ = reference
     cells = citeseq({"r0": 60, "r1": 60}, lacking={"r1": [0]})
-    registry = Registry.of(cells, "Unknown", [], [])
+    registry = Registry.of(cells)
     settings = replace(SETTINGS, train=replace(SETTINGS.train, max_epochs=2))
     bundle, _ = fit_totalvi(cells, registry, settings, 0, CPU)
     assert bundle.about["adversarial"] and not whole.about["adversarial"]
@@ -251,7 +251,7 @@ def test_an_adversary_is_trained_where_a_batch_lacks_a_protein(reference):
 
 def test_the_adversary_learns_and_what_it_costs_to_be_told_apart():
     cells = citeseq({"r0": 60, "r1": 60, "r2": 60}, lacking={"r1": [0]})
-    registry = Registry.of(cells, "Unknown", [], [])
+    registry = Registry.of(cells)
     split = Split(np.arange(180), np.arange(0))
     model, encoded = load_untrained(registry), encode(registry, cells, CPU)
     objective = Adversarial(model, encoded, split, 64, 0, "t")
@@ -277,7 +277,7 @@ def test_the_adversary_learns_and_what_it_costs_to_be_told_apart():
 
 def test_the_adversary_does_not_learn_from_what_fools_it():
     cells = citeseq({"r0": 60, "r1": 60}, lacking={"r1": [0]})
-    registry = Registry.of(cells, "Unknown", [], [])
+    registry = Registry.of(cells)
     split, found = Split(np.arange(120), np.arange(0)), []
     for fool in (True, False):
         model, encoded = load_untrained(registry), encode(registry, cells, CPU)
@@ -290,7 +290,7 @@ def test_the_adversary_does_not_learn_from_what_fools_it():
     assert torch.equal(*found)
 
 
-def test_denoised_cells(reference):
+def test_denoised_cells(bodies, reference):
     cells, bundle, _ = reference
     out = denoise(bundle, cells[:60].copy(), DenoiseSettings(n_samples=10))
     assert out.layers["denoised_rna"].shape == (60, cells.n_vars)
@@ -342,7 +342,7 @@ def test_denoised_reference_cells_are_the_same_after_surgery(reference):
 
 def test_updates_as_in_joint_training_warm_up_as_it_does():
     data = citeseq({"q0": 60, "q1": 20}, seed=5)
-    registry = Registry.of(data, "Unknown", [], [])
+    registry = Registry.of(data)
     cells = encode(registry, data, CPU)
     settings = partial(as_train_settings, SURGERY)
     batches = members(load_untrained(registry), cells, ["q0", "q1"], 0, settings, 0)
@@ -358,7 +358,7 @@ def test_few_labelled_cells_are_enough_for_a_classifier(labelled):
     keep[labelled] = True
     cells.obs["label"] = np.where(keep, names, "Unknown")
     cells.obs.loc[cells.obs_names[:3], "label"] = list("abc")
-    registry = Registry.of(cells, "Unknown", [], [])
+    registry = Registry.of(cells)
     few = replace(SETTINGS.train, max_epochs=2)
     bundle, _ = fit_totalvi(cells, registry, replace(SETTINGS, train=few), 0, CPU)
     assert bundle.about["classifier"]["n_train"] >= 3
@@ -392,6 +392,6 @@ def test_denoised_genes_sum_up_where_the_library_is_inferred():
     settings = replace(
         SETTINGS, use_observed_lib_size=False, train=replace(SETTINGS.train, max_epochs=1)
     )
-    bundle, _ = fit_totalvi(cells, Registry.of(cells, "Unknown", [], []), settings, 0, CPU)
+    bundle, _ = fit_totalvi(cells, Registry.of(cells), settings, 0, CPU)
     out = denoise(bundle, cells, DenoiseSettings(n_samples=2))
     np.testing.assert_allclose(out.layers["denoised_rna"].sum(1), 1e4, rtol=1e-4)

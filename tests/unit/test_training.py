@@ -87,7 +87,7 @@ def small_model(genes=12) -> Scvi:
     return Scvi(settings, Shape(genes, (2,)), keyed_generator(0, "test"))
 
 
-def test_nan_stops_and_names_the_cells():
+def test_nan_stops_and_names_the_cells(bodies):
     cells = make_cells()
     cells.counts.data[cells.counts.indptr[17]] = torch.nan
     split = Split(np.arange(60), np.arange(0))
@@ -100,7 +100,7 @@ def test_nan_stops_and_names_the_cells():
     assert "(20 in all)" in error.value.found
 
 
-def test_history_has_the_schedule_and_both_splits():
+def test_history_has_the_schedule_and_both_splits(bodies):
     split = split_cells(np.arange(60), 0.8, 0)
     objective = Unsupervised(small_model(), make_cells(), split, 20, 0, "test")
     settings = TrainSettings(max_epochs=5, n_epochs_kl_warmup=4, check_val_every_n_epoch=2)
@@ -143,7 +143,7 @@ def test_early_stopping_and_plateau():
     assert outcome.history.table()["epoch"].max() < 499
 
 
-def test_gradient_clip_changes_training():
+def test_gradient_clip_changes_training(bodies):
     split = split_cells(np.arange(60), 0.8, 0)
     norms = []
     for clip in (None, 1e-6):
@@ -184,8 +184,8 @@ def test_n_samples_per_label_thins_anew_each_epoch_and_small_classes_give_all():
     assert set(first) != set(second)
 
 
-def test_same_seed_same_bits_and_another_seed_differs(reference):
-    registry = Registry.of(reference, "Unknown", [], [])
+def test_same_seed_same_bits_and_another_seed_differs(bodies, reference):
+    registry = Registry.of(reference)
     bundles = [fit_scvi(reference, registry, SCVI, seed, CPU)[0] for seed in (0, 0, 1)]
     states = [bundle.model.state_dict() for bundle in bundles]
     assert states_equal(states[0], states[1])
@@ -194,14 +194,14 @@ def test_same_seed_same_bits_and_another_seed_differs(reference):
 
 
 def test_ambient_randomness_is_never_drawn(reference):
-    registry = Registry.of(reference, "Unknown", [], [])
+    registry = Registry.of(reference)
     torch.manual_seed(123)
     before = torch.get_rng_state()
     fit_scvi(reference, registry, SCVI, 0, CPU)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_scanvi_learns_labels(reference, scvi):
+def test_scanvi_learns_labels(bodies, reference, scvi):
     settings = ScanviSettings(train=TrainSettings(max_epochs=150))
     bundle, _ = fit_scanvi(reference, scvi, settings, "fixed", 0, CPU)
     table = bundle.history[bundle.history["split"] == "train"]

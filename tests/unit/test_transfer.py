@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasmap.commands.benchmark import LabelRun, score_run
 from atlasmap.commands.results import publish
 from atlasmap.errors import AtlasmapError
+from atlasmap.evaluation.label_scores import LabelRun, score_run
 from atlasmap.labels import knn as transfer
 from atlasmap.labels.atlas import assemble
 from atlasmap.labels.knn import SoftLabels, label_table, votes, weighted_neighbors
@@ -114,7 +114,7 @@ def test_assembly_keeps_names_apart_and_truth_out_of_labels(fitted):
     query = latent_file(latent[:10] + 1e-3, "q", names[:10], half[:10])
     keys = pd.MultiIndex.from_product([["q"], names[:10]])
     truth = pd.Series("b", index=keys)
-    atlas = assemble(reference, [query], truth, fit, "Unknown", TransferSettings(n_neighbors=5), [])
+    atlas = assemble(reference, [query], truth, fit, TransferSettings(n_neighbors=5), [])
     obs = atlas.adata.obs
     assert obs.index.is_unique and "q:c0" in obs.index
     assert (obs.loc[obs["role"] == "query", "truth"] == "b").all()
@@ -134,7 +134,7 @@ def test_ontology_ids_go_with_labels_and_neighbours_are_asked_once(fitted, monke
         transfer, "NearestNeighbors", lambda **how: asked.append(how) or search(**how)
     )
     settings = TransferSettings(n_neighbors=5)
-    atlas = assemble(reference, [query], None, fit, "Unknown", settings, []).adata
+    atlas = assemble(reference, [query], None, fit, settings, []).adata
     assert asked == [{"n_neighbors": fit.n_neighbors}]  # of which labels take 5
     monkeypatch.undo()
     of = atlas.obs.astype(str)
@@ -157,7 +157,7 @@ def test_each_level_is_transferred_from_the_cells_that_have_it(fitted):
     reference.obs["fine"] = fine
     query = latent_file(latent[60:70] + 1e-3, "q", names[60:70], half[:10])
     levels = ["coarse", "fine"]
-    atlas = assemble(reference, [query], None, fit, "Unknown", TransferSettings(1), levels)
+    atlas = assemble(reference, [query], None, fit, TransferSettings(1), levels)
     assert (atlas.labels["knn_coarse"] == "all").all()
     assert list(atlas.labels["knn_fine"]) == list(fine.iloc[60:70])
     assert (atlas.labels["knn_fine_uncertainty"] == 0).all()
@@ -165,7 +165,7 @@ def test_each_level_is_transferred_from_the_cells_that_have_it(fitted):
     assert list(known.predicted()) == list(atlas.labels["knn_fine"])
     query = latent_file(latent[60:70], "q", names[60:70], half[:10])
     with pytest.raises(AtlasmapError, match="OBS_KEY_MISSING"):
-        assemble(reference, [query], None, fit, "Unknown", TransferSettings(), ["none"])
+        assemble(reference, [query], None, fit, TransferSettings(), ["none"])
 
 
 def test_the_references_own_cells_are_named_at_coarser_levels_too(fitted, tmp_path):
@@ -176,9 +176,7 @@ def test_the_references_own_cells_are_named_at_coarser_levels_too(fitted, tmp_pa
     reference = latent_file(latent, "r", names, soft, ["a", "b"] * 60)
     query = latent_file(latent[:10] + 1e-3, "q", names[:10], soft[:10])
     levels = Levels({"top": {"a": "A", "b": "A"}, "mid": {"a": "a", "b": "B"}}, LabelTree({}))
-    atlas = assemble(
-        reference, [query], None, fit, "Unknown", TransferSettings(5), [], coarser=levels
-    )
+    atlas = assemble(reference, [query], None, fit, TransferSettings(5), [], coarser=levels)
     obs = atlas.adata.obs[atlas.adata.obs["role"] == "reference"]
     assert (obs["label_top"] == "A").all() and np.allclose(obs["confidence_top"], 1)
     assert list(obs["label_mid"]) == ["a", "B"] * 60
@@ -186,7 +184,7 @@ def test_the_references_own_cells_are_named_at_coarser_levels_too(fitted, tmp_pa
     assert np.allclose(obs["confidence_mid"], soft.max(1))
     atlas.adata.write_h5ad(tmp_path / "atlas.h5ad")
     run = LabelRun(0, "fixed", "joint", tmp_path / "atlas.h5ad")
-    scores = pd.concat(score_run(run, "Unknown")["summary"]).set_index("level")
+    scores = pd.concat(score_run(run)["summary"]).set_index("level")
     assert scores.loc["top", "accuracy"] == 1 and set(scores["split"]) == {"train"}
     assert scores.loc["mid", "accuracy"] == scores.loc["label", "accuracy"] == 0.5
 

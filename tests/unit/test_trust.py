@@ -12,7 +12,6 @@ from scipy.optimize import check_grad
 from scipy.special import softmax
 from small import CPU, SCANVI, SCVI, of_rate
 
-from atlasmap.commands.results import checked_data, strange_batches, verdict_table
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import draw
@@ -48,6 +47,7 @@ from atlasmap.mapping.query import map_held_out, map_query
 from atlasmap.mapping.reference import fit_scanvi, fit_scvi, reference_latent
 from atlasmap.mapping.residuals import misfit, residuals
 from atlasmap.models.likelihoods import CountDistribution
+from atlasmap.report.summary import checked_data, strange_batches, verdict_table
 from atlasmap.settings import CalibrationSettings, SurgerySettings, TransferSettings
 
 SURGERY = SurgerySettings(max_epochs=3)
@@ -339,7 +339,7 @@ def test_held_out_batches_leave_every_label_a_cell(rng):
 
 def test_where_no_batch_can_be_spared_cells_stand_in(reference):
     one = reference[reference.obs["batch"] == "batch0"].copy()
-    twin, out = split_off(one, 0.34, "Unknown")
+    twin, out = split_off(one, 0.34)
     assert twin.n_obs + out.n_obs == one.n_obs and 0.2 < out.n_obs / one.n_obs < 0.5
     assert set(out.obs["batch"]) == {"held out: batch0"}
     assert not set(twin.obs_names) & set(out.obs_names)
@@ -446,8 +446,8 @@ def test_the_hierarchy_of_the_hlca_is_read():
 @pytest.fixture
 def learned(reference):
     """A twin, its held-out cells mapped onto it, and what was learned of them."""
-    twin_cells, out = split_off(reference, 0.34, "Unknown")
-    registry = Registry.of(twin_cells, "Unknown", [], [])
+    twin_cells, out = split_off(reference, 0.34)
+    registry = Registry.of(twin_cells)
     scvi, _ = fit_scvi(twin_cells, registry, SCVI, 0, CPU)
     twin, split = fit_scanvi(twin_cells, scvi, SCANVI, "fixed", 0, CPU)
     latent = reference_latent(twin_cells, twin, split, CPU)

@@ -58,7 +58,8 @@ def saved(cells, tmp_path_factory):
         pd.Categorical(reference.obs[key].astype(str)) for key in ("dataset", "scanvi_label")
     )
     reference.X = sparse.csr_matrix(reference.X, dtype=np.float32)
-    registry = Registry.of(reference, "unlabeled", [], [])
+    reference.uns["unlabeled_category"] = "unlabeled"
+    registry = Registry.of(reference)
     few = TrainSettings(max_epochs=15)
     # the atlas's own architecture (scArches' setting, covariates in the first layers alone)
     settings = ScviSettings(n_latent=30, deeply_inject_covariates=False, train=few)

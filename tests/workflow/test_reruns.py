@@ -50,7 +50,7 @@ def test_a_forecast_is_what_jobs_ask_for_and_triggers_nothing(changed):
     plan = changed / TOP / "forecast.json"
     plan.write_text(json.dumps(said))
     text = snakemake(changed, "-n")
-    assert jobs(text) == {} and text.count("forecast: 2.50 h of jobs, 1.25 h of them") == 1
+    assert jobs(text) == {} and text.count("forecast: 2.50 h of training and mapping") == 1
     text = snakemake(changed, "-n", "--forcerun", "train_scvi")
     plan.unlink()
     assert re.search(r"\bmem_mb=1234\b", text) and re.search(r"\bruntime=56\b", text)

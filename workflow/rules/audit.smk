@@ -105,13 +105,11 @@ rule audit_reference:
             "de_novo", map(os.path.dirname, input.de_novo)
         ),
         out=subpath(output[0], parent=True),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["classification"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " audit-reference {params.mappings:q} --reference_bundle {params.bundle:q}"
         " --cells {input.cells:q} {params.de_novo} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q}"
 
 
 # Of a reference that was taken over there are no counts, and without labels no accuracy.

@@ -42,14 +42,12 @@ rule score_labels:
     params:
         runs=shlex.quote(json.dumps(label_runs())),
         opinions=shlex.quote(json.dumps(opinion_runs())),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         out=subpath(output.fitness, parent=True),
         numerics=NUMERICS["classification"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " score-labels --runs {params.runs} --opinions {params.opinions} --out {params.out:q}"
         " --timed {output.timed:q}"
-        " --unlabeled={params.unlabeled:q}"
 
 
 rule score_embeddings:
@@ -79,12 +77,11 @@ rule score_embeddings:
         runs=lambda w: shlex.quote(json.dumps(runs_of(w))),
         counts=lambda w, input: repeated("counts", input.counts),
         settings=settings_of("benchmark"),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["scib"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " score-embeddings --runs {params.runs} {params.counts} --out {output:q}"
-        " --seed {wildcards.seed} --unlabeled={params.unlabeled:q} {params.settings}"
+        " --seed {wildcards.seed} {params.settings}"
 
 
 rule gather_scib:

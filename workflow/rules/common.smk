@@ -477,15 +477,25 @@ def opinion_runs():
 
 
 def embeddings(seed):
-    """name → (cells, file) of every embedding of a seed."""
+    """name → every embedding of a seed, as score_embeddings is told."""
     top = f"results/{CONFIG.atlas}"
-    named = {"pca": ("reference", f"{top}/data/reference.h5ad")}
+    path = f"{top}/data/reference.h5ad"
+    runs = [dict(embedding="pca", cells="reference", path=path)]
     for folder in REFERENCE_FOLDERS:
         path = f"{top}/seed{seed}/reference/{folder}/reference_latent.h5ad"
-        named[folder] = ("reference", path)
+        of = dict(embedding=folder, cells="reference", path=path)
+        runs.append(of | parts_of_model(folder))
     for _, variant, strategy, path in mappings([seed]):
-        named[f"{model_folder(variant)}_{strategy}"] = ("atlas", path)
-    return named
+        folder = model_folder(variant)
+        of = dict(embedding=f"{folder}_{strategy}", cells="atlas", path=path)
+        runs.append(of | parts_of_model(folder) | dict(strategy=strategy))
+    return {run["embedding"]: run for run in runs}
+
+
+def parts_of_model(folder):
+    """Model and variant, of the folder of a reference's model."""
+    model, _, variant = folder.partition("_")
+    return dict(model=model, variant=variant)
 
 
 def scib_parts(w):
@@ -505,8 +515,7 @@ def scib_parts(w):
 def runs_of(w):
     """Embeddings of one job of score_embeddings."""
     named = embeddings(w.seed)
-    chosen = named if w.part == "together" else {w.part: named[w.part]}
-    return [dict(embedding=k, cells=c, path=p) for k, (c, p) in chosen.items()]
+    return list(named.values()) if w.part == "together" else [named[w.part]]
 
 
 @functools.cache

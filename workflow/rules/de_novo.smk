@@ -25,12 +25,10 @@ rule join_cohort:
         mem_mb=memory("join_cohort", 1500, 6),
         runtime=minutes("join_cohort", 30),
     params:
-        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " join-cohort {input.queries:q} --reference {input.reference:q} --out {output:q}"
-        " --unlabeled={params.unlabeled:q}"
 
 
 use rule train_scvi as train_de_novo_scvi with:

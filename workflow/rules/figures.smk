@@ -91,13 +91,11 @@ rule plot_embeddings:
                 ]
             )
         ),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         out=subpath(output[0], strip_suffix=".svg"),
         numerics=NUMERICS["figures"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " plot-embeddings --runs {params.runs} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q}"
 
 
 rule plot_scib_table:
@@ -222,9 +220,8 @@ rule plot_proteins:
             FINAL.seed, FINAL_MODEL, FINAL.strategy, "denoised.h5ad"
         ),
         out=subpath(output[0], parent=True),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["figures"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " plot-proteins {input.reference:q} {params.denoised:q} --atlas {input.atlas:q}"
-        " --out {params.out:q} --unlabeled={params.unlabeled:q}"
+        " --out {params.out:q}"

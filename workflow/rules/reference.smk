@@ -68,16 +68,12 @@ rule train_scvi:
         running=RUNNING,
     params:
         settings=settings_of("scvi"),
-        categorical=as_is(repeated("categorical", CONFIG.categorical_covariates)),
-        continuous=as_is(repeated("continuous", CONFIG.continuous_covariates)),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["scvi"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " train-scvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
-        " {params.settings} {params.categorical} {params.continuous}"
-        " --unlabeled={params.unlabeled:q} --device {resources.device} {resources.running}"
+        " {params.settings} --device {resources.device} {resources.running}"
 
 
 rule train_scanvi:
@@ -142,16 +138,12 @@ rule train_totalvi:
         running=RUNNING,
     params:
         settings=settings_of("totalvi"),
-        categorical=as_is(repeated("categorical", CONFIG.categorical_covariates)),
-        continuous=as_is(repeated("continuous", CONFIG.continuous_covariates)),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["totalvi"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " train-totalvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
-        " {params.settings} {params.categorical} {params.continuous}"
-        " --unlabeled={params.unlabeled:q} --device {resources.device} {resources.running}"
+        " {params.settings} --device {resources.device} {resources.running}"
 
 
 rule denoise_reference:

@@ -109,7 +109,6 @@ rule assemble:
     params:
         settings=settings_of("transfer"),
         latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         queries=lambda w, input: repeated("queries", input.queries),
         trust=lambda w, input: (
             f"--bundle={shlex.quote(os.path.dirname(input.calibration))}"
@@ -124,7 +123,7 @@ rule assemble:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " assemble {params.latents:q} --reference_latent {input.reference:q}"
         " --umap {input.umap:q} {params.queries} --out {params.out:q}"
-        " --unlabeled={params.unlabeled:q} {params.settings} {params.levels} {params.tree}"
+        " {params.settings} {params.levels} {params.tree}"
         " {params.trust}"
 
 
@@ -156,14 +155,13 @@ rule second_opinions:
         settings=settings_of("transfer"),
         latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
         queries=lambda w, input: repeated("queries", input.queries),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["transfer"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " second-opinions {params.latents:q} --reference_latent {input.reference:q}"
         " {params.queries} --out {output.table:q} --seconds {output.seconds:q}"
         " --seed {wildcards.seed}"
-        " --unlabeled={params.unlabeled:q} {params.settings}"
+        " {params.settings}"
 
 
 rule gene_gap:

@@ -22,12 +22,11 @@ rule hold_out:
         memory=MEMORY,
     params:
         settings=calibration_flag("share"),
-        unlabeled=as_is(CONFIG.unlabeled_category),
         numerics=NUMERICS["hold_out"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " hold-out {input.reference:q} --twin {output.twin:q} --held_out {output.held_out:q}"
-        " --unlabeled={params.unlabeled:q} {params.settings} {resources.memory}"
+        " {params.settings} {resources.memory}"
 
 
 use rule train_scvi as train_twin_scvi with:

@@ -7,22 +7,10 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.commands.mapping import Operation
-from atlasmap.commands.parameters import OnDevice, Queries, ReferenceBundle, Unlabeled
-from atlasmap.files import unslug, written_aside
+from atlasmap.commands.parameters import OnDevice, Queries, ReferenceBundle
+from atlasmap.files import unslug, write_json, write_table, write_text
 from atlasmap.report.audits import reference_page, strategies_page
 from atlasmap.report.pages import as_html
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """A table, whole or not there."""
-    with written_aside(path) as aside:
-        table.to_csv(aside, index=False)
-
-
-def write_page(markdown: str, path: Path) -> None:
-    """A page for the report."""
-    with written_aside(path) as aside:
-        aside.write_text(as_html(markdown), encoding="utf-8")
 
 
 def audit_strategies(
@@ -55,7 +43,6 @@ def audit_strategies(
     """
     from atlasmap.audit import strategies
     from atlasmap.bundle import load, load_delta
-    from atlasmap.commands.data import write_json
     from atlasmap.device import pick_device
     from atlasmap.mapping.embed import Embedding
 
@@ -73,11 +60,11 @@ def audit_strategies(
     by_batch, by_label = strategies.audit_strategies(
         lambda: load(reference_bundle, chosen), query, alone, whole
     )
-    write_table(by_batch, out / "strategies.csv")
-    write_table(by_label, out / "strategies_labels.csv")
+    write_table(out / "strategies.csv", by_batch)
+    write_table(out / "strategies_labels.csv", by_label)
     said = strategies.recommendation(by_batch, surgery)
     write_json(out / "strategies.json", {"recommendation": said, "seed": seed})
-    write_page(strategies_page(by_batch, by_label, said), out / "strategies.html")
+    write_text(out / "strategies.html", as_html(strategies_page(by_batch, by_label, said)))
     print(said)
 
 
@@ -87,7 +74,6 @@ def audit_reference(
     cells: Path,
     de_novo: list[Path],
     out: Path,
-    unlabeled: Unlabeled = "Unknown",
 ) -> None:
     """Does the reference's accuracy change with the query? Under surgery, and trained together.
 
@@ -108,14 +94,15 @@ def audit_reference(
     """
     from atlasmap.audit import reference as audit
     from atlasmap.bundle import load, load_delta, read_about
-    from atlasmap.commands.data import write_json
     from atlasmap.device import pick_device
     from atlasmap.mapping.given import read_latent
 
     # Without training a CPU will do, and stored labels may have been computed on a GPU.
     cpu, latent = pick_device("cpu"), read_latent(reference_bundle)
     counts = anndata.read_h5ad(cells)
-    before = audit.soft_labels(load(reference_bundle, cpu), counts)
+    reference = load(reference_bundle, cpu)
+    unlabeled = reference.registry.unlabeled_category
+    before = audit.soft_labels(reference, counts)
     own = audit.named(latent, before)
     models, facts = [(own, "", "reference")], {}
     for folder in mappings:
@@ -133,9 +120,9 @@ def audit_reference(
         pd.concat([of(*model, unlabeled) for model in models], ignore_index=True)
         for of in (audit.scores, audit.confusion)
     )
-    write_table(table, out / "reference.csv")
-    write_table(confused, out / "reference_confusion.csv")
+    write_table(out / "reference.csv", table)
+    write_table(out / "reference_confusion.csv", confused)
     said = audit.answer(table)
     write_json(out / "reference.json", {"answer": said, "trainings": facts})
-    write_page(reference_page(table, facts, said), out / "reference.html")
+    write_text(out / "reference.html", as_html(reference_page(table, facts, said)))
     print(said)

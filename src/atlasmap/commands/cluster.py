@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from atlasmap.errors import AtlasmapError, listed
+from atlasmap.files import write_json
 from atlasmap.jobs.doctor import Need
 from atlasmap.settings import Device
 
@@ -113,7 +114,7 @@ def plan(
     device: Device = "any",
     compare: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Forecast memory, time and GPU-hours of a run from its data's size and half a minute's probe.
+    """Forecast time and memory of a run's training and mapping, by half a minute's probe.
 
     Writes forecast.json into the folder; the workflow's jobs then ask for what it says, and dry
     runs show it. What earlier runs in results/ took corrects it.
@@ -131,7 +132,6 @@ def plan(
     compare
         Only show the last forecast against what the jobs took since (forecast / taken).
     """
-    from atlasmap.commands.data import write_json
     from atlasmap.config import cost
     from atlasmap.forecast.cost import compared
 

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import anndata
 
-from atlasmap.commands.parameters import Queries, Reference, Unlabeled
+from atlasmap.commands.parameters import Queries, Reference
 from atlasmap.files import written_aside
 
 
-def join_cohort(
-    *queries: Queries, reference: Reference, out: Path, unlabeled: Unlabeled = "Unknown"
-) -> None:
+def join_cohort(*queries: Queries, reference: Reference, out: Path) -> None:
     """Put a prepared reference and query batches together, to be trained on as one.
 
     Example: atlasmap join-cohort donor1.h5ad --reference reference.h5ad --out cohort.h5ad
@@ -23,7 +21,7 @@ def join_cohort(
     from atlasmap.mapping.de_novo import cohort
 
     parts = [anndata.read_h5ad(path) for path in queries]
-    whole = cohort(anndata.read_h5ad(reference), parts, unlabeled)
+    whole = cohort(anndata.read_h5ad(reference), parts)
     with written_aside(out) as aside:
         whole.write_h5ad(aside)
 

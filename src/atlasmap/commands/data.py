@@ -9,16 +9,8 @@ from cyclopts import Parameter
 
 from atlasmap.commands.parameters import DataFile, Facts, LabelTree, Row
 from atlasmap.data.sheet import Dataset
-from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import written_aside
+from atlasmap.files import write_json, written_aside
 from atlasmap.settings import DataConfig, SimulateSettings
-
-
-def write_json(path: Path, content) -> None:
-    """JSON, written aside and renamed."""
-    with written_aside(path) as aside:
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def write_cells(adata: anndata.AnnData, path: Path, compression: str | None = "gzip") -> None:
@@ -162,14 +154,10 @@ def prepare_query(
     if reference.suffix == ".json":
         registry = Registry(**json.loads(reference.read_text(encoding="utf-8")))
     else:
-        registry = Registry.of(
-            anndata.read_h5ad(reference, backed="r"),
-            config.unlabeled_category,
-            config.categorical_covariates,
-            config.continuous_covariates,
-        )
-    whole = checked_dataset(dataset, path, config, lazily=stay_on_disk([path], config))
-    prepared = prepare_query(whole, dataset, batch, registry, config)
+        registry = Registry.of(anndata.read_h5ad(reference, backed="r"))
+    lazily = stay_on_disk([path], config)
+    cells = checked_dataset(dataset, path, config, lazily=lazily, batch=batch)
+    prepared = prepare_query(cells, dataset, batch, registry, config)
     write_cells(prepared.adata, out)
     write_json(facts, {"batch": batch, **prepared.facts})
 
@@ -195,62 +183,13 @@ def write_contract(
     masked
         Batches whose proteins were to be masked.
     """
-    facts = [json.loads(path.read_text(encoding="utf-8")) for path in queries]
-    contract = {
-        "configfiles": [str(path) for path in configfiles or []],
-        "reference": json.loads(reference.read_text(encoding="utf-8")),
-        "queries": {fact.pop("batch"): fact for fact in facts},
-    }
+    from atlasmap.data.contract import check_masked, gathered, in_words
+    from atlasmap.labels.tree import tree_facts
+
+    contract = gathered(queries, reference, configfiles or [])
     found = contract["reference"]
     if label_tree:
         found["label_tree"] = tree_facts(label_tree, list(found["labels"]))
-    check_masked(masked or [], {*found.get("batches", {}), *contract["queries"]})
+    check_masked(masked or [], contract)
     write_json(out, contract)
-    print(f"reference: {found['n_cells']} cells, {found['n_genes']} genes")
-    panel = found.get("panel", {"proteins": [], "proteins_missing": {}})
-    if panel["proteins"]:
-        print(f"panel: {len(panel['proteins'])} proteins")
-    for batch, missing in panel["proteins_missing"].items():
-        print(f"  reference batch {batch} lacks {listed(missing)}")
-    for batch, fact in contract["queries"].items():
-        print(f"query {batch}: {fact['n_cells']} cells, {fact['gene_overlap']:.1%} of the genes")
-        if panel["proteins"]:
-            print(f"  {protein_overlap(fact, len(panel['proteins']))}")
-
-
-def protein_overlap(fact: dict, n: int) -> str:
-    """A query's proteins beside the reference's `n`: clones of one antigen have other names."""
-    said = f"{fact['n_proteins']} of {n} proteins"
-    if fact["n_proteins"] and fact["proteins_missing"]:
-        said += f"; lacks {listed(fact['proteins_missing'])}"
-    if fact["proteins_not_in_reference"]:
-        said += "; left out, as the reference lacks them: "
-        said += listed(fact["proteins_not_in_reference"])
-    return said
-
-
-def check_masked(masked: list[str], batches: set[str]) -> None:
-    """A batch that is not there cannot be masked: MASK_UNKNOWN."""
-    unknown = [name for name in masked if name not in batches]
-    if unknown:
-        raise AtlasmapError(
-            "MASK_UNKNOWN",
-            expected=f"names of batches in data.mask_proteins: {listed(sorted(batches), 40)}",
-            found=listed(unknown),
-            mend="correct these names",
-        )
-
-
-def tree_facts(path: Path, labels: list[str]) -> dict:
-    """Number of groups at each level, and labels that the tree lacks; raises LABEL_TREE."""
-    from atlasmap.labels.tree import read_levels
-
-    levels = read_levels(path, labels)
-    parents = levels.tree.parents
-    return {
-        "levels": {
-            level: len({to.get(label, label) for label in labels})
-            for level, to in levels.groups.items()
-        },
-        "labels_not_in_it": [x for x in labels if x not in {*parents, *parents.values()}],
-    }
+    print(in_words(contract))

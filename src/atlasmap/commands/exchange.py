@@ -7,7 +7,7 @@ from typing import Literal
 from cyclopts import Parameter
 
 from atlasmap.commands.parameters import NewBundle
-from atlasmap.files import written_aside
+from atlasmap.files import write_table, write_text, written_aside
 from atlasmap.settings import Device
 
 
@@ -144,9 +144,7 @@ def compare_scvi(results: Path, *, out: Path, cores: int = -1) -> None:
     pairs = compare(results, cores)
     table = summary(pairs)
     for name, frame in (("pairs", pairs), ("summary", table)):
-        with written_aside(out / f"{name}.csv") as aside:
-            frame.to_csv(aside, index=False)
-    with written_aside(out / "report.md") as aside:
-        aside.write_text(as_markdown(table) + "\n", encoding="utf-8")
+        write_table(out / f"{name}.csv", frame)
+    write_text(out / "report.md", as_markdown(table) + "\n")
     print(as_markdown(table))
     print(f"{int(table['within'].sum())} of {len(table)} within; {out}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from atlasmap.commands.parameters import Figure, Unlabeled
+from atlasmap.commands.parameters import Figure
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def plot_confusion(confusion: Path, *, out: Figure, split: Literal["validation",
     save(draw_confusion(read_table(confusion), split), out)
 
 
-def plot_embeddings(*, runs: list[MapRun], out: Figure, unlabeled: Unlabeled = "Unknown") -> None:
+def plot_embeddings(*, runs: list[MapRun], out: Figure) -> None:
     """Draw maps by label, batch and role.
 
     Example: atlasmap plot-embeddings --runs '{"variant": "fixed", "strategy": "per_batch",
@@ -64,21 +64,25 @@ def plot_embeddings(*, runs: list[MapRun], out: Figure, unlabeled: Unlabeled = "
     runs
         Mappings to draw (JSON).
     """
+    from anndata import read_h5ad
+
+    from atlasmap.data.registry import unlabeled_in
     from atlasmap.figures.embeddings import draw_embeddings
     from atlasmap.figures.style import run_name, save
 
-    maps = {run_name(run.variant, run.strategy): cells_of(run.atlas, unlabeled) for run in runs}
-    save(draw_embeddings(maps, unlabeled), out)
+    atlases = {run_name(run.variant, run.strategy): read_h5ad(run.atlas) for run in runs}
+    maps = {name: cells_of(atlas) for name, atlas in atlases.items()}
+    save(draw_embeddings(maps, unlabeled_in(next(iter(atlases.values())))), out)
 
 
-def cells_of(atlas: Path, unlabeled: str):
-    """Cells of an atlas.h5ad to draw: x, y, name, batch, role."""
-    import anndata
+def cells_of(adata):
+    """Cells of an atlas to draw: x, y, name, batch, role."""
     import pandas as pd
 
-    adata = anndata.read_h5ad(atlas)
+    from atlasmap.data.registry import unlabeled_in
+
     obs = adata.obs[["batch", "role"]].astype(str)
-    nameless = pd.Series(unlabeled, adata.obs_names)
+    nameless = pd.Series(unlabeled_in(adata), adata.obs_names)
     label, predicted = (
         adata.obs[name].astype(str) if name in adata.obs else nameless
         for name in ("label", "predicted_label")
@@ -104,7 +108,7 @@ def plot_scib_table(scib: Path, *, out: Figure) -> None:
     save(draw_scib_table(read_table(scib)), out)
 
 
-def plot_proteins(*denoised: Path, atlas: Path, out: Path, unlabeled: str = "Unknown") -> None:
+def plot_proteins(*denoised: Path, atlas: Path, out: Path) -> None:
     """Draw proteins of an atlas: raw against denoised, and which label has which.
 
     Example: atlasmap plot-proteins donor1/denoised.h5ad --atlas results/ATLAS/atlas.h5ad --out
@@ -117,26 +121,26 @@ def plot_proteins(*denoised: Path, atlas: Path, out: Path, unlabeled: str = "Unk
     atlas
         atlas.h5ad.
     out
-        Folder: protein_ridges and protein_dots, each .svg and .png.
-    unlabeled
-        What cells without a label are called; where all are, dots are by batch.
+        Folder: protein_ridges and protein_dots, each .svg and .png; where no cell has a label,
+        dots are by batch.
     """
     import anndata
     import numpy as np
     import pandas as pd
 
-    from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
+    from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, unlabeled_in
     from atlasmap.figures.proteins import draw_dots, draw_ridges
     from atlasmap.figures.style import save
     from atlasmap.mapping.denoise import FOREGROUND, PROTEIN
 
-    whole, cells = anndata.read_h5ad(atlas), cells_of(atlas, unlabeled)
+    whole = anndata.read_h5ad(atlas)
+    cells = cells_of(whole)
     raw = np.concatenate([anndata.read_h5ad(path, backed="r").obsm[PROTEINS] for path in denoised])
     raw, level, share = (
         pd.DataFrame(values, columns=list(whole.uns[PROTEIN_NAMES]))
         for values in (raw, whole.obsm[PROTEIN], whole.obsm[FOREGROUND])
     )
-    group = "name" if (cells["name"] != unlabeled).any() else "batch"
+    group = "name" if (cells["name"] != unlabeled_in(whole)).any() else "batch"
     save(draw_ridges(raw, level, share, cells["role"]), out / "protein_ridges")
     save(draw_dots(level, share, cells[group]), out / "protein_dots")
 

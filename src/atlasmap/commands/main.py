@@ -32,7 +32,7 @@ log = logging.getLogger("atlasmap")
 COMMANDS = {
     "map": ("mapping:map_file", "Map a query file onto a reference bundle, without Snakemake."),
     "doctor": ("cluster:doctor", "Look whether everything that a cluster run needs is there."),
-    "plan": ("cluster:plan", "Forecast memory, time and GPU-hours."),
+    "plan": ("cluster:plan", "Forecast time and memory of training and mapping."),
     "why": ("cluster:why", "Say why a job failed, and what to do."),
     "card": ("reference:card", "Write a bundle's model card."),
     "seal": ("reference:seal", "Seal a reference: one fingerprint over its files."),

@@ -14,7 +14,7 @@ from atlasmap.commands.reference import write_denoised
 from atlasmap.commands.running import Running
 from atlasmap.data.sheet import Columns, Dataset
 from atlasmap.errors import listed
-from atlasmap.files import written_aside
+from atlasmap.files import write_json, written_aside
 from atlasmap.jobs.failures import BatchesFailed, kind_of
 from atlasmap.settings import (
     DataConfig,
@@ -79,7 +79,6 @@ def map_batches(
         per_batch, joint, or frozen (nothing trains).
     """
     from atlasmap.bundle import load
-    from atlasmap.commands.data import write_json
     from atlasmap.mapping.certificate import probe_cells
 
     reference = load(reference_bundle, running.pick_device())
@@ -166,7 +165,6 @@ def write_mapping(mapping, denoised, out: Path, settings: DenoiseSettings) -> No
     """The delta bundle, and beside it the query's latent and the certificate; of CITE-seq also the
     cells `denoised` by these settings."""
     from atlasmap.bundle import save_delta
-    from atlasmap.commands.data import write_json
     from atlasmap.mapping.certificate import FILE
 
     bundle = mapping.bundle
@@ -211,7 +209,6 @@ def map_file(
         per_batch or joint.
     """
     from atlasmap.api import MapRequest, map_dataset
-    from atlasmap.commands.data import write_json
     from atlasmap.commands.results import write_atlas
     from atlasmap.device import pick_device
     from atlasmap.files import slug

@@ -6,8 +6,8 @@ from pathlib import Path
 import anndata
 import pandas as pd
 
-from atlasmap.commands.parameters import Latents, ReferenceLatent, Unlabeled, WithTruth
-from atlasmap.files import unslug, written_aside
+from atlasmap.commands.parameters import Latents, ReferenceLatent, WithTruth
+from atlasmap.files import unslug, write_table, written_aside
 from atlasmap.settings import TransferSettings
 
 
@@ -18,7 +18,6 @@ def second_opinions(
     out: Path,
     seconds: Path,
     seed: int = 0,
-    unlabeled: Unlabeled = "Unknown",
     transfer: TransferSettings = TransferSettings(),
 ) -> None:
     """Name query cells by kNN, random forest and logistic regression on the latent, and by vote.
@@ -37,12 +36,15 @@ def second_opinions(
     transfer
         Settings of kNN.
     """
-    from atlasmap.commands.results import read_truth
+    from atlasmap.data.registry import unlabeled_in
     from atlasmap.evaluation.opinions import knn_by_k, second_opinions
+    from atlasmap.labels.gathered import read_truth
     from atlasmap.labels.knn import soft_labels_of
+    from atlasmap.mapping.given import read_reference
     from atlasmap.mapping.latent import latent_of
 
-    reference = anndata.read_h5ad(reference_latent)
+    reference = read_reference(reference_latent)
+    unlabeled = unlabeled_in(reference)
     labels = reference.obs["label"].astype(str).to_numpy()
     known = labels != unlabeled
     z, labels = latent_of(reference)[known], labels[known]
@@ -107,8 +109,7 @@ def gene_gap(
         tables.append(found[missing].assign(batch=unslug(path.stem)))
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "batch", table.pop("batch"))
-    with written_aside(out) as aside:
-        table.to_csv(aside, index=False)
+    write_table(out, table)
     worst = table[table["label"] == "all"].sort_values("loss").iloc[-1]
     missing = f"{worst['n_genes_missing']} genes"
     if "n_proteins_missing" in worst:

@@ -9,7 +9,7 @@ from pathlib import Path
 import anndata
 
 from atlasmap.errors import AtlasmapError
-from atlasmap.files import written_aside
+from atlasmap.files import write_text
 from atlasmap.settings import ExplorerSettings
 from atlasmap.training.stopping import Stopped
 
@@ -42,8 +42,7 @@ def write_explorer(
     from atlasmap.explorer.page import explorer_page
 
     page = explorer_page(anndata.read_h5ad(atlas), title, counts or [], explorer)
-    with written_aside(out) as aside:
-        aside.write_text(page, encoding="utf-8")
+    write_text(out, page)
 
 
 def write_report(
@@ -83,8 +82,7 @@ def write_report(
 
     found = Found(folder, Final(seed, variant, strategy), json.loads(config))
     page = report_page(found, captions)
-    with written_aside(out) as aside:
-        aside.write_text(page, encoding="utf-8")
+    write_text(out, page)
 
 
 def explore(atlas: Path, *, port: int = 8000) -> None:

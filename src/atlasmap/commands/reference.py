@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from atlasmap.commands.parameters import NewBundle, OnDevice, Reference, Seed, Unlabeled
 from atlasmap.commands.running import Running
-from atlasmap.files import written_aside
+from atlasmap.files import write_json, write_text, written_aside
 from atlasmap.settings import (
     CardSettings,
     DenoiseSettings,
@@ -28,33 +28,23 @@ def train_scvi(
     out: NewBundle,
     seed: Seed = 0,
     scvi: ScviSettings = ScviSettings(),
-    categorical: list[str] | None = None,
-    continuous: list[str] | None = None,
-    unlabeled: Unlabeled = "Unknown",
     running: Running = Running(),
 ) -> None:
     """Train scVI on a prepared reference.
 
     Example: atlasmap train-scvi reference.h5ad --out scvi --scvi.n_latent 20
-
-    Parameters
-    ----------
-    categorical, continuous
-        Covariate columns of obs.
     """
     from atlasmap.mapping.reference import fit_scvi
 
-    columns = (unlabeled, categorical or [], continuous or [])
-    train_on(reference, columns, partial(fit_scvi, settings=scvi, seed=seed), out, running)
+    train_on(reference, partial(fit_scvi, settings=scvi, seed=seed), out, running)
 
 
-def train_on(reference: Path, columns: tuple, fit: Callable, out: Path, running: Running) -> None:
-    """Train a model of the counts and write it; `columns` are the registry's: the label of cells
-    without one, categorical and continuous covariates."""
+def train_on(reference: Path, fit: Callable, out: Path, running: Running) -> None:
+    """Train a model of the counts and write it."""
     from atlasmap.data.registry import Registry
 
     chosen, adata = running.pick_device(), running.open_cells(reference)
-    checkpoints, registry = running.checkpoints(out), Registry.of(adata, *columns)
+    checkpoints, registry = running.checkpoints(out), Registry.of(adata)
     fitted = fit(adata, registry, device=chosen, checkpoints=checkpoints)
     write_reference(out, adata, *fitted, chosen)
     checkpoints.remove()
@@ -100,24 +90,15 @@ def train_totalvi(
     out: NewBundle,
     seed: Seed = 0,
     totalvi: TotalviSettings = TotalviSettings(),
-    categorical: list[str] | None = None,
-    continuous: list[str] | None = None,
-    unlabeled: Unlabeled = "Unknown",
     running: Running = Running(),
 ) -> None:
     """Train totalVI on a prepared CITE-seq reference, and a classifier on its latent.
 
     Example: atlasmap train-totalvi reference.h5ad --out totalvi
-
-    Parameters
-    ----------
-    categorical, continuous
-        Covariate columns of obs.
     """
     from atlasmap.mapping.reference import fit_totalvi
 
-    columns = (unlabeled, categorical or [], continuous or [])
-    train_on(reference, columns, partial(fit_totalvi, settings=totalvi, seed=seed), out, running)
+    train_on(reference, partial(fit_totalvi, settings=totalvi, seed=seed), out, running)
 
 
 def denoise(
@@ -265,7 +246,6 @@ def describe_reference(folder: Path, *, out: Path) -> None:
     out
         Facts (.json).
     """
-    from atlasmap.commands.data import write_json
     from atlasmap.mapping.given import facts_of
 
     write_json(out, facts_of(folder))
@@ -303,7 +283,6 @@ def card(
     from atlasmap.card.checks import tables_of
     from atlasmap.card.facts import facts_of
     from atlasmap.card.page import as_json, as_markdown
-    from atlasmap.commands.data import write_json
     from atlasmap.device import pick_device
     from atlasmap.labels.calibrated import read_calibration
     from atlasmap.mapping.given import read_latent
@@ -317,7 +296,6 @@ def card(
     out, text = out or bundle, as_markdown(facts, tables, bundle)
     write_json(out / "card.json", as_json(facts, tables))
     page = as_html(text.split("---\n", 2)[2])  # without the front matter
-    for name, content in (("card.md", text), ("card.html", page)):
-        with written_aside(out / name) as aside:
-            aside.write_text(content, encoding="utf-8")
+    write_text(out / "card.md", text)
+    write_text(out / "card.html", page)
     print(out / "card.md")

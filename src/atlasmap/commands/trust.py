@@ -6,7 +6,7 @@ import anndata
 
 from atlasmap.commands.data import write_cells
 from atlasmap.commands.mapping import Operation
-from atlasmap.commands.parameters import Reference, Seed, Unlabeled
+from atlasmap.commands.parameters import Reference, Seed
 from atlasmap.commands.running import Running
 from atlasmap.files import slug, written_aside
 from atlasmap.settings import CalibrationSettings, Surgery
@@ -17,7 +17,6 @@ def hold_out(
     *,
     twin: Path,
     held_out: Path,
-    unlabeled: Unlabeled = "Unknown",
     calibration: CalibrationSettings = CalibrationSettings(),
     memory_gb: float | None = None,
 ) -> None:
@@ -40,7 +39,7 @@ def hold_out(
 
     room = has_room([reference], memory_gb, copies=2)
     cells = read_any(reference, Wanted("X", lazily=not room))
-    parts = split_off(cells, calibration.share, unlabeled)
+    parts = split_off(cells, calibration.share)
     for path, part in zip((twin, held_out), parts, strict=True):
         write_cells(part, path, compression=None)
         print(

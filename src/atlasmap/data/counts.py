@@ -7,7 +7,7 @@ import anndata
 import numpy as np
 from scipy import sparse
 
-from atlasmap.data.blocks import as_csr, as_stored, depths, each_block, in_blocks
+from atlasmap.data.blocks import as_csr, as_stored, depths, each_block, in_blocks, is_lazy
 from atlasmap.data.stored import check_readable
 from atlasmap.data.structure import Damaged
 from atlasmap.errors import AtlasmapError, listed
@@ -153,14 +153,18 @@ def check_not_normalised(adata: anndata.AnnData, where: str, name: str, counts) 
         )
 
 
-def checked_counts(adata: anndata.AnnData, where: str, name: str, *, corrected_float: bool):
-    """Counts of `adata` as CSR float32 (cells × genes), lazy where they are; raises COUNTS_*
-    errors.
+def checked_counts(
+    adata: anndata.AnnData, where: str, name: str, *, corrected_float: bool, in_memory: bool = False
+):
+    """Counts of `adata` as CSR float32 (cells × genes), lazy where they are, unless they are wanted
+    `in_memory`; raises COUNTS_* errors.
 
     `corrected_float` admits non-integer values (ambient-RNA correction).
     """
     stored = matrix_at(adata, where, name)
     try:
+        if in_memory and is_lazy(stored):
+            stored = stored.compute(scheduler="synchronous")
         found = findings(each_block(stored, as_stored))
     except Damaged as error:
         raise AtlasmapError(

@@ -23,7 +23,15 @@ from atlasmap.data.obs import (
     ontology_ids,
 )
 from atlasmap.data.readers import Wanted, read_any
-from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS, Registry, lacking
+from atlasmap.data.registry import (
+    CATEGORICAL,
+    CONTINUOUS,
+    PROTEIN_NAMES,
+    PROTEINS,
+    UNLABELED,
+    Registry,
+    lacking,
+)
 from atlasmap.data.sheet import Dataset
 from atlasmap.data.stored import UNREADABLE
 from atlasmap.errors import AtlasmapError, listed
@@ -55,18 +63,24 @@ def settled(adata: anndata.AnnData, config: DataConfig) -> anndata.AnnData:
 
 
 def checked_dataset(
-    dataset: Dataset, path: Path, config: DataConfig, *, lazily: bool = False
-) -> anndata.AnnData:
+    dataset: Dataset, path: Path, config: DataConfig, *, lazily: bool = False,
+    batch: str | None = None,
+) -> anndata.AnnData:  # fmt: skip
     """One data set: counts checked, obs with `batch`, `label` or `truth`, covariates, `dataset`.
+
+    Of a `batch` alone no other counts are read, where the format allows it (CSR, dense).
 
     X is CSR float32 (cells × genes), or `lazily` a dask array of such blocks; var is indexed by
     gene id, with `symbol` where known; CITE-seq has proteins in obsm. uns has `gene_lengths`, what
     was found, where counts were divided by them, and what was left out as unreadable.
     """
     citeseq = config.modality == "citeseq"
-    raw = filtered(read_any(path, Wanted(dataset.counts, lazily, obsm=citeseq)), dataset)
-    corrected = config.counts == "corrected_float"
-    counts = checked_counts(raw, dataset.counts, dataset.id, corrected_float=corrected)
+    wanted = Wanted(dataset.counts, lazily or batch is not None, obsm=citeseq)
+    raw = filtered(read_any(path, wanted), dataset)
+    if batch is not None:
+        raw = raw[batches(raw, dataset, config.data.min_cells_per_batch) == batch].copy()
+    how = {"corrected_float": config.counts == "corrected_float", "in_memory": not lazily}
+    counts = checked_counts(raw, dataset.counts, dataset.id, **how)
     var = raw.var.copy()  # other columns are looked at where too few genes match
     if dataset.gene_id:
         var["index"] = raw.var_names
@@ -192,6 +206,9 @@ def prepare_reference(
     columns += (ONTOLOGY,) if ONTOLOGY in chosen.obs else ()
     for key in ("batch", "label", "dataset", *columns):
         chosen.obs[key] = pd.Categorical(chosen.obs[key].astype(str))
+    chosen.uns[UNLABELED] = config.unlabeled_category
+    chosen.uns[CATEGORICAL] = config.categorical_covariates
+    chosen.uns[CONTINUOUS] = config.continuous_covariates
     facts = {
         "datasets": [dataset.id for dataset in datasets],
         "n_cells": chosen.n_obs,

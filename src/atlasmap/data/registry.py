@@ -9,6 +9,20 @@ from atlasmap.errors import AtlasmapError, listed
 
 # Where prepared cells have their protein counts (NaN: not measured), and the columns' names.
 PROTEINS, PROTEIN_NAMES = "protein_counts", "protein_names"
+# What a prepared reference (the first: its latent and atlas, too) keeps of the config in uns.
+UNLABELED = "unlabeled_category"
+CATEGORICAL, CONTINUOUS = "categorical_covariates", "continuous_covariates"
+
+
+def unlabeled_in(cells: anndata.AnnData) -> str:
+    """What cells without a label are called in a prepared reference, its latent or an atlas."""
+    return str(cells.uns.get(UNLABELED, "Unknown"))
+
+
+def covariates_in(cells: anndata.AnnData) -> tuple[list[str], list[str]]:
+    """Categorical and continuous covariates of a prepared reference."""
+    keys = CATEGORICAL, CONTINUOUS
+    return tuple([str(name) for name in cells.uns.get(key, [])] for key in keys)
 
 
 def lacking(adata: anndata.AnnData) -> dict[str, list[str]]:
@@ -38,10 +52,9 @@ class Registry:
     proteins_missing: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, adata: anndata.AnnData, unlabeled: str, categorical: list[str], continuous: list[str]
-    ) -> "Registry":
+    def of(cls, adata: anndata.AnnData) -> "Registry":
         """The registry of a prepared reference."""
+        unlabeled, (categorical, continuous) = unlabeled_in(adata), covariates_in(adata)
         symbols = adata.var["symbol"].astype(str).tolist() if "symbol" in adata.var else None
         return cls(
             genes=adata.var_names.tolist(),
@@ -50,7 +63,7 @@ class Registry:
             labels=sorted(set(adata.obs["label"]) - {unlabeled}),
             unlabeled_category=unlabeled,
             categorical={key: sorted(adata.obs[key].astype(str).unique()) for key in categorical},
-            continuous=list(continuous),
+            continuous=continuous,
             proteins=[str(name) for name in adata.uns.get(PROTEIN_NAMES, [])],
             proteins_missing=lacking(adata) if PROTEINS in adata.obsm else {},
         )

@@ -31,19 +31,19 @@ def draw_loss_curves(history: pd.DataFrame, seed: int | None = None) -> Figure:
     """Rows: classification loss, calibration error, accuracy; a column a variant. Of totalVI a
     panel a term of its loss, and its classifier.
 
-    `history` has columns seed, model (scanvi_<variant>, totalvi), epoch, split, metric, value.
+    `history` has columns seed, model, variant, strategy, epoch, split, metric, value; of mappings
+    nothing is drawn.
     `seed` keeps one seed; otherwise each seed is a thin line and their mean a thick one.
     """
     if history.empty:
         return sentence("There is no training history to draw.")
-    table = history[history["split"].isin(SPLITS)]
+    table = history[history["split"].isin(SPLITS) & (history["strategy"] == "")]
     if seed is not None:
         table = table[table["seed"] == seed]
     totalvi = table[(table["model"] == "totalvi") & table["metric"].isin(OF_TOTALVI)]
     if len(totalvi):
         return draw_terms(totalvi)
-    table = table[table["model"].isin([f"scanvi_{variant}" for variant in VARIANTS])]
-    table = table[table["metric"].isin(METRICS)]
+    table = table[(table["model"] == "scanvi") & table["metric"].isin(METRICS)]
     if table.empty:
         of_seed = "" if seed is None else f" of seed {seed}"
         return sentence(f"The training history{of_seed} holds no scANVI variant.")
@@ -52,7 +52,7 @@ def draw_loss_curves(history: pd.DataFrame, seed: int | None = None) -> Figure:
 
 def draw_grid(table: pd.DataFrame) -> Figure:
     """The grid of panels of the rows of `table`, none of which is without a panel."""
-    variants = in_order(table["model"].str.removeprefix("scanvi_"), VARIANTS)
+    variants = in_order(table["variant"], VARIANTS)
     n = len(variants)
     figure = new_figure(
         LEFT + n * (WIDTH + GAP), TOP + len(METRICS) * (HEIGHT + GAP) + BOTTOM - GAP
@@ -63,7 +63,7 @@ def draw_grid(table: pd.DataFrame) -> Figure:
             left, top = LEFT + column * (WIDTH + GAP), TOP + row * (HEIGHT + GAP)
             ax = place(figure, left, top, WIDTH, HEIGHT, sharey=first)
             first = first or ax
-            of_model = table["model"] == f"scanvi_{variant}"
+            of_model = table["variant"] == variant
             draw_panel(ax, table[of_model & (table["metric"] == metric)])
             ax.set_xlim(0, max(table["epoch"].max(), 1))
             ax.tick_params(labelleft=column == 0, labelbottom=row == len(METRICS) - 1)

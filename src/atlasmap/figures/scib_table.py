@@ -15,7 +15,6 @@ from plottable import ColumnDefinition, Table
 
 from atlasmap.evaluation.scib import AGGREGATES, BATCH, BIO
 from atlasmap.figures.style import (
-    STRATEGIES,
     new_figure,
     place,
     run_name,
@@ -71,8 +70,9 @@ class Block:
 def draw_scib_table(scib: pd.DataFrame) -> Figure:
     """Circles for metrics, bars for aggregates, sorted by total: of reference cells, then of all.
 
-    `scib` has columns seed, embedding, cells (reference or atlas), n, the metrics, and scib_metrics
-    (a version). A value is a number or `skipped(reason)`: drawn as a dash, the reason below.
+    `scib` has columns seed, embedding, model, variant, strategy, cells (reference or atlas), n,
+    the metrics, and scib_metrics (a version). A value is a number or `skipped(reason)`: drawn as a
+    dash, the reason below.
     """
     if scib.empty:
         return sentence("There is no scib-metrics table to draw.")
@@ -100,7 +100,7 @@ def block(table: pd.DataFrame, cells: str) -> Block:
     """The rows of one kind of cells, seeds averaged, best total first."""
     metrics = [name for name in NAMES if name in table]
     numbers = table[metrics].apply(pd.to_numeric, errors="coerce")
-    by_name = numbers.assign(embedding=table["embedding"].map(embedding_name)).groupby("embedding")
+    by_name = numbers.assign(embedding=table.apply(embedding_name, axis=1)).groupby("embedding")
     mean = by_name.mean().sort_values([*AGGREGATES[::-1]], ascending=False, kind="stable")
     spread = by_name.std().reindex(mean.index)
     sizes = sorted(set(table["n"].astype(int)))
@@ -113,14 +113,11 @@ def block(table: pd.DataFrame, cells: str) -> Block:
     return Block(f"{BLOCKS[cells]} ({n} cells)", mean, spread, skipped)
 
 
-def embedding_name(name: str) -> str:
-    """An embedding as the table shows it: scanvi_fixed_per_batch is scANVI fixed, per batch."""
-    model, _, rest = name.partition("_")
-    if model not in MODELS:
-        return name
-    strategy = next((known for known in STRATEGIES if rest.endswith(known)), "")
-    variant = rest.removesuffix(strategy).strip("_")
-    return run_name(f"{MODELS[model]} {variant}".strip(), strategy)
+def embedding_name(row: pd.Series) -> str:
+    """An embedding as the table shows it: scANVI fixed, per batch."""
+    if row["model"] not in MODELS:
+        return MODELS.get(row["embedding"], row["embedding"])
+    return run_name(f"{MODELS[row['model']]} {row['variant']}".strip(), row["strategy"])
 
 
 def footnotes(blocks: list[Block], scib: pd.DataFrame) -> list[str]:

@@ -1,5 +1,6 @@
 """How fast this device trains: the models themselves, timed on made-up cells of the data's size."""
 
+import resource
 import subprocess
 import sys
 import time
@@ -65,13 +66,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds a cell and epoch of each training (of scVI or totalVI, of scANVI, of surgery), and
-    seconds to start."""
+    """Seconds a cell and epoch of each training (of scVI or totalVI, of scANVI, of surgery),
+    seconds to start, and the memory (MB) of a process that trains, without its data."""
 
     scvi: float
     scanvi: float
     surgery: float
     start: float
+    mb: float
 
 
 def made_up_cells(sizes: Sizes, n: int, device: torch.device, n_batches: int) -> Cells:
@@ -152,4 +154,5 @@ def probe(sizes: Sizes, config: Config, device: torch.device) -> Speeds:
             objective_of(model, cells, train), train,
             dropout=how.surgery_dropout, batch_statistics=False,
         )  # fmt: skip
-    return Speeds(scvi, scanvi, surgery, start_seconds())
+    mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Speeds(scvi, scanvi, surgery, start_seconds(), mb)

@@ -110,5 +110,6 @@ def status_text(folder: Path) -> str:
     elif left is None:
         lines.append(f"time left: not known; atlasmap plan {folder} makes a forecast")
     else:
-        lines.append(f"time left by the forecast: {in_words(left)} of jobs, one after the other")
+        said = f"{in_words(left)} of training and mapping, one job after the other"
+        lines.append(f"time left by the forecast: {said}")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from atlasmap.data.obs import ONTOLOGY, as_text, column
-from atlasmap.data.registry import PROTEIN_NAMES
+from atlasmap.data.registry import PROTEIN_NAMES, UNLABELED, unlabeled_in
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.labels.calibrated import Calibration
 from atlasmap.labels.knn import (
@@ -199,7 +199,7 @@ def in_latent_space(reference: anndata.AnnData, columns: list[str]) -> anndata.A
 
 def assemble(
     reference: anndata.AnnData, queries: list[anndata.AnnData], truth: pd.Series | None,
-    fitted: FittedMap, unlabeled: str, settings: TransferSettings, levels: list[str],
+    fitted: FittedMap, settings: TransferSettings, levels: list[str],
     trust: Trust | None = None, coarser: Levels | None = None,
 ) -> Atlas:  # fmt: skip
     """Put the reference's latent and the queries' together.
@@ -208,7 +208,7 @@ def assemble(
     `levels` are further label columns of the reference, which kNN transfers. The classifier's
     probabilities are summed at levels that are `coarser`, or else at those columns that are.
     """
-    parts, tables = [], []
+    parts, tables, unlabeled = [], [], unlabeled_in(reference)
     coarse = coarser or levels_of(reference, levels, unlabeled)
     shared = [key for query in queries for key in query.obs]
     named = reference_labels(reference, trust, coarse)
@@ -241,6 +241,7 @@ def assemble(
         tidy_obs(part.obs, unlabeled)
         part.obsm = {key: part.obsm[key] for key in ("X_latent", "X_umap", *proteins)}
     whole = anndata.concat([reference, *parts], join="outer")
+    whole.uns[UNLABELED] = unlabeled
     if proteins:
         whole.uns[PROTEIN_NAMES] = reference.uns[PROTEIN_NAMES]
     whole.X = sparse.csr_matrix(whole.shape, dtype=np.float32)  # cellxgene wants one, of no genes

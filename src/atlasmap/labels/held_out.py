@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from atlasmap.data.registry import unlabeled_in
 from atlasmap.models.random import keyed_seed
 
 STAND_IN = "held out"
@@ -31,15 +32,13 @@ def held_out_batches(obs: pd.DataFrame, share: float, unlabeled: str) -> list[st
     return []
 
 
-def split_off(
-    adata: anndata.AnnData, share: float, unlabeled: str
-) -> tuple[anndata.AnnData, anndata.AnnData]:
+def split_off(adata: anndata.AnnData, share: float) -> tuple[anndata.AnnData, anndata.AnnData]:
     """A prepared reference as (what the twin is trained on, cells held out).
 
     Where no whole batch can be spared, a random share of each batch stands in for one: easier than
     a real query, and said so (its batches are called "held out: …").
     """
-    chosen = held_out_batches(adata.obs, share, unlabeled)
+    chosen = held_out_batches(adata.obs, share, unlabeled_in(adata))
     out = adata.obs["batch"].astype(str).isin(chosen).to_numpy()
     if chosen:
         return adata[~out].copy(), adata[out].copy()

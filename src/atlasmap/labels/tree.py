@@ -119,6 +119,19 @@ def read_levels(path: Path, labels: list[str]) -> Levels:
     raise wrong(path, f"columns {listed(table)}")
 
 
+def tree_facts(path: Path, labels: list[str]) -> dict:
+    """Number of groups at each level, and labels that the tree lacks; raises LABEL_TREE."""
+    levels = read_levels(path, labels)
+    parents = levels.tree.parents
+    return {
+        "levels": {
+            level: len({to.get(label, label) for label in labels})
+            for level, to in levels.groups.items()
+        },
+        "labels_not_in_it": [x for x in labels if x not in {*parents, *parents.values()}],
+    }
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """A table of texts separated by tabs, commas or semicolons, whichever its first line has most
     of; raises LABEL_TREE, TEXT_UNREADABLE. Rows may end early, or with empty values."""

@@ -4,23 +4,22 @@ unlabelled (as in the scANVI label-transfer tutorial)."""
 import anndata
 import pandas as pd
 
+from atlasmap.data.registry import unlabeled_in
 from atlasmap.mapping.embed import Embedding
 from atlasmap.mapping.latent import latent_of, variance_of
 from atlasmap.mapping.query import joined, query_latent
 
 
-def cohort(
-    reference: anndata.AnnData, queries: list[anndata.AnnData], unlabeled: str
-) -> anndata.AnnData:
+def cohort(reference: anndata.AnnData, queries: list[anndata.AnnData]) -> anndata.AnnData:
     """Prepared reference and query batches as one reference: X counts, obs batch, label, role.
 
     True labels of the query are not taken along.
     """
     whole = anndata.concat(
         [reference, joined(queries)], join="outer", keys=["reference", "query"], label="role",
-        uns_merge="same",
+        uns_merge="first",
     )  # fmt: skip
-    whole.var = reference.var.copy()
+    whole.var, unlabeled = reference.var.copy(), unlabeled_in(reference)
     whole.obs = whole.obs.drop(columns="truth", errors="ignore")
     named = whole.obs["label"].astype(object).where(whole.obs["role"] == "reference", unlabeled)
     whole.obs["label"] = pd.Categorical(named.astype(str))

@@ -9,6 +9,7 @@ import torch
 from atlasmap.bundle import CALIBRATION, Bundle, architecture, load, read_about, read_registry
 from atlasmap.data.proteins import panel_facts
 from atlasmap.data.readers import read_any
+from atlasmap.data.registry import UNLABELED
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.mapping.embed import soft_labels_at
 from atlasmap.mapping.latent import latent_of, variance_of
@@ -91,7 +92,17 @@ def read_latent(folder: Path) -> anndata.AnnData:
             found=f"{posterior[0].shape[1]} in {path}, or some that are not finite",
             mend="copy the file again from where this bundle came",
         )
+    latent.uns.setdefault(UNLABELED, read_registry(folder).unlabeled_category)
     return latent
+
+
+def read_reference(path: Path) -> anndata.AnnData:
+    """A prepared reference, its latent or an atlas. Of a latent from before these said so, the
+    registry beside it tells what cells without a label are called."""
+    cells, registry = anndata.read_h5ad(path), path.with_name("registry.json")
+    if UNLABELED not in cells.uns and registry.is_file():
+        cells.uns[UNLABELED] = read_registry(path.parent).unlabeled_category
+    return cells
 
 
 def check_latent(bundle: Bundle, latent: anndata.AnnData, folder: Path) -> None:

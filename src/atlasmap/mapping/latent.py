@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from atlasmap.data.registry import Registry
+from atlasmap.data.registry import UNLABELED, Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.mapping.embed import Embedding
 
@@ -32,7 +32,7 @@ def minified(
     out = anndata.AnnData(sparse.csr_matrix((len(obs), len(var)), dtype=np.float32), obs, var)
     out.obs[LIBRARY] = np.asarray(library, np.float32)
     out.obsm[kind + MEAN], out.obsm[kind + VARIANCE] = said.mean, said.var
-    out.uns[TYPE_KEY] = TYPE
+    out.uns[TYPE_KEY], out.uns[UNLABELED] = TYPE, registry.unlabeled_category
     if said.soft_labels is not None:
         out.obsm["soft_labels"] = said.soft_labels
         out.uns["soft_label_names"] = np.array(registry.labels, dtype=object)

@@ -1,0 +1,189 @@
+"""Scores of every mapping's labels: the tables of benchmark/ that are about labels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from atlasmap.data.registry import unlabeled_in
+from atlasmap.evaluation.classification import score
+from atlasmap.evaluation.trust import score_trust
+from atlasmap.labels.knn import label_table, soft_labels_of
+from atlasmap.labels.verdict import fitness
+from atlasmap.mapping.given import read_reference
+
+TRUST_KEYS = ["seed", "variant", "strategy", "batch"]
+OPINIONS = ("classifier", "knn", "random_forest", "logistic", "majority")
+# Tables of a mapping, and the files they are gathered in.
+FILES = {
+    "summary": "classification",
+    "per_class": "classification_per_class",
+    "confusion": "confusion",
+    "reliability": "reliability",
+    "risk_coverage": "risk_coverage",
+    "trust": "trust",
+    "fitness": "fitness",
+}
+PARTS = tuple(FILES)[:5]
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """One mapping to score: its atlas.h5ad, or a reference_latent.h5ad where nothing is mapped; of
+    second opinions opinions.parquet, and what they took."""
+
+    seed: int
+    variant: str
+    strategy: str
+    atlas: Path
+    seconds: Path | None = None
+
+    @property
+    def key(self) -> dict:
+        """The columns that tell its rows from others'."""
+        return {"seed": self.seed, "variant": self.variant, "strategy": self.strategy}
+
+
+def groups(obs: pd.DataFrame):
+    """(batch, split, method, probabilities, level, cells' truth, predicted label, confidence) of
+    all there is to score.
+
+    `obs` is an atlas's; reference cells are scored by their label, query cells by their truth.
+    """
+    reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
+    columns = {"raw": "confidence", "calibrated": "calibrated_confidence"}
+    columns = {name: column for name, column in columns.items() if column in obs}
+    parts = [("all", split, "label", part) for split, part in reference.groupby("split")]
+    if "truth" in obs:
+        of_batch = [("all", query), *query.groupby("batch")]
+        parts += [(batch, "query", "truth", part) for batch, part in of_batch]
+    for batch, split, key, part in parts:
+        for level in ["label", *coarse_levels(obs)]:
+            ending = "" if level == "label" else f"_{level}"
+            for name, sure in columns.items():
+                keys = (f"{key}{ending}", f"predicted_{level}", f"{sure}{ending}")
+                yield batch, split, "classifier", name, level, *(part[key] for key in keys)
+
+
+def coarse_levels(obs: pd.DataFrame) -> list[str]:
+    """Levels above the label that an atlas has."""
+    named = [key.removeprefix("predicted_") for key in obs if key.startswith("predicted_")]
+    return [level for level in named if f"confidence_{level}" in obs]  # others are a user's own
+
+
+def of_batches(run: LabelRun, obs: pd.DataFrame, unlabeled: str, known: set[str]) -> dict:
+    """Tables trust (what became of prediction sets and verdicts, all query cells and by batch) and
+    fitness (whether the reference fits, a row a query batch; needs no truth)."""
+    query, rows = obs[obs["role"] == "query"], {"trust": [], "fitness": []}
+    for batch, part in [("all", query), *query.groupby("batch")]:
+        key = run.key | {"batch": batch}
+        if "verdict" in obs and "truth" in obs and (found := score_trust(part, known, unlabeled)):
+            rows["trust"].append(key | found)
+        if "strangeness" in obs and batch != "all":
+            rows["fitness"].append(key | fitness(part))
+    return {name: [pd.DataFrame(of, columns=None if of else TRUST_KEYS)]
+            for name, of in rows.items()}  # fmt: skip
+
+
+def observed(path: Path) -> tuple[pd.DataFrame, str]:
+    """obs of an atlas, categories as text, and what cells without a label are called; that of a
+    reference's latent is given what an atlas adds."""
+    adata = read_reference(path)
+    obs = adata.obs
+    if "role" not in obs:
+        predicted = label_table(soft_labels_of(adata), adata.obs_names)
+        obs = obs.assign(role="reference").join(predicted)
+    texts = dict.fromkeys(obs.select_dtypes("category").columns, str)
+    return obs.astype(texts), unlabeled_in(adata)
+
+
+def score_run(run: LabelRun) -> dict:
+    """Tables of one mapping, each row keyed by seed, variant, strategy, batch, split, method; also
+    `known`, the reference's labels, and `unlabeled`."""
+    obs, unlabeled = observed(run.atlas)
+    reference = obs[obs["role"] == "reference"]
+    known = set(reference["label"]) - {unlabeled}
+    at_level = {"label": known} | {
+        level: set(reference[f"label_{level}"]) - {unlabeled} for level in coarse_levels(obs)
+    }
+    tables = {name: [] for name in PARTS} | of_batches(run, obs, unlabeled, known)
+    for batch, split, method, probabilities, level, *of_cells in groups(obs):
+        columns = (column.to_numpy() for column in of_cells)
+        scored = score(*columns, at_level[level], unlabeled)
+        if scored is None:
+            continue
+        # The reference's own cells are named alike under every strategy that keeps it.
+        own = split == "query" or run.strategy == "de_novo"
+        key = run.key | {"strategy": run.strategy if own else "", "batch": batch, "split": split}
+        key |= {"method": method, "probabilities": probabilities, "level": level}
+        for name in PARTS:
+            if probabilities == "raw" or name not in ("per_class", "confusion"):  # of labels alone
+                part = getattr(scored, name)
+                tables[name].append(part.assign(**key)[[*key, *part]])
+    return tables | {"known": known, "unlabeled": unlabeled}
+
+
+def opinion_groups(table: pd.DataFrame):
+    """(batch, method, truth, label, confidence) of the second opinions on query cells."""
+    for batch, part in [("all", table), *table.groupby("batch")]:
+        for method in [name for name in OPINIONS if name in table]:
+            yield batch, method, part["truth"], part[method], part[f"{method}_confidence"]
+
+
+def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, pd.DataFrame]:
+    """Of one mapping's opinions.parquet: `summary` as classification.csv has it (where the
+    classifier is already), `opinions` (of all batches, the classifier too), `by_k` (kNN by number
+    of neighbours), `timed` (opinions, and seconds a method took besides the mapping)."""
+    table, key = pd.read_parquet(run.atlas), run.key
+    if "truth" not in table:
+        return {}
+    summary, by_k = [], []
+    for batch, method, *of_cells in opinion_groups(table):
+        scored = score(*(column.to_numpy() for column in of_cells), known, unlabeled)
+        if scored is not None:
+            kind = {"split": "query", "method": method, "probabilities": "raw", "level": "label"}
+            summary.append(scored.summary.assign(**key, batch=batch, **kind))
+    for column in [name for name in table if name.startswith("knn_k")]:
+        truth, said = (table[name].to_numpy() for name in ("truth", column))
+        scored = score(truth, said, np.ones(len(table)), known, unlabeled)
+        if scored is not None:
+            changed = (table[column] != table["knn"]).mean()
+            scores = scored.summary.iloc[0][["accuracy", "macro_f1"]].to_dict()
+            by_k.append(key | {"k": int(column.removeprefix("knn_k")), "changed": changed} | scores)
+    if not summary:
+        return {}
+    whole = pd.concat(summary, ignore_index=True)
+    kept = [*key, "method", "n", "accuracy", "macro_f1", "ece"]
+    everyone = whole.loc[whole["batch"] == "all", kept]
+    seconds = pd.read_csv(run.seconds, index_col="method")["seconds"].round(2)
+    return {
+        "summary": whole[whole["method"] != "classifier"],
+        "opinions": everyone,
+        "by_k": pd.DataFrame(by_k),
+        "timed": everyone.assign(seconds=everyone["method"].map(seconds)),
+    }
+
+
+def together(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables as one, each row once: the reference's own come with every strategy."""
+    return pd.concat(parts, ignore_index=True).drop_duplicates()
+
+
+def score_labels(runs: list[LabelRun], opinions: list[LabelRun]) -> dict[str, pd.DataFrame]:
+    """Tables by the name of their file in benchmark/, and `timed`."""
+    scored = [score_run(run) for run in runs]
+    known = set().union(*(tables["known"] for tables in scored))
+    others = [score_opinions(run, known, scored[0]["unlabeled"]) for run in opinions]
+    others = [tables for tables in others if tables]
+    out = {
+        file: together([part[name] for part in others] or [pd.DataFrame(columns=TRUST_KEYS)])
+        for name, file in {"opinions": "opinions", "by_k": "knn_sensitivity",
+                           "timed": "timed"}.items()
+    }  # fmt: skip
+    for name, file in FILES.items():
+        parts = [part for tables in scored for part in tables[name]]
+        if name == "summary":
+            parts += [tables["summary"][list(parts[0])] for tables in others]
+        out[file] = together(parts)
+    return out

@@ -1,0 +1,98 @@
+"""What is printed when a run ends: what was checked, verdicts, accuracies."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from atlasmap.report.found import VERDICTS, Final, Found
+
+SHOWN = {"report": "report.html", "explorer": "explorer.html", "figures": "figures",
+         "atlas": "atlas.h5ad", "labels": "labels.csv"}  # fmt: skip
+
+
+def summary(folder: Path) -> str:
+    """Of results/{atlas}: its tables in short, and where things are."""
+    found, out = Found(folder, Final(0, "", "")), ""  # of all mappings
+    if found.contract:
+        out += checked_data(found.contract)
+    scores, fitness = (found.table(name) for name in ("classification", "fitness"))
+    if len(scores):
+        out += accuracy_table(scores) + "\n"
+    if len(fitness):
+        out += verdict_table(fitness) + strange_batches(fitness)
+    there = {what: folder / path for what, path in SHOWN.items() if (folder / path).exists()}
+    return out + "".join(f"{what + ':':10}{path}\n" for what, path in there.items())
+
+
+def checked_data(contract: dict) -> str:
+    """What was found in the data, in two lines, and a line for each thing that was left out."""
+    reference, queries = contract["reference"], contract["queries"]
+    labels = reference.get("labels") or {}
+    said = (
+        f"\nChecked: reference of {reference['n_cells']:,} cells, "
+        f"{len(reference.get('batches', {}))} batches, {len(labels) or 'no'} labels, "
+        f"{reference['n_genes']:,} genes;\n"
+    )
+    n, overlap = (
+        [fact.get(key, 1.0) for fact in queries.values()] for key in ("n_cells", "gene_overlap")
+    )
+    facts = [reference, *queries.values()]
+    odd = {k: why for fact in facts for k, why in fact.get("unreadable", {}).items()}
+    left_out = "".join(f"left out of {k}, as it cannot be read: {why}\n" for k, why in odd.items())
+    if not queries:
+        return f"{said}no query batches\n{left_out}"
+    share = "all" if min(overlap) == 1 else f"at least {min(overlap):.1%}"
+    query = f"{sum(n):,} query cells in {len(queries)} batches, with {share} of these genes\n"
+    return said + query + left_out
+
+
+def verdict_table(fitness: pd.DataFrame) -> str:
+    """Confident, ambiguous and novel query cells of each mapping as text."""
+    if fitness.empty:
+        return ""
+    keys = ["seed", "variant", "strategy"]
+    cells = fitness[keys].assign(n=fitness["n"])
+    for verdict in VERDICTS:
+        cells[verdict] = (fitness[verdict] * fitness["n"]).round().astype(int)
+    shown = cells.groupby(keys, sort=False).sum().reset_index()
+    shown = shown.drop(columns="seed") if shown["seed"].nunique() == 1 else shown
+    return f"Verdicts on query cells:\n\n{shown.to_string(index=False)}\n\n"
+
+
+def strange_batches(fitness: pd.DataFrame) -> str:
+    """Batches that the reference does not fit, or may not, a line each."""
+    if fitness.empty:  # nothing was learned of the labels, so the table has only its keys
+        return ""
+    lines = []
+    for batch, rows in fitness.dropna(subset="strangeness").groupby("batch"):
+        worst = rows.loc[rows["strangeness"].idxmax()]
+        if worst["reference"] != "fits":
+            said = (
+                f"strangeness {worst['strangeness']:.2f} ({worst['variant']}, {worst['strategy']})"
+            )
+            lines.append(f"reference {worst['reference']}: batch {batch}, {said}\n")
+    return "".join(lines)
+
+
+def accuracy_table(scores: pd.DataFrame) -> str:
+    """The classifier's scores over all batches as text; mean ± standard deviation over seeds."""
+    whole = scores[(scores["method"] == "classifier") & (scores["batch"] == "all")]
+    whole = whole[whole["level"] == "label"]
+    order = pd.Categorical(whole["split"], ["train", "validation", "query"])
+    whole, keys = whole.assign(split=order), ["variant", "strategy", "split"]
+    table = whole[whole["probabilities"] == "raw"]
+    calibrated = whole[whole["probabilities"] == "calibrated"]
+    groups = {"accuracy": table, "macro_f1": table, "ece": table}
+    if len(calibrated):
+        calibrated = calibrated.rename(columns={"ece": "calibrated_ece"})
+        groups |= {"calibrated_ece": calibrated}
+    shown = table.groupby(keys, observed=True)["n"].first().to_frame()
+    for key, part in groups.items():
+        by = part.groupby(keys, observed=True)[key]
+        mean, spread = by.mean(), by.std()
+        text = mean.map("{:.3f}".format)
+        shown[key] = text.where(spread.isna(), text + " ± " + spread.map("{:.3f}".format))
+    return (
+        f"\nPredicted labels against known ones:\n\n"
+        f"{shown.fillna('–').reset_index().to_string(index=False)}\n"
+    )
