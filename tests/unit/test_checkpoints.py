@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from citeseq import SETTINGS as CITESEQ
 from citeseq import citeseq
 from small import SCANVI, SCVI, states_equal
 from test_training import make_cells, small_model
+from tqdm import tqdm
 
 from atlasmap.bundle import Bundle, load, save
 from atlasmap.data.registry import Registry
@@ -86,6 +88,8 @@ def in_a_child(work) -> int:
     pid = os.fork()
     if pid:
         return pid
+    # Processes share tqdm's own lock: one killed while it holds it would stop all later ones.
+    tqdm.set_lock(threading.RLock())
     try:
         work()
         os._exit(0)
