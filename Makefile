@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: run test test-slurm fuzz parity bench bench-gpu bench-streaming gpu-check wheels env \
+.PHONY: run test test-slurm fuzz parity bench bench-gpu bench-streaming gpu-check trust wheels env \
   env-cellxgene docs vendor lint schemas lock clean
 
 run: env
@@ -70,6 +70,11 @@ bench-gpu: $(if $(OWN),,$(SITE))
 	@$(ON_GPU) tests/bench/bench.py run $(GPU) --cells 32472 --rounds 1 --scvi 300 \
 	  --scanvi 100 --tasks whole
 	@$(ON_GPU) tests/bench/bench.py page --results docs/benchmarks_gpu.json
+
+# How far to trust a label, on real data whose truth is known (an hour): docs/trust_benchmark.md. Begun again,
+# it goes on; ONLY="page" writes the page of what is there.
+trust: env
+	@$(BIN)/python tests/trust/run.py $(ONLY)
 
 # What a bare GPU machine lacks, collected where there is a network (FOR: its Python), and unpacked there.
 FOR = 3.12

@@ -1,5 +1,6 @@
 """From a query file to a named atlas in one call: what the workflow's rules do, without it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from atlasmap.audit.seal import check_seal
 from atlasmap.bundle import CALIBRATION, Bundle, load
 from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.sheet import Dataset
-from atlasmap.labels.atlas import Atlas, Trust, assemble
-from atlasmap.labels.calibrated import read_calibration
+from atlasmap.labels.atlas import Atlas, assemble
+from atlasmap.labels.calibrated import PROFILES, read_calibration, read_profiles
 from atlasmap.labels.tree import read_levels
 from atlasmap.labels.umap import FittedMap, fit_map
+from atlasmap.labels.verdict import Trust
 from atlasmap.mapping.denoise import FILE as DENOISED
 from atlasmap.mapping.denoise import denoise, take_proteins
 from atlasmap.mapping.given import check_latent, read_latent
@@ -64,10 +66,15 @@ def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
     return latent, fit_map(latent_of(latent), request.umap, bundle.about["seed"])
 
 
-def trust_in(folder: Path, bundle: Bundle) -> Trust | None:
-    """What the reference learned of its own labels, if it did."""
-    path = folder / CALIBRATION
-    return Trust(bundle.model, read_calibration(path)) if path.is_file() else None
+def trust_in(folder: Path, bundle: Bundle, cells: Callable[[str], anndata.AnnData]) -> Trust | None:
+    """What the reference learned of its own labels, if it did; `cells`: prepared ones by batch."""
+    path, registry = folder / CALIBRATION, bundle.registry
+    if not path.is_file():
+        return None
+    sizes = len(registry.labels), len(registry.genes)
+    profiles = read_profiles(folder / PROFILES, *sizes)
+    genes = registry.symbols or registry.genes
+    return Trust(bundle.model, genes, read_calibration(path), profiles, cells)
 
 
 def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapped:
@@ -107,9 +114,10 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
     for group, mapping in mappings.items() if registry.proteins else ():
         denoised[group] = denoise(mapping.bundle, queries[group], request.denoise)
         take_proteins(mapping.latent, denoised[group])
+    trust = trust_in(folder, bundle, lambda name: prepared[name].adata)
     atlas = assemble(
         latent, [mapping.latent for mapping in mappings.values()], None, fitted,
-        request.transfer, request.config.label_levels, trust_in(folder, bundle), coarser,
+        request.transfer, request.config.label_levels, trust, coarser,
     )  # fmt: skip
     facts = {name: part.facts for name, part in prepared.items()}
     return Mapped(atlas, mappings, denoised, facts)

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 import shlex
 from dataclasses import replace
@@ -20,8 +21,13 @@ RESERVED = {
     "batch", "label", "truth", "dataset", "role", "split", "barcode", "predicted_label",
     "confidence", "entropy", "runner_up", "runner_up_probability", "knn_label", "knn_uncertainty",
     "calibrated_confidence", "prediction_set", "prediction_set_size", "common_ancestor", "distance",
-    "misfit", "novelty", "strangeness", "verdict", "seed_agreement",
+    "misfit", "novelty", "strangeness", "verdict", "seed_agreement", "shifted", "pooled_label",
+    "pooled_confidence",
 }  # fmt: skip
+MANY_CELLS = 20_000  # from which a reference is trained fewer times to calibrate
+FOLDS, FOLDS_OF_MANY, PARTS_OF_ONE = 4, 2, 3
+MOST_HELD_OUT, LEAST_HELD_OUT = 20_000, 500  # cells of all held-out batches, and of each
+N_DEPTHS, LEAST_DEPTH = 4, 16  # median counts a cell
 
 
 def known_keys(cls: type, where: tuple) -> list[str]:
@@ -230,6 +236,22 @@ def check_covariates(config: Config) -> None:
             found=listed(clash),
             mend="rename these columns in obs; the batch is always conditioned on",
         )
+
+
+def n_folds(asked: int | None, n_batches: int, n_cells: int) -> int:
+    """Times that a reference is trained with some of its batches held out (of one batch: parts)."""
+    if n_batches == 1:
+        return PARTS_OF_ONE
+    default = FOLDS if n_cells < MANY_CELLS else FOLDS_OF_MANY
+    return min(n_batches, asked or default)
+
+
+def depth_levels(contract: dict) -> list[int]:
+    """Median depths that trust is learned for, the deepest first: the power of two next to the
+    reference's (contract.json), and halves of it. They do not depend on queries: next month's batch
+    is given what was learned for the nearest, and so is a colleague's."""
+    own = 2 ** max(round(math.log2(contract["reference"]["counts"]["median_depth"])), 0)
+    return [own // 2**k for k in range(N_DEPTHS) if own // 2**k >= LEAST_DEPTH] or [own]
 
 
 def check_slurm_resources(given: dict[str, Any]) -> None:

@@ -28,7 +28,6 @@ Variant = Literal["prefix", "fixed", "linear"]
 Surgery = Literal["per_batch", "joint", "frozen"]
 Strategy = Literal[Surgery, "de_novo"]
 Device = Literal["auto", "cpu", "cuda", "any"]
-Scaling = Literal["temperature", "vector"]
 
 # Rules that train, on a GPU unless `device` is cpu.
 GPU_RULES = (
@@ -57,14 +56,14 @@ NUMERICS = {
     "surgery": 7,
     "denoise": 2,
     "umap": 1,
-    "transfer": 4,
-    "hold_out": 4,
-    "calibration": 3,
-    "classification": 3,
+    "transfer": 5,
+    "hold_out": 5,
+    "calibration": 4,
+    "classification": 4,
     "scib": 2,
     "card": 1,
     "seal": 1,
-    "figures": 1,
+    "figures": 2,
     "pages": 1,
 }
 
@@ -324,24 +323,25 @@ class CalibrationSettings:
     """How far labels are to be trusted: learned on reference cells held out, never on a query."""
 
     scheme: Literal["batches", "validation", "none"] = "batches"
-    """batches: a twin of the reference is trained without some batches, which are then mapped as
-    queries are; validation: the reference's validation cells, of batches that it has seen (no
-    further training, but too kind); none: labels are left as the classifier gives them."""
-    share: Annotated[float, Field(gt=0, le=0.5)] = 0.34
-    """Most cells that the held-out batches may have, unless the smallest that can be spared has
-    more."""
-    method: Scaling = "temperature"
-    """One temperature, or a weight and a bias for each label (vector)."""
+    """batches: every batch of the reference is held out once, from a twin trained without it, and
+    mapped as queries are (of one batch, parts); validation: the reference's validation cells, of
+    batches that it has seen (no further training, but too kind); none: labels are left as the
+    classifier gives them."""
+    folds: Count | None = None
+    """Groups of batches, each held out from a twin of its own; null: each batch up to 4 groups, of
+    20,000 reference cells and more 2."""
     n_draws: Count = 32
     """Draws from each cell's posterior that the classifier is averaged over."""
+    risk: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Fraction of confident cells whose label may be wrong."""
     coverage: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Share of cells whose prediction set must hold the true label."""
+    """Share of cells that are not confident whose prediction set must hold the true label."""
+    false_novel: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Share of known held-out cells that may be called novel."""
     min_cells: Count = 20
     """Fewest labelled cells to learn from."""
     min_cells_per_label: Count = 20
-    """Held-out cells from which a label's prediction sets have a threshold of their own."""
-    false_novel: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Share of known held-out cells that may be called novel."""
+    """Held-out cells from which a label is said to be found, or not, if it were missing."""
 
 
 @dataclass(frozen=True, config=CLOSED)

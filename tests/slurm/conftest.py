@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+import zygote
 
 from atlasmap.data.simulate import simulate
 from atlasmap.files import sha256
@@ -121,6 +122,14 @@ class Folder:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "VIRTUAL_ENV"))}
         return env | {"PATH": "/usr/local/bin:/usr/bin:/bin", "SLURM_CONF": str(CONF)}
 
+    def locally(self, *targets: str) -> None:
+        """Snakemake without Slurm, to its end; jobs start without their imports."""
+        command = [str(BIN / "snakemake"), "-s", str(ROOT / "Snakefile"), "--cores", "2"]
+        command += ["--directory", str(self.path), "--configfile", str(self.path / "config.yaml")]
+        env = self.env | {"BASH_ENV": zygote.command()}
+        subprocess.run([*command, "--", *targets], cwd=self.path, env=env, check=True,
+                       capture_output=True)  # fmt: skip
+
     def start(self, *args: str) -> subprocess.Popen:
         """Snakemake in the background; its output in output.txt."""
         with (self.path / "output.txt").open("a") as file:
@@ -211,18 +220,11 @@ def prepared(cluster, tmp_path_factory):
     folder = new_folder(
         tmp_path_factory.mktemp("prepared") / "work", scvi=scvi, checkpoint_minutes=0.05
     )
-    local = [str(BIN / "snakemake"), "-s", str(ROOT / "Snakefile"), "--cores", "2"]
-    local += ["--directory", str(folder.path), "--configfile", str(folder.path / "config.yaml")]
-    contract = "results/tiny/data/contract.json"
-    subprocess.run([*local, "--", contract], cwd=folder.path, env=folder.env, check=True,
-                   capture_output=True)  # fmt: skip
-    undisturbed = folder.path.parent / "undisturbed"
-    shutil.copytree(folder.path, undisturbed, symlinks=True)
-    subprocess.run(
-        [*local, "--directory", str(undisturbed), "--", SCVI + "settings.json"], cwd=undisturbed,
-        env=folder.env, check=True, capture_output=True,
-    )  # fmt: skip
-    return folder, Folder(undisturbed)
+    folder.locally("results/tiny/data/contract.json")
+    undisturbed = Folder(folder.path.parent / "undisturbed")
+    shutil.copytree(folder.path, undisturbed.path, symlinks=True)
+    undisturbed.locally(SCVI + "settings.json")
+    return folder, undisturbed
 
 
 @pytest.fixture

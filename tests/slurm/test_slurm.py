@@ -42,10 +42,7 @@ def test_straight_path(cluster, tmp_path):
     gpu_jobs = [j for j in folder.submitted() if "gres/gpu" in slurm("scontrol", "show", "job", j)]
     assert len(gpu_jobs) == 2 + 2 * 2  # scVI, scANVI, and of each a surgery for each query batch
     local = new_folder(tmp_path / "local")
-    command = [str(BIN / "snakemake"), "-s", str(ROOT / "Snakefile"), "--cores", "2", "--directory",
-               str(local.path), "--configfile", str(local.path / "config.yaml"), "--",
-               *targets]  # fmt: skip
-    subprocess.run(command, cwd=local.path, env=local.env, check=True, capture_output=True)
+    local.locally(*targets)
     ours, theirs = folder.hashes(), local.hashes()
     ours.pop(top + "data/contract.json")  # names the config file
     theirs.pop(top + "data/contract.json")

@@ -1,7 +1,12 @@
 """Settings that unit tests train small models with, and two helpers."""
 
+import numpy as np
 import torch
 
+from atlasmap.labels.calibrated import BATCHES, Calibration, View
+from atlasmap.labels.confidence import Confidence
+from atlasmap.labels.novelty import CutOffs
+from atlasmap.labels.profiles import N_REGRESSED, Profiles
 from atlasmap.models.operands import Logits
 from atlasmap.settings import (
     DataConfig,
@@ -12,9 +17,21 @@ from atlasmap.settings import (
 )
 
 CPU = torch.device("cpu")
+DEPTH = 256.0
 CONFIG = DataConfig(data=DataSettings(n_top_genes=None))
 SCVI = ScviSettings(n_hidden=16, n_latent=5, n_layers=2, train=TrainSettings(max_epochs=3))
 SCANVI = ScanviSettings(train=TrainSettings(max_epochs=3))
+
+
+def learned(labels: list[str], n_genes: int) -> tuple[Calibration, list[Profiles]]:
+    """What a reference of these labels may have learned of itself."""
+    n, row = len(labels), {"label": labels[0], "n": 40, "detected": 0.75, "low": 0.6, "high": 0.86}
+    view = View(DEPTH, 150, [1.0, 1.0], CutOffs("misfit", 1.0, {labels[0]: 2.0}),
+                Confidence([0.5, 1.5], 0.9, 0.8))  # fmt: skip
+    made = Calibration(BATCHES, ["batch3"], labels, 32, 0.05, 0.9, 0.05, [view],
+                       {"misfit": {labels[0]: 0.93}}, [row | {"auroc": 0.93}])  # fmt: skip
+    shapes = (n, n_genes), n_genes, n_genes, (n, min(N_REGRESSED, n_genes)), n
+    return made, [Profiles(DEPTH, *(np.ones(shape) for shape in shapes))]
 
 
 def as_logits(values: torch.Tensor) -> Logits:

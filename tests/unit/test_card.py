@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from scipy import sparse, stats
-from small import CPU, SCVI, of_rate
+from small import CPU, SCVI, learned, of_rate
 
 from atlasmap.bundle import save
 from atlasmap.card.checks import tables_of
@@ -25,10 +25,6 @@ from atlasmap.evaluation.criticism import (
     variation,
     variation_table,
 )
-from atlasmap.labels.calibrated import Calibration
-from atlasmap.labels.calibration import Scaling
-from atlasmap.labels.conformal import Thresholds
-from atlasmap.labels.novelty import CutOffs
 from atlasmap.mapping.encode import encode
 from atlasmap.mapping.given import read_latent
 from atlasmap.mapping.reference import fit_scvi, reference_latent
@@ -177,16 +173,11 @@ def test_large_references_are_looked_at_in_part(folder, reference, scanvi):
 
 def test_a_card_shows_what_was_learned_of_the_labels(folder, scanvi):
     labels = scanvi.registry.labels
-    n = len(labels)
-    Calibration(
-        "held-out batches", ["batch3"], 150, labels, 32,
-        Scaling("temperature", [0.5] * n, [0.0] * n), Thresholds(0.9, [0.8] * n, [True] * n),
-        CutOffs(None, 2.5), [{"label": labels[0], "n": 40, "detected": 0.75, "auroc": 0.93}],
-    ).write(folder / "calibration.json")  # fmt: skip
+    learned(labels, 80)[0].write(folder / "calibration.json")
     card(folder)
     text = (folder / "card.md").read_text()
     section = text.split("## How far to trust a label")[1].split("\n## ")[0]
-    for said in ("150 cells of held-out batches: batch3", "temperature 2.00", "90% of cells",
-                 "poorly explained by the decoder", f"| {labels[0]} ", "0.75", "0.93"):  # fmt: skip
+    for said in ("150 cells, batches held out: batch3", "weights 0.50 and 1.50", "90%", "5%",
+                 "misfit", f"| {labels[0]} ", "0.75", "0.60", "0.86", "0.93"):  # fmt: skip
         assert said in section, said
-    assert "far from every reference cell" not in section
+    assert "be careful" not in section

@@ -11,9 +11,11 @@ import yaml
 
 from atlasmap.config import (
     as_flag,
+    depth_levels,
     final_of,
     load_config,
     merged,
+    n_folds,
     variant_block,
     with_reference,
 )
@@ -203,3 +205,21 @@ def test_a_trained_reference_that_the_config_does_not_fit(tmp_path, change, code
         config = load_config(given | change)
         with_reference(config, given | change, Path(config.reference.bundle))
     assert error.value.code == code and error.value.mend
+
+
+@pytest.mark.parametrize(
+    ("asked", "batches", "cells", "expected"),
+    [(None, 3, 500, 3), (None, 9, 500, 4), (None, 9, 20_000, 2), (6, 9, 20_000, 6), (6, 2, 50, 2),
+     (None, 1, 500, 3), (9, 1, 500, 3)],
+)  # fmt: skip
+def test_how_often_a_reference_is_trained_to_hold_batches_out(asked, batches, cells, expected):
+    assert n_folds(asked, batches, cells) == expected
+
+
+def test_depths_that_trust_is_learned_for_are_the_references_alone():
+    def levels(depth, **queries):
+        return depth_levels({"reference": {"counts": {"median_depth": depth}}, "queries": queries})
+
+    assert levels(500.0) == levels(700.0) == [512, 256, 128, 64]  # 724: half-way, in octaves
+    assert levels(730.0, q={"counts": {"median_depth": 9.0}}) == [1024, 512, 256, 128]
+    assert levels(40.0) == [32, 16] and levels(3.0) == [4]

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from atlasmap.commands.benchmark import score_embeddings
-from atlasmap.evaluation.classification import risk_coverage, score
+from atlasmap.evaluation.classification import reliability_bins, risk_coverage, score
 from atlasmap.evaluation.embedding_scores import EmbeddingRun, PcaByCells
 from atlasmap.evaluation.samples import combined, draws, stratified
 from atlasmap.evaluation.scib import (
@@ -44,10 +44,21 @@ def test_ece_is_the_gap_of_the_reliability_bins(rng):
     correct = rng.random(500) < confidence**2
     predicted = np.where(correct, "a", "b")
     scored = score(np.full(500, "a"), predicted, confidence, {"a", "b"}, "Unknown")
-    bins = scored.reliability
+    bins = scored.reliability.query("bins == 'width'")
     expected = ((bins["accuracy"] - bins["confidence"]).abs() * bins["n"]).sum() / 500
     assert scored.summary["ece"].iloc[0] == pytest.approx(expected, abs=1e-9)
     assert bins["n"].sum() == 500
+
+
+def test_bins_of_as_many_cells_by_hand(rng):
+    confidence = rng.permutation(np.arange(1, 101) / 101)
+    bins = reliability_bins(confidence, confidence > 0.5).query("bins == 'count'")
+    assert list(bins["n"]) == [20] * 5 and list(bins["accuracy"]) == [0, 0, 0.5, 1, 1]
+    assert np.allclose(bins["confidence"], (np.arange(5) * 20 + 10.5) / 101)
+    few = reliability_bins(confidence[:30], confidence[:30] > 0.5).query("bins == 'count'")
+    assert list(few["n"]) == [30]
+    same = reliability_bins(np.ones(300), np.ones(300, bool)).query("bins == 'count'")
+    assert list(same["n"]) == [300]  # cells that are as sure are not told apart
 
 
 def test_accuracy_of_the_surest_cells_by_hand():

@@ -327,7 +327,9 @@ def test_it_is_served_on_the_loopback_until_ctrl_c(tmp_path):
         "--port",
         "0",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    # Ctrl-C must reach it even if these tests run in the background.
+    how = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **how) as server:
         url = server.stdout.readline().split()[0]
         page = requests.get(url, timeout=30)
         server.send_signal(signal.SIGINT)

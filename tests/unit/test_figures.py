@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
+from scipy.stats import binomtest
 
 from atlasmap.commands import figures
 from atlasmap.evaluation.scib import AGGREGATES, BATCH, BIO
@@ -22,6 +23,7 @@ from atlasmap.figures.proteins import draw_dots, draw_ridges
 from atlasmap.figures.reliability import draw_reliability
 from atlasmap.figures.risk_coverage import draw_risk_coverage
 from atlasmap.figures.scib_table import draw_scib_table, embedding_name
+from atlasmap.figures.shifts import draw_shifts
 from atlasmap.figures.style import read_table, save
 from atlasmap.labels.palette import GREY, PALETTE, colors_of
 
@@ -113,22 +115,24 @@ def scib(seeds=(0, 1), labels=True) -> pd.DataFrame:
 
 
 def reliability() -> pd.DataFrame:
-    """One bin with 10 cells of seed 0 and 30 of seed 1, one with 100 cells each, one with 2."""
+    """Two bins of as many cells: 20 of each seed, and 100; their histogram."""
     rows = [
-        (seed, variant, strategy, batch, split, bin_, confidence, accuracy, n)
+        (seed, variant, strategy, batch, split, bins, bin_, confidence, accuracy, n)
         for variant in ("fixed", "linear")
         for strategy, split in (("", "validation"), ("per_batch", "query"), ("joint", "query"))
         for batch in ("all", "b1")
-        for seed, bin_, confidence, accuracy, n in [
-            (0, 3, 0.2, 1.0, 2),
-            (0, 7, 0.5, 1.0, 10),
-            (1, 7, 0.52, 0.2, 30),
-            (0, 14, 0.96, 0.9, 100),
-            (1, 14, 0.98, 0.9, 100),
+        for seed, bins, bin_, confidence, accuracy, n in [
+            (0, "count", 0, 0.5, 1.0, 10),
+            (1, "count", 0, 0.52, 0.2, 30),
+            (0, "count", 1, 0.96, 0.9, 100),
+            (1, "count", 1, 0.98, 0.9, 100),
+            (0, "width", 7, 0.5, 1.0, 40),
+            (0, "width", 14, 0.97, 0.9, 200),
         ]
     ]
-    columns = ["seed", "variant", "strategy", "batch", "split", "bin", "confidence", "accuracy"]
-    return pd.DataFrame(rows, columns=[*columns, "n"]).assign(**KIND)
+    columns = ["seed", "variant", "strategy", "batch", "split", "bins", "bin", "confidence"]
+    table = pd.DataFrame(rows, columns=[*columns, "accuracy", "n"])
+    return table.assign(**KIND)
 
 
 def test_loss_curves_grid_shares_scales():
@@ -318,9 +322,10 @@ def test_reliability_pools_seeds_and_batches():
     np.testing.assert_allclose(curves[0].get_xdata(), [0.515, 0.97])
     np.testing.assert_allclose(curves[0].get_ydata(), [0.4, 0.9])
     share = figure.axes[1].patches[0].get_data().values
-    assert share[7] == pytest.approx(40 / 242) and share[14] == pytest.approx(200 / 242)
-    dots = figure.axes[0].collections[0]
-    assert dots.get_offsets()[0].tolist() == [0.2, 1.0] and dots.get_alpha().tolist() == [0.3, 1, 1]
+    assert share[7] == pytest.approx(40 / 240) and share[14] == pytest.approx(200 / 240)
+    intervals = figure.axes[0].collections[0].get_segments()
+    expected = binomtest(16, 40).proportion_ci(method="wilson")
+    assert np.allclose(intervals[0], [[0.515, expected.low], [0.515, expected.high]])
     assert "no reliability to draw" in words(draw_reliability(reliability().query("batch == 'b1'")))
 
 
@@ -354,6 +359,41 @@ def test_risk_coverage_averages_seeds_and_dashes_raw_probabilities():
     assert "nothing to draw" in words(draw_risk_coverage(risk_coverage().iloc[:0]))
 
 
+def test_the_risk_that_was_asked_is_a_line():
+    lines = draw_risk_coverage(risk_coverage(), 0.05).axes[0].lines
+    assert list(lines[0].get_ydata()) == [0.95, 0.95]
+
+
+def shifts() -> pd.DataFrame:
+    """Of batch a half of the monocytes moved, of b none; b has no B cells."""
+    rows = [("a", "Mono", 40, 20), ("a", "B", 30, 3), ("b", "Mono", 50, 0), ("a", "T", 9, 0)]
+    return pd.DataFrame(rows, columns=["batch", "label", "n", "n_shifted"])
+
+
+def test_labels_that_moved_are_shown_with_their_share():
+    figure = draw_shifts(shifts())
+    ax = figure.axes[0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["B", "Mono"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a"]
+    assert np.allclose(ax.images[0].get_array(), [[0.1, 0.5]])
+    assert [t.get_text() for t in ax.texts] == ["3", "20"]
+    both = draw_shifts(pd.concat([shifts(), pd.DataFrame([dict(batch="b", label="T", n=10,
+                                                               n_shifted=10)])]))  # fmt: skip
+    values = both.axes[0].images[0].get_array()
+    assert np.allclose(values.filled(-1), [[0.1, 0.5, 0], [-1, 0, 1]])
+    for nothing in (shifts().assign(n_shifted=0), shifts().iloc[:0]):
+        assert "moved as a whole" in words(draw_shifts(nothing))
+
+
+def test_equal_scores_of_different_columns_have_one_colour():
+    table = scib()
+    table.loc[:, "kmeans_ari"], table.loc[:, "clisi_knn"] = 1.0, np.linspace(1, 0.99, len(table))
+    texts = [t for t in draw_scib_table(table).axes[0].texts if t.get_text() == "1.00"]
+    colours = {tuple(np.round(t.get_bbox_patch().get_facecolor(), 1)) for t in texts
+               if t.get_bbox_patch()}  # fmt: skip
+    assert len(texts) > 1 and len(colours) == 1
+
+
 def test_read_table_keeps_text(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("strategy,truth,n,total\n,NA,1,0.5\njoint,T,,skipped(no labels)\n")
@@ -368,6 +408,7 @@ def write_inputs(folder: Path) -> dict[str, dict]:
     """Inputs of every command: command → arguments but `out`."""
     tables = {"history": history(), "confusion": confusion(), "scib": scib(labels=False)}
     tables |= {"reliability": reliability(), "risk_coverage": risk_coverage()}
+    tables["shifts"] = shifts().assign(seed=0, variant="fixed", strategy="joint")
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     part = cells()
@@ -382,7 +423,13 @@ def write_inputs(folder: Path) -> dict[str, dict]:
         "plot_embeddings": {"runs": [figures.MapRun("fixed", "joint", folder / "atlas.h5ad")]},
         "plot_scib_table": {"scib": folder / "scib.csv"},
         "plot_reliability": {"reliability": folder / "reliability.csv"},
-        "plot_risk_coverage": {"risk_coverage": folder / "risk_coverage.csv"},
+        "plot_risk_coverage": {"risk_coverage": folder / "risk_coverage.csv", "risk": 0.1},
+        "plot_shifts": {
+            "shifts": folder / "shifts.csv",
+            "variant": "fixed",
+            "strategy": "joint",
+            "seed": 0,
+        },
     }
 
 

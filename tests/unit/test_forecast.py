@@ -12,7 +12,7 @@ from atlasmap.forecast import cost as forecast
 from atlasmap.forecast import speed_probe as probe
 from atlasmap.forecast.cost import Forecast, corrected, corrections, resources
 from atlasmap.forecast.speed_probe import Sizes, Speeds
-from atlasmap.settings import Config, MappingSettings, ReferenceSettings
+from atlasmap.settings import CalibrationSettings, Config, MappingSettings, ReferenceSettings
 
 SIZES = Sizes(4000, 1500, 0.17, 6, 12, [800, 700, 50])
 SPEEDS = Speeds(scvi=1e-5, scanvi=3e-5, surgery=5e-6, start=2.0, mb=600.0)
@@ -37,8 +37,18 @@ def test_numbers_of_jobs():
     found = {rule: row.jobs for rule, row in rows().items()}
     assert found == {
         "train_scvi": 1, "train_scanvi": 3, "map_per_batch": 9, "map_joint": 3,
-        "train_twin_scvi": 1, "train_twin_scanvi": 3, "map_held_out": 3,
+        "train_twin_scvi": 4, "train_twin_scanvi": 12, "map_held_out": 12,
     }  # fmt: skip
+    twice = replace(CONFIG, calibration=CalibrationSettings(folds=2))
+    fewer = rows(config=twice)
+    assert fewer["train_twin_scvi"].jobs == 2 and fewer["map_held_out"].jobs == 3 * 2
+    asked = rows()["map_held_out"].seconds - SPEEDS.start
+    assert asked == pytest.approx(100 * 4 * 1000 * SPEEDS.surgery)  # four depths of a fold's cells
+    large = rows(replace(SIZES, n_reference=400_000))["map_held_out"].seconds - SPEEDS.start
+    assert large == pytest.approx(100 * 4 * 10_000 * SPEEDS.surgery)  # of two folds some
+    assert "map_held_out" not in rows(
+        config=replace(CONFIG, calibration=CalibrationSettings("none"))
+    )
     taken = replace(CONFIG, reference=ReferenceSettings(bundle="b"))
     assert set(rows(config=taken)) == {"map_per_batch", "map_joint"}
     packed = replace(CONFIG, mapping=MappingSettings(2), seeds=[0, 1], variants=["fixed"])
@@ -52,7 +62,7 @@ def test_citeseq_trains_totalvi_alone():
     config = Config(atlas="a", datasets="s.tsv", modality="citeseq")
     found = rows(replace(SIZES, n_proteins=20), config)
     assert {rule: row.jobs for rule, row in found.items() if "train" in rule or "map" in rule} == {
-        "train_totalvi": 1, "train_twin_totalvi": 1, "map_held_out": 1,
+        "train_totalvi": 1, "train_twin_totalvi": 4, "map_held_out": 4,
         "map_per_batch": 3, "map_joint": 1,
     }  # fmt: skip
     slower = rows(replace(SIZES, n_proteins=20), config, speeds=replace(SPEEDS, scvi=2e-5))

@@ -19,7 +19,7 @@ from atlasmap.report.atlas import (
     said_in_short,
     tables_of,
 )
-from atlasmap.report.attention import notices
+from atlasmap.report.attention import BATCHES, notices
 from atlasmap.report.found import Final, Found
 
 FINAL = {"seed": 0, "variant": "fixed", "strategy": "per_batch"}
@@ -29,7 +29,8 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200"><rect wi
 def fitness(**changed) -> dict:
     return FINAL | {
         "batch": "a", "n": 100, "reference": "fits", "strangeness": 0.1, "confident": 0.8,
-        "ambiguous": 0.15, "novel": 0.05, "set_size": 1.2, "calibrated_confidence": 0.9,
+        "ambiguous": 0.15, "novel": 0.05, "shifted": 0.0, "set_size": 1.2,
+        "calibrated_confidence": 0.9,
     } | changed  # fmt: skip
 
 
@@ -41,10 +42,29 @@ def moved(**changed) -> dict:
     } | changed  # fmt: skip
 
 
+def trust(**changed) -> dict:
+    """100 cells, of which 40 confident and 40 ambiguous."""
+    return FINAL | {
+        "batch": "a", "n": 100, "confident": 0.4, "ambiguous": 0.4, "coverage_ambiguous": 0.9,
+        "accuracy_confident": 0.97,
+    } | changed  # fmt: skip
+
+
+def shift(**changed) -> dict:
+    return FINAL | {
+        "batch": "a", "label": "B", "n": 100, "n_shifted": 0, "markers_kept": 0.9,
+        "top_genes": "ISG15 IFI6",
+    } | changed  # fmt: skip
+
+
 def results(
-    folder: Path, tables: dict[str, list[dict]], overlap: float = 1.0, variant: str = "fixed"
-) -> Found:
-    """A result tree with some tables, a figure, a card and an atlas of twenty validation cells."""
+    folder: Path, tables: dict[str, list[dict]], overlap: float = 1.0, variant: str = "fixed",
+    **changed,
+) -> Found:  # fmt: skip
+    """A result tree with some tables, a figure, a card and an atlas of twenty validation cells;
+    `changed` is what the reference learned otherwise of its labels."""
+    learned = {"scheme": BATCHES, "coverage": 0.9, "risk": 0.05, "false_novel": 0.05,
+               "batch_fit": {"typical": 1, "missing": 2}} | changed  # fmt: skip
     for name in ("data", "benchmark", "figures", "logs", f"seed0/reference/scanvi_{variant}"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     query = {"n_cells": 100, "gene_overlap": overlap}
@@ -61,7 +81,7 @@ def results(
     reference = folder / f"seed0/reference/scanvi_{variant}"
     (reference / "card.md").write_text("---\nlicense: x\n---\n# The card\n\n| a | b |\n|---|---|\n")
     (reference / "settings.json").write_text(json.dumps({"versions": {"torch": "2"}}))
-    (reference / "calibration.json").write_text(json.dumps({"thresholds": {"coverage": 0.8}}))
+    (reference / "calibration.json").write_text(json.dumps(learned))
     log = "10:00:00 atlasmap train-scvi x --out y\n10:00:01 device: cuda (A GPU), 1 threads\n"
     (folder / "logs/train_scvi.log").write_text(log)
     (folder / "logs/train_scvi.tsv").write_text("s\tmax_rss\n12.5\t800\n")
@@ -93,7 +113,10 @@ def test_what_is_well_is_not_pointed_at(tmp_path):
         ({"fitness": [fitness(novel=0.12, n=300)]}, "batch a", "where 5% would be by chance"),
         ({"fitness": [fitness(ambiguous=0.5)]}, "batch a", "50% of its cells could have several"),
         ({"certificates": [moved(displacement_median_in_posterior_sd=0.01)]}, "mapping a", "400"),
-        ({"trust": [FINAL | {"batch": "a", "n": 50, "coverage": 0.7}]}, "batch a", "70%"),
+        ({"trust": [trust(coverage_ambiguous=0.7)]}, "batch a", "known label in 70% of its amb"),
+        ({"trust": [trust(accuracy_confident=0.8)]}, "batch a", "80% of its confident cells"),
+        ({"shifts": [shift(n_shifted=40)]}, "batch a, label B", "40 of 100 cells keep"),
+        ({"shifts": [shift(n_shifted=40)]}, "batch a, label B", "ISG15 IFI6"),
         ({"classification": [FINAL | {"strategy": "", "split": "validation", "method": "classifier",
                                       "probabilities": "raw", "level": "label", "batch": "all",
                                       "n": 51, "accuracy": 0.69, "macro_f1": 0.5}]},
@@ -105,6 +128,22 @@ def test_what_needs_a_humans_eye_is_named_with_its_reason(tmp_path, tables, wher
     assert why in told(results(tmp_path, tables))[where]
 
 
+def test_few_cells_and_kept_promises_are_not_pointed_at(tmp_path):
+    few = [trust(ambiguous=0.1, coverage_ambiguous=0.5, confident=0.1, accuracy_confident=0.5)]
+    tables = {"trust": [*few, trust(batch="b")], "shifts": [shift(n_shifted=15), shift()]}
+    found = results(tmp_path, tables)
+    assert [n for n in notices(found) if n.where.startswith("batch")] == []
+
+
+def test_what_was_not_learned_of_whole_batches_is_said(tmp_path):
+    assert "how far to trust" not in told(results(tmp_path, {}))
+    said = told(results(tmp_path, {}, scheme="validation cells", batch_fit=None))
+    assert "validation cells" in said["how far to trust"]
+    assert "does the reference fit" not in said
+    said = told(results(tmp_path, {}, batch_fit=None))
+    assert "no farther" in said["does the reference fit"]
+
+
 def test_novel_cells_are_pointed_at_with_the_labels_they_are_under(tmp_path):
     found = results(tmp_path, {"fitness": [fitness(novel=0.3), fitness(novel=0.07, batch="b <i>")]})
     kinds = ["confident"] * 50 + ["novel"] * 30 + ["ambiguous"] * 20
@@ -114,7 +153,9 @@ def test_novel_cells_are_pointed_at_with_the_labels_they_are_under(tmp_path):
         index=[f"c{k}" for k in range(100)],
     )  # fmt: skip
     anndata.AnnData(obs=obs).write_h5ad(tmp_path / "atlas.h5ad")
-    said = told(Found(tmp_path, found.final, {"calibration": {"false_novel": 0.1}}))
+    calibration = tmp_path / "seed0/reference/scanvi_fixed/calibration.json"
+    calibration.write_text(json.dumps({"false_novel": 0.1, "scheme": BATCHES}))
+    said = told(Found(tmp_path, found.final))
     assert (
         "(20 of 70 called B, 10 of 30 called T)" in said["batch a"]
         and "10% would" in said["batch a"]
@@ -138,10 +179,9 @@ def test_other_mappings_than_the_final_one_are_not_pointed_at(tmp_path):
     assert "batch a" not in told(results(tmp_path, {"fitness": [fitness(), other]}))
 
 
-def test_missing_genes_the_prefix_classifier_and_labels_too_sure_of_are(tmp_path):
+def test_missing_genes_and_the_prefix_classifier_are(tmp_path):
     said = told(results(tmp_path, {}, overlap=0.5, variant="prefix"))
     assert "50.0%" in said["batch a"] and "classifier prefix" in said
-    assert "50% are" in said["label B"] and "90%" in said["label B"]
 
 
 def test_the_run_is_told_in_numbers_that_are_those_of_its_files(tmp_path):

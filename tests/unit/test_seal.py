@@ -2,22 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
-from small import CPU
+from small import CPU, learned
 
 from atlasmap.audit.seal import check_seal, seal
 from atlasmap.bundle import load, save
 from atlasmap.commands.main import app
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import sha256
-from atlasmap.labels.calibrated import Calibration, read_calibration
-from atlasmap.labels.calibration import Scaling
-from atlasmap.labels.conformal import Thresholds
-from atlasmap.labels.novelty import CutOffs
+from atlasmap.labels.calibrated import read_calibration, read_profiles, save_profiles
 from atlasmap.labels.umap import FittedMap
 from atlasmap.mapping.given import read_latent
 from atlasmap.mapping.latent import latent_of
@@ -28,16 +26,14 @@ from atlasmap.training.split import Split
 @pytest.fixture
 def folder(reference, scanvi, tmp_path):
     """A bundle, its latent, calibration and map."""
-    folder, n = tmp_path / "bundle", len(scanvi.registry.labels)
+    folder = tmp_path / "bundle"
     save(scanvi, folder)
     split = Split(np.arange(reference.n_obs), np.arange(0))
     latent = reference_latent(reference, scanvi, split, CPU)
     latent.write_h5ad(folder / "reference_latent.h5ad")
-    Calibration(
-        "validation cells", [], 20, scanvi.registry.labels, 4,
-        Scaling("temperature", [1.0] * n, [0.0] * n), Thresholds(0.9, [0.5] * n, [False] * n),
-        CutOffs(2.0, None), [],
-    ).write(folder / "calibration.json")  # fmt: skip
+    made, profiles = learned(scanvi.registry.labels, len(scanvi.registry.genes))
+    made.write(folder / "calibration.json")
+    save_profiles(profiles, folder / "profiles.npz")
     positions = np.random.default_rng(0).normal(size=(len(latent), 2))
     FittedMap(latent_of(latent), positions, 15, 1.5, 0.9, 0).save(folder / "umap.npz")
     return folder
@@ -61,13 +57,14 @@ def swap_labels(path: Path) -> None:
 
 def times_ten(path: Path) -> None:
     said = json.loads(path.read_text())
-    said["scaling"]["weights"] = [10 * weight for weight in said["scaling"]["weights"]]
+    said["views"][0]["naming"] = [10 * weight for weight in said["views"][0]["naming"]]
     path.write_text(json.dumps(said))
 
 
 ALTERED = {
     "two labels swapped": ("reference_latent.h5ad", swap_labels),
     "calibration ten times": ("calibration.json", times_ten),
+    "other profiles": ("profiles.npz", lambda path: path.write_bytes(b"garbage")),
     "a garbage map": ("umap.npz", lambda path: path.write_bytes(b"garbage")),
     "a space in the settings": (
         "settings.json", lambda path: path.write_text(f"{path.read_text()} "),
@@ -85,7 +82,8 @@ def test_a_sealed_reference_names_the_file_that_was_altered(folder, name, change
     refused("BUNDLE_ALTERED", name, check_seal, folder)
 
 
-@pytest.mark.parametrize("name", ["calibration.json", "umap.npz", "reference_latent.h5ad"])
+@pytest.mark.parametrize("name", ["calibration.json", "profiles.npz", "umap.npz",
+                                  "reference_latent.h5ad"])  # fmt: skip
 def test_a_file_that_is_left_out_is_missed_until_it_is_sealed_again(folder, name):
     before = seal(folder)
     (folder / name).unlink()
@@ -113,8 +111,9 @@ def test_a_bundle_of_before_is_read_with_a_warning_that_says_how_to_seal_it(fold
     assert f"atlasmap seal {folder}" in caplog.text
 
 
-def test_what_does_not_belong_together_is_not_sealed(folder, tmp_path):
+def test_what_does_not_belong_together_is_not_sealed(folder, scanvi, tmp_path):
     whole = tmp_path / "whole"
+    labels_of_model, n_genes = scanvi.registry.labels, len(scanvi.registry.genes)
     shutil.copytree(folder, whole)
 
     def labels(path):
@@ -127,6 +126,10 @@ def test_what_does_not_belong_together_is_not_sealed(folder, tmp_path):
     def not_a_number(path):
         path.write_text(path.read_text().replace('"coverage": 0.9', '"coverage": NaN'))
 
+    def of_another_depth(path):
+        _, profiles = learned(labels_of_model, n_genes)
+        save_profiles([replace(profiles[0], scale=9.0)], path)
+
     def infinite(path):
         latent = anndata.read_h5ad(path)
         latent.obsm["scanvi_latent_qzm"][300, 1] = np.inf
@@ -135,6 +138,8 @@ def test_what_does_not_belong_together_is_not_sealed(folder, tmp_path):
     for name, change, code in [
         ("calibration.json", labels, "BUNDLE_ALTERED"),
         ("calibration.json", not_a_number, "CALIBRATION_FORMAT"),
+        ("profiles.npz", of_another_depth, "BUNDLE_ALTERED"),
+        ("profiles.npz", ALTERED["other profiles"][1], "PROFILES_UNREADABLE"),
         ("umap.npz", other_cells, "BUNDLE_ALTERED"),
         ("umap.npz", ALTERED["a garbage map"][1], "UMAP_UNREADABLE"),
         ("reference_latent.h5ad", infinite, "BUNDLE_LATENT_DIFFERS"),
@@ -148,7 +153,17 @@ def test_what_does_not_belong_together_is_not_sealed(folder, tmp_path):
 def test_parts_that_cannot_be_read_are_refused_without_a_seal_too(folder):
     (folder / "umap.npz").write_bytes(b"")
     refused("UMAP_UNREADABLE", "umap.npz", FittedMap.load, folder / "umap.npz")
-    for text in ("null", "[]", '{"format": 1}', '{"format": 1, "scheme": null}', "{"):
+    (folder / "profiles.npz").write_bytes(b"")
+    path = folder / "profiles.npz"
+    refused("PROFILES_UNREADABLE", "profiles.npz", read_profiles, path, 1, 1)
+    for text in (
+        "null",
+        "[]",
+        '{"format": 2}',
+        '{"format": 1}',
+        '{"format": 1, "scheme": null}',
+        "{",
+    ):
         (folder / "calibration.json").write_text(text)
         path = folder / "calibration.json"
         refused("CALIBRATION_FORMAT", "calibration.json", read_calibration, path)

@@ -1,6 +1,8 @@
 """What is said of a label's trustworthiness holds: on data where the truth is known."""
 
-from pathlib import Path
+import itertools
+import json
+from copy import deepcopy
 
 import anndata
 import numpy as np
@@ -8,39 +10,47 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse, stats
-from scipy.optimize import check_grad
 from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
 from small import CPU, SCANVI, SCVI, of_rate
 
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import draw
 from atlasmap.evaluation.trust import score_trust
-from atlasmap.labels import calibration as scaling_module
-from atlasmap.labels.atlas import Trust, query_labels
-from atlasmap.labels.calibrated import Calibration, calibrate, read_calibration
-from atlasmap.labels.calibration import Scaling, cross_scaled, fit_scaling
-from atlasmap.labels.conformal import Thresholds, fit_thresholds, quantile
-from atlasmap.labels.held_out import held_out_batches, split_off
+from atlasmap.labels.atlas import query_labels
+from atlasmap.labels.calibrated import (
+    BATCHES,
+    PARTS,
+    VALIDATION,
+    Calibration,
+    calibrate,
+    read_calibration,
+    read_profiles,
+    save_profiles,
+)
+from atlasmap.labels.confidence import (
+    Confidence,
+    Held,
+    fit_weights,
+    pooled,
+    risk_threshold,
+    set_threshold,
+)
+from atlasmap.labels.fit import BatchFit, distances_if_missing, fit_batches, local_distance
+from atlasmap.labels.folds import folds_of, thinned
+from atlasmap.labels.held_out import Mapped, from_batches, from_validation
 from atlasmap.labels.novelty import (
-    BatchFit,
+    Batch,
     CutOffs,
-    HeldOut,
-    batch_medians,
+    choose_score,
     cut_offs,
-    distances_if_missing,
-    fit_batches,
-    fit_cut_offs,
-    local_distance,
+    relative,
+    would_be_found,
 )
-from atlasmap.labels.tree import (
-    LabelTree,
-    levels_of_columns,
-    levels_of_tree,
-    read_levels,
-    rolled_up,
-)
-from atlasmap.labels.verdict import fitness, set_names
+from atlasmap.labels.profiles import Seen
+from atlasmap.labels.tree import LabelTree, levels_of_tree
+from atlasmap.labels.verdict import Trust, fitness, set_names
 from atlasmap.mapping.embed import embed, posterior_soft_labels, soft_labels_at
 from atlasmap.mapping.encode import encode
 from atlasmap.mapping.query import map_held_out, map_query
@@ -51,6 +61,7 @@ from atlasmap.report.summary import checked_data, strange_batches, verdict_table
 from atlasmap.settings import CalibrationSettings, SurgerySettings, TransferSettings
 
 SURGERY = SurgerySettings(max_epochs=3)
+SETTINGS = CalibrationSettings(min_cells_per_label=10)
 
 
 # variance and misfit
@@ -143,112 +154,192 @@ def test_doubt_makes_less_sure_and_cells_do_not_matter_to_each_other(scanvi, rng
     assert np.abs(again - found[some]).max() < 1e-6
 
 
-def overconfident(rng, n_cells=4000, n_labels=5, temperature=2.5):
-    """Soft labels that are too sure by a known temperature, and true codes."""
-    scores = rng.normal(scale=2, size=(n_cells, n_labels))
+# how sure a label is
+
+
+def told(rng, n=4000, n_labels=5, temperature=2.5):
+    """Probabilities that are too sure by a known temperature, and true codes."""
+    scores = rng.normal(scale=2, size=(n, n_labels))
     true = softmax(scores, axis=1)
-    codes = (true.cumsum(1) > rng.random((n_cells, 1))).argmax(1)
+    codes = (true.cumsum(1) > rng.random((n, 1))).argmax(1)
     return softmax(scores * temperature, axis=1), codes, true
 
 
-def test_a_known_temperature_is_found(rng):
-    said, codes, true = overconfident(rng)
-    scaling = fit_scaling(said, codes, "temperature")
-    assert scaling.temperature == pytest.approx(2.5, rel=0.05)
-    assert np.abs(scaling(said) - true).mean() < 0.01
-    assert (scaling(said).argmax(1) == said.argmax(1)).all()
+def test_a_pool_by_hand(rng):
+    by_model, by_genes = np.array([[0.8, 0.2]]), np.array([[0.4, 0.6]])
+    assert np.allclose(pooled([1, 0], by_model, by_genes), by_model)
+    product = np.array([0.8**0.5 * 0.4**2, 0.2**0.5 * 0.6**2])
+    assert np.allclose(pooled([0.5, 2], by_model, by_genes), product / product.sum())
 
 
-def test_vector_scaling_finds_a_bias_and_follows_the_slope(rng):
-    said, codes, _ = overconfident(rng)
-    tilted = softmax(np.log(said) + np.array([3.0, 0, 0, 0, 0]), axis=1)
-    plain, vector = (fit_scaling(tilted, codes, method) for method in ("temperature", "vector"))
-    rows = np.arange(len(codes))
-    loss = [-np.log(scaling(tilted)[rows, codes]).mean() for scaling in (plain, vector)]
-    assert loss[1] < loss[0] - 0.02
-    assert vector.biases[0] < -0.5
+def test_a_known_temperature_and_who_knows_nothing_are_found(rng):
+    said, codes, true = told(rng)
+    blind = rng.dirichlet(np.ones(5), len(codes))
+    for parts, knows in (((said, blind), 0), ((blind, said), 1)):
+        weights = fit_weights([(*parts, codes)])
+        assert weights[knows] == pytest.approx(1 / 2.5, rel=0.06) and weights[1 - knows] < 0.12
+        assert np.abs(pooled(weights, *parts) - true).mean() < 0.02
 
 
-def test_the_slope_of_vector_scaling_is_right(rng, monkeypatch):
-    """Against finite differences, through the very function that is minimised."""
-    said, codes, _ = overconfident(rng, 200, 3)
-    seen = {}
-
-    def keep(function, start, **_):
-        seen["f"] = function
-        return type("Found", (), {"x": start})
-
-    monkeypatch.setattr(scaling_module, "minimize", keep)
-    fit_scaling(said, codes, "vector")
-    at = rng.normal(size=6)
-    error = check_grad(lambda x: seen["f"](x)[0], lambda x: seen["f"](x)[1], at)
-    assert error < 1e-5
+def test_the_least_probability_of_few_wrong_cells_by_hand():
+    p, right = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, True])
+    # (wrong + 1) / (n + 1): 1/2, 1/3, 2/4, 2/5
+    assert risk_threshold(p, right, 0.35) == 0.8 and risk_threshold(p, right, 0.45) == 0.6
+    assert risk_threshold(p, right, 0.1) > 0.9  # nobody is sure enough
 
 
-# prediction sets
+def test_confident_cells_are_wrong_as_often_as_was_allowed(rng):
+    said, codes, true = told(rng, 20_000)
+    given, sure = said.argmax(1), true.max(1)
+    at = risk_threshold(sure[:10_000], (given == codes)[:10_000], 0.05)
+    new = (sure >= at) & (np.arange(20_000) >= 10_000)
+    assert (given != codes)[new].mean() == pytest.approx(0.05, abs=0.01) and new.sum() > 1000
 
 
-def test_quantile_by_hand():
-    scores = np.arange(1, 20) / 20  # 19 scores: rank ceil(20 · 0.9) = 18
-    assert quantile(scores, 0.9) == pytest.approx(18 / 20)
-    assert quantile(scores[:8], 0.9) == 1.0  # too few to exclude anything
+def test_a_threshold_of_sets_by_hand():
+    p = 1 - np.arange(1, 21) / 20
+    unsure = np.arange(20) < 19  # 19 scores: rank ceil(20 · 0.9) = 18
+    assert set_threshold(p, unsure, 0.9) == pytest.approx(18 / 20)
+    assert set_threshold(p, np.arange(20) < 8, 0.9) == pytest.approx(8 / 20)  # the largest seen
 
 
-@pytest.mark.parametrize("min_cells", [50, 10**6])
-def test_sets_cover_as_often_as_asked(rng, min_cells):
-    said, codes, _ = overconfident(rng, 8000)
-    given = said.argmax(1)
-    assert (given == codes).mean() < 0.85
-    thresholds = fit_thresholds(said[:4000], codes[:4000], given[:4000], 0.9, min_cells)
-    sets = thresholds.sets(said[4000:], given[4000:])
-    covered = sets[np.arange(4000), codes[4000:]]
-    assert abs(covered.mean() - 0.9) < 0.02
-    assert all(thresholds.own) == (min_cells == 50)
+def held(rng, n=3000, wrong=0.0):
+    """Cells whose classifier and genes say the same, and their truth, of some a wrong one."""
+    said, codes, _ = told(rng, n)
+    truth = np.where(rng.random(n) < wrong, (codes + 1) % 5, codes)
+    return Held((said, said, truth), said.argmax(1), said.argmax(1))
 
 
-def test_no_set_is_empty_or_lacks_the_given_label(rng):
-    """Also where the classifier is right more often than was asked: a set of others alone says
-    nothing that a scientist could use."""
-    codes = rng.choice(4, 3000)
-    given = np.where(rng.random(3000) < 0.98, codes, (codes + 1) % 4)
-    said = np.full((3000, 4), 0.01) + 0.9 * np.eye(4)[given] + 0.05 * np.eye(4)[(given + 2) % 4]
-    thresholds = fit_thresholds(said, codes, given, 0.9, 50)
-    sets = thresholds.sets(said, given)
-    assert sets[np.arange(3000), given].all() and (sets.sum(1) == 1).all()
-    other = (given + 2) % 4  # a label that is not the likeliest
-    assert thresholds.sets(said, other)[np.arange(3000), other].all()
+def test_sets_of_unsure_cells_cover_as_often_as_asked(rng):
+    learned = Confidence.learned([held(rng) for _ in range(3)], [0, 1, 2], 0.05, 0.9)
+    new, rows = held(rng), np.arange(3000)
+    (by_model, by_genes, codes), own = new.told, new.given
+    p = pooled(learned.weights, by_model, by_genes)
+    unsure = p[rows, own] < learned.threshold
+    sets = learned.sets(p, own)
+    assert sets[rows, own].all()
+    assert sets[rows, codes][unsure].mean() == pytest.approx(0.9, abs=0.025)
+    assert (own != codes)[~unsure].mean() < 0.07 and 0.05 < unsure.mean() < 0.95
+    other = (own + 1) % 5
+    assert learned.sets(p, own, other)[rows, other].all()
 
 
-def test_cells_do_not_scale_themselves(rng):
-    """With a weight and a bias a label and few cells, in-sample probabilities are too good."""
-    codes = rng.choice(6, 60)
-    said = rng.dirichlet(np.ones(6), 60)
-    own = fit_scaling(said, codes, "vector")(said)[np.arange(60), codes]
-    others = cross_scaled(said, codes, "vector")[np.arange(60), codes]
-    assert np.log(others).mean() < np.log(own).mean() - 0.05
-    assert np.allclose(cross_scaled(said, codes, "vector").sum(1), 1)
-    assert (cross_scaled(said, codes, "vector") == cross_scaled(said, codes, "vector")).all()
+def test_the_worst_fold_says_who_is_sure(rng):
+    good, bad = held(rng), held(rng, wrong=0.3)
+    mixed, fine = (Confidence.learned([good, two], [0, 1], 0.05, 0.9) for two in (bad, good))
+    assert mixed.threshold > fine.threshold
 
 
-def test_a_hard_label_is_covered_better_with_a_threshold_of_its_own(rng):
-    """Of labels of unlike difficulty the pooled threshold leaves the hard one out."""
-    codes = rng.choice(3, 9000, p=[0.6, 0.3, 0.1])
-    right = np.array([0.95, 0.9, 0.4])[codes]
-    said = np.full((9000, 3), 0.02)
-    sure = np.where(rng.random(9000) < right, codes, (codes + 1) % 3)
-    said[np.arange(9000), sure] = rng.uniform(0.5, 0.9, 9000)
-    said /= said.sum(1, keepdims=True)
-    old, new = slice(0, 6000), slice(6000, None)
-    coverage = {}
-    for least in (50, 10**6):
-        thresholds = fit_thresholds(said[old], codes[old], sure[old], 0.9, least)
-        sets = thresholds.sets(said[new], sure[new])
-        covered = sets[np.arange(3000), codes[new]]
-        coverage[least] = pd.Series(covered).groupby(codes[new]).mean()
-    assert coverage[50][2] > coverage[10**6][2] + 0.2
+def test_who_is_sure_is_learned_of_cells_on_which_classifier_and_genes_agree(rng):
+    """Of others nobody is, however probable their label."""
+    good = held(rng)
+    said, _, truth = good.told
+    other = (good.given + 1) % 5
+    astray = Held((said, said, other), good.given, other)  # wrong, and the classifier says another
+    weights = fit_weights([good.told])
+    sure, agree, right, of_truth = good.weighed(weights)
+    assert agree.all() and np.array_equal(right, good.given == truth)
+    assert not astray.weighed(weights)[1].any() and not astray.weighed(weights)[2].any()
+    p = pooled(weights, said, said)
+    assert np.allclose(of_truth, p[np.arange(3000), truth]) and np.allclose(sure, p.max(1))
+    nobody = Confidence.learned([astray, astray], [0, 1], 0.05, 0.9)
+    assert nobody.threshold > 1
 
 
 # novelty
+
+
+class Same(Seen):
+    """Cells whose correlations are known, whatever they are called."""
+
+    def renamed(self, codes):
+        return self
+
+
+def batch(rng, fold=0, n=400, like=0.9, other=0.5, misfit_if_missing=1.0):
+    """A held-out batch of labels a and b: correlation `like` with the own label, `other` with the
+    other one."""
+    codes = np.repeat([0, 1], n // 2)
+    correlation = np.full((n, 2), other) + rng.normal(0, 0.02, (n, 2))
+    correlation[np.arange(n), codes] = like + rng.normal(0, 0.02, n)
+    certain = np.where(np.eye(2, dtype=bool)[codes], 0.95, 0.05)
+    seen = object.__new__(Same)
+    vars(seen).update(codes=codes, like=correlation, by_genes=certain)
+    misfits = rng.lognormal(0, 0.1, n)
+    return Batch(["a", "b"], codes, certain, seen, misfits, fold, np.array(["a", "b"])[codes],
+                 misfits * misfit_if_missing)  # fmt: skip
+
+
+@pytest.mark.parametrize("score", ["correlation", "misfit"])
+def test_as_many_known_cells_are_novel_as_was_allowed(rng, score):
+    cuts = cut_offs([batch(rng, n=4000)], score, 0.05)
+    new = batch(rng, n=4000)
+    called = cuts.novelty(new.score(score), new.names, new.seen.codes) > 1
+    assert called.mean() == pytest.approx(0.05, abs=0.015) and set(cuts.by_label) == {"a", "b"}
+
+
+def test_of_folds_the_one_that_varies_most_sets_the_cut(rng):
+    calm, wild = batch(rng, 0), batch(rng, 1, like=0.8)
+    both = cut_offs([calm, wild], "correlation", 0.05)
+    assert both.of_all == cut_offs([wild], "correlation", 0.05).of_all
+    assert both.by_label["a"] > cut_offs([calm], "correlation", 0.05).by_label["a"]
+
+
+def test_the_cut_of_a_label_with_few_cells_is_close_to_that_of_all(rng):
+    one = batch(rng, n=400)
+    scores = one.score("correlation")
+    few = cut_offs([one], "correlation", 0.05)
+    own = np.quantile(scores[one.seen.codes == 0], 0.95)
+    by_hand = (own * 200 + few.of_all * 10) / 210
+    assert few.by_label["a"] == pytest.approx(by_hand)
+    assert cut_offs([one], "correlation", 0.05, by_label=False).by_label == {}
+
+
+def test_novelty_by_hand():
+    cuts = CutOffs("misfit", np.log(2.0), {"a": np.log(4.0)})
+    scores = np.log([2.0, 8.0, 2.0, 6.0])
+    found = cuts.novelty(scores, ["a", "b"], np.array([0, 0, 1, 1]))
+    assert np.allclose(found, [0.5, 2, 1, 3])
+
+
+def test_the_score_that_finds_left_out_labels_is_chosen(rng):
+    told = {"correlation": batch(rng), "misfit": batch(rng, other=0.9, misfit_if_missing=3.0)}
+    for best, held in told.items():
+        score, found = choose_score([held], 20)
+        assert score == best and min(found[best].values()) > 0.99
+        assert set(found) == {"correlation", "misfit"} and set(found[best]) == {"a", "b"}
+        rows = would_be_found([held], cut_offs([held], score, 0.05), [1.0, 1.0], 20)
+        assert [row["label"] for row in rows] == ["a", "b"]
+        for row in rows:
+            assert row["n"] == 200 and row["low"] < row["detected"] <= row["high"]
+            assert row["detected"] > 0.95
+    blind = Batch(**vars(told["misfit"]) | {"misfit": None, "misfit_if_missing": None})
+    assert choose_score([blind], 20)[0] == "correlation"
+    assert choose_score([told["misfit"]], 10**6) == ("correlation", {})
+
+
+def test_of_a_label_that_looks_like_another_it_is_said_that_it_would_not_be_found(rng):
+    held = batch(rng, other=0.94)
+    rows = would_be_found([held], cut_offs([held], "correlation", 0.05), [1.0, 1.0], 20)
+    assert max(row["high"] for row in rows) < 0.2
+
+
+def test_the_auroc_of_a_missing_label_is_scikit_learns(rng):
+    held = batch(rng, other=0.8)
+    _, found = choose_score([held], 20)
+    own = held.labels == "a"
+    scores = np.log(1.02 - held.seen.like.max(1)), np.log(1.02 - held.seen.like[:, 1])
+    values = np.r_[scores[1][own], scores[0][~own]]
+    expected = roc_auc_score(np.repeat([True, False], 200), values)
+    assert found["correlation"]["a"] == pytest.approx(expected)
+
+
+def test_misfit_is_measured_by_the_batch():
+    assert np.allclose(relative(np.array([1.0, 2, 4])), [0.5, 1, 2])
+    assert np.allclose(relative(np.array([6.0]), np.array([1.0, 2, 4])), [3])
+
+
+# does the reference fit a batch?
 
 
 def test_distance_is_one_inside_and_grows_outside(rng):
@@ -258,62 +349,6 @@ def test_distance_is_one_inside_and_grows_outside(rng):
     assert 0.8 < np.median(inside) < 1.3 and outside.min() > inside.max()
 
 
-def test_a_batch_is_its_own_measure():
-    medians = batch_medians(np.array([1.0, 2, 3, 10, 20, 30]), np.repeat(["a", "b"], 3))
-    assert list(medians) == [2, 2, 2, 20, 20, 20]
-
-
-@pytest.fixture
-def held(rng):
-    """Misfit tells left-out labels, distance does not."""
-    labels, n = np.repeat(["a", "b"], 500), 1000
-    distance, misfit_ = rng.lognormal(0, 0.2, n), rng.lognormal(0, 0.1, n)
-    batches = np.repeat("batch", n)
-    return HeldOut(labels, batches, distance, distance, misfit_, misfit_ * 2)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_as_many_known_cells_are_novel_as_was_allowed(held, share):
-    cuts = cut_offs(held, share, 0.05)
-    assert (cuts.novelty(held.distance, held.misfit) > 1).mean() == pytest.approx(0.05, abs=0.002)
-
-
-def test_the_score_that_finds_left_out_labels_is_given_the_weight(held):
-    cuts, found = fit_cut_offs(held, 0.05, 20)
-    assert cuts.misfit is not None and {row["label"] for row in found} == {"a", "b"}
-    assert min(row["detected"] for row in found) > 0.95 and found[0]["auroc"] > 0.99
-    worse = HeldOut(
-        held.labels, held.batches, held.distance, held.distance * 3, held.misfit, held.misfit
-    )
-    cuts, found = fit_cut_offs(worse, 0.05, 20)
-    assert cuts.distance is not None and min(row["detected"] for row in found) > 0.9
-
-
-def test_without_misfit_the_distance_decides(held):
-    blind = HeldOut(held.labels, held.batches, held.distance, held.distance * 4, None, None)
-    cuts, _ = fit_cut_offs(blind, 0.05, 20)
-    assert cuts.misfit is None and cuts.novelty(np.array([99.0]), None) > 1
-
-
-def test_both_scores_count_where_labels_do_not_tell(held):
-    """Too few cells of each, or neither score better than the other."""
-    for least in (20, 10**6):
-        same = HeldOut(held.labels, held.batches, held.distance, held.distance * 1.5, held.misfit,
-                       held.misfit * 1.25)  # fmt: skip
-        cuts, _ = fit_cut_offs(same, 0.05, least)
-        assert cuts.distance is not None and cuts.misfit is not None
-
-
-def test_cut_offs_hold_in_a_batch_that_varies_more(rng):
-    batches, n = np.repeat(["calm", "wild"], 500), 1000
-    spread = np.where(batches == "calm", 0.1, 0.5)
-    misfit_ = np.exp(rng.normal(size=n) * spread)
-    held = HeldOut(np.repeat("a", n), batches, misfit_, misfit_, misfit_, misfit_)
-    cuts = cut_offs(held, 0.0, 0.05)
-    called = (cuts.novelty(misfit_, misfit_) > 1)[batches == "wild"].mean()
-    assert 0.04 < called < 0.08  # of both batches together twice that would be called
-
-
 def test_a_left_out_label_is_far_from_the_rest(rng):
     z = np.concatenate([rng.normal(size=(200, 3)), rng.normal(size=(200, 3)) + 10])
     labels = np.repeat(["a", "b"], 200)
@@ -321,265 +356,220 @@ def test_a_left_out_label_is_far_from_the_rest(rng):
     assert np.median(found) > 5 and np.median(local_distance(z, z)) < 1.3
 
 
-# what is held out
+def test_how_strange_a_batch_is_by_hand():
+    fit = BatchFit(1.0, 3.0)
+    assert fit.strangeness(np.array([0.5, 0.8, 9.0])) == 0
+    assert fit.strangeness(np.array([1.0, 4.0, 6.0])) == 1.5
 
 
-def test_held_out_batches_leave_every_label_a_cell(rng):
-    batch = rng.choice([f"b{k}" for k in range(9)], 3000)
-    obs = pd.DataFrame({"batch": batch, "label": rng.choice(["x", "y"], 3000)})
-    obs.loc[obs.index[:4], ["batch", "label"]] = ["b3", "rare"]
-    chosen = held_out_batches(obs, 0.34, "Unknown")
-    cells = obs["batch"].isin(chosen).mean()
-    assert "b3" not in chosen and 0.15 < cells <= 0.34
-    assert chosen == held_out_batches(obs.sample(frac=1, random_state=0), 0.34, "Unknown")
-    assert not held_out_batches(obs[obs["batch"] == "b1"], 0.34, "Unknown")
-    own = obs.assign(label=obs["batch"])  # each batch has a label that no other has
-    assert not held_out_batches(own, 0.34, "Unknown")
-
-
-def test_where_no_batch_can_be_spared_cells_stand_in(reference):
-    one = reference[reference.obs["batch"] == "batch0"].copy()
-    twin, out = split_off(one, 0.34)
-    assert twin.n_obs + out.n_obs == one.n_obs and 0.2 < out.n_obs / one.n_obs < 0.5
-    assert set(out.obs["batch"]) == {"held out: batch0"}
-    assert not set(twin.obs_names) & set(out.obs_names)
-
-
-# a tree of labels
-
-TREE = LabelTree({"CD4": "T", "CD8": "T", "T": "lymphoid", "B": "lymphoid", "mono": "myeloid"})
-
-
-def test_common_ancestors():
-    assert TREE.common_ancestor(["CD4", "CD8"]) == "T"
-    assert TREE.common_ancestor(["CD4", "B"]) == "lymphoid"
-    assert TREE.common_ancestor(["CD4", "T"]) == "T"
-    assert TREE.common_ancestor(["CD4"]) == "CD4"
-    assert TREE.common_ancestor(["CD4", "mono"]) == "" and TREE.common_ancestor([]) == ""
-    assert [TREE.at_level("CD8", k) for k in range(4)] == ["lymphoid", "T", "CD8", "CD8"]
-    assert TREE.levels(["CD4", "mono"]) == 2
-
-
-def test_probabilities_roll_up(rng):
-    p = softmax(rng.normal(size=(5, 3)), axis=1)
-    to = {name: TREE.at_level(name, 1) for name in ("CD4", "CD8", "B")}
-    coarse, names = rolled_up(p, ["CD4", "CD8", "B"], to)
-    assert names == ["B", "T"] and np.allclose(coarse[:, 1], p[:, 0] + p[:, 1])
-    assert np.allclose(coarse.sum(1), 1)
-
-
-def test_levels_of_a_tree_and_of_columns():
-    levels = levels_of_tree(TREE, ["CD4", "CD8", "B"])
-    assert list(levels.groups) == ["level0", "level1"]
-    assert levels.groups["level1"] == {
-        "CD4": "T", "CD8": "T", "B": "B", "T": "T", "mono": "mono",
-    }  # fmt: skip
-    obs = pd.DataFrame(
-        {"label": ["CD4", "CD8", "B", "Unknown"], "broad": ["T", "T", "B", "?"],
-         "all": ["lymphoid"] * 3 + ["?"], "finer": ["x", "y", "z", "?"]}
-    ).loc[[0, 0, 1, 2, 3]]  # fmt: skip
-    obs["donor"] = list("abcde")  # not a function of the label
-    found = levels_of_columns(obs, ["all", "broad", "donor"], "Unknown")
-    assert set(found.groups) == {"all", "broad"}
-    assert found.tree.common_ancestor(["CD4", "CD8"]) == "T"
-    assert found.tree.common_ancestor(["CD4", "B"]) == "lymphoid"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a,b\nx,y\n",
-        "child,parent\nx,y\nx,z\n",
-        "child,parent\nx,y\ny,x\n",
-        "Level_1,Level_2\nx,y\n",
-        "label,level1,level2\na,T,CD4\nb,B,CD4\n",
-    ],
-)
-def test_bad_trees_are_refused(tmp_path, text):
-    (tmp_path / "tree.csv").write_text(text)
-    with pytest.raises(AtlasmapError) as error:
-        read_levels(tmp_path / "tree.csv", ["x"])
-    assert error.value.code == "LABEL_TREE"
-
-
-def test_a_tree_is_read(tmp_path):
-    (tmp_path / "tree.tsv").write_text("child\tparent\nCD4 T\tT\nT\tlymphoid\n")
-    levels = read_levels(tmp_path / "tree.tsv", ["CD4 T"])
-    assert levels.tree.lineage("CD4 T") == ["CD4 T", "T", "lymphoid"]
-
-
-def test_a_sheet_of_levels_is_read(tmp_path):
-    (tmp_path / "levels.csv").write_text(
-        ",Level_1,Level_2,Level_3,colors\nCD4 naive,lymphoid,T,CD4,red\nCD8,lymphoid,T,2_T,blue\n"
-        "B,lymphoid,1_lymphoid,,green\nmono,myeloid,mono,mono,grey\n"
-    )
-    levels = read_levels(tmp_path / "levels.csv", ["CD4 naive", "CD8", "B", "mono"])
-    labels = ["CD4 naive", "CD8", "B", "mono", "other"]
-    at = {level: [to.get(x, x) for x in labels] for level, to in levels.groups.items()}
-    assert at == {
-        "Level_1": ["lymphoid", "lymphoid", "lymphoid", "myeloid", "other"],
-        "Level_2": ["T", "T", "lymphoid", "mono", "other"],
-        "Level_3": ["CD4", "T", "lymphoid", "mono", "other"],
-    }
-    assert levels.groups["Level_1"]["CD4"] == "lymphoid"  # a truth that is coarser than labels
-    assert levels.tree.common_ancestor(["CD4 naive", "CD8"]) == "T"
-    assert levels.tree.common_ancestor(["CD4 naive", "B"]) == "lymphoid"
-    assert levels.tree.common_ancestor(["B", "mono"]) == ""
-
-
-def test_the_hierarchy_of_the_hlca_is_read():
-    path = Path(__file__).resolve().parents[3] / "shared/data/hlca_celltypes.csv"
-    if not path.is_file():
-        pytest.skip("needs the development data in ../shared")
-    table = pd.read_csv(path, index_col=0)
-    levels = read_levels(path, list(table.index))
-    assert len(set(levels.groups["Level_1"].values())) == table["Level_1"].nunique()
-    assert levels.tree.common_ancestor(["Club (nasal)", "Club (non-nasal)"]) == "Club"
-    assert levels.tree.common_ancestor(["Club (nasal)", "Goblet (nasal)"]) == "Secretory"
-    assert "Level_5" not in levels.groups  # at which every cell type is itself
-    assert levels.groups["Level_4"]["Mast cells"] == "Mast cells"  # 3_Mast cells in the sheet
+def test_what_batches_are_like_is_learned():
+    distances = [np.array([1.0, 1.1, 1.2]), np.array([1.3, 1.4, 1.5])]
+    labels, missing = np.array(list("xxyyzz")), np.array([2.0, 2, 3, 3, np.nan, np.nan])
+    assert fit_batches(distances, missing, labels) == BatchFit(1.4, 2.5)
+    assert fit_batches(distances, np.full(6, 1.0), labels) is None
+    assert fit_batches(distances, np.full(6, np.nan), labels) is None
 
 
 # all of it together
 
 
-@pytest.fixture
-def learned(reference):
-    """A twin, its held-out cells mapped onto it, and what was learned of them."""
-    twin_cells, out = split_off(reference, 0.34)
-    registry = Registry.of(twin_cells)
-    scvi, _ = fit_scvi(twin_cells, registry, SCVI, 0, CPU)
-    twin, split = fit_scanvi(twin_cells, scvi, SCANVI, "fixed", 0, CPU)
-    latent = reference_latent(twin_cells, twin, split, CPU)
-    held = map_held_out(twin, out, latent, SURGERY, "per_batch", 0)
-    settings = CalibrationSettings(min_cells_per_label=10)
-    made = calibrate(twin.model, registry.labels, held, latent, "held-out batches", settings)
-    return made, held
+@pytest.fixture(scope="module")
+def runs(made_reference, tmp_path_factory):
+    """Two folds of the reference: twins, and held-out batches mapped onto them at two depths."""
+    folder, out = tmp_path_factory.mktemp("folds"), []
+    for k, fold in enumerate(folds_of(made_reference, 2)):
+        cells = made_reference[fold.kept].copy()
+        scvi, _ = fit_scvi(cells, Registry.of(cells), SCVI, 0, CPU)
+        twin, split = fit_scanvi(cells, scvi, SCANVI, "fixed", 0, CPU)
+        latent = reference_latent(cells, twin, split, CPU)
+        held, paths = fold.held_out(made_reference), {}
+        for name, part in (("twin", cells), ("latent", latent), ("held_out", held)):
+            paths[name] = folder / f"{name}_{k}.h5ad"
+            part.write_h5ad(paths[name])
+        out.append(Mapped(k, **paths, mapped=folder / f"mapped_{k}.h5ad"))
+        write_mapped(twin, held, latent, out[-1].mapped)
+    return out
 
 
-def test_what_is_learned_is_kept_as_it_is(learned, tmp_path):
-    made, held = learned
-    assert made.n_cells == held.n_obs and made.batches == sorted(held.obs["batch"].unique())
+def write_mapped(twin, held, latent, path):
+    """What the command map-held-out does."""
+    mapped = []
+    for name, depth in itertools.product(held.obs["batch"].cat.categories, (256.0, 64.0)):
+        part = thinned(held[held.obs["batch"] == name].copy(), depth)
+        mapped.append(map_held_out(deepcopy(twin), part, latent, SURGERY, "per_batch", 0))
+        mapped[-1].obs["depth"] = depth
+    anndata.concat(mapped, uns_merge="same").write_h5ad(path)
+
+
+@pytest.fixture(scope="module")
+def learned(made_reference, runs):
+    """What is learned of them, and profiles of the whole reference."""
+    return from_batches(made_reference.copy(), runs, SETTINGS)
+
+
+def test_what_is_learned_is_kept_as_it_is(learned, reference, tmp_path):
+    made, profiles = learned
+    assert made.scheme == BATCHES and made.batches == sorted(reference.obs["batch"].unique())
+    assert [view.depth for view in made.views] == [256, 64] == [one.scale for one in profiles]
+    assert made.views[0].n_cells == reference.n_obs
+    assert made.batch_fit is None or made.batch_fit.missing > made.batch_fit.typical
+    assert all(row["low"] <= row["detected"] <= row["high"] for row in made.left_out)
     made.write(tmp_path / "calibration.json")
     assert read_calibration(tmp_path / "calibration.json") == made
-    (tmp_path / "calibration.json").write_text('{"format": 9}')
-    with pytest.raises(AtlasmapError) as error:
-        read_calibration(tmp_path / "calibration.json")
-    assert error.value.code == "CALIBRATION_FORMAT"
 
 
-def test_a_label_that_no_held_out_cell_could_have_is_treated_as_the_others(learned, scanvi, rng):
+def test_a_query_is_given_what_was_learned_for_its_depth(learned):
     made, _ = learned
-    fewer = Calibration(**vars(made) | {
-        "labels": made.labels[1:],
-        "scaling": Scaling("temperature", made.scaling.weights[1:], made.scaling.biases[1:]),
-        "thresholds": Thresholds(
-            0.9, made.thresholds.values[1:], made.thresholds.own[1:]),
-    })  # fmt: skip
-    z = rng.normal(size=(20, 5)).astype(np.float32)
-    names = scanvi.registry.labels
-    p = fewer.probabilities(scanvi.model, names, z, np.ones_like(z))
-    assert np.allclose(p, made.probabilities(scanvi.model, names, z, np.ones_like(z)))
-    assert fewer.sets(p, names, p.argmax(1)).shape == p.shape
+    assert made.view(1e5).depth == 256 and made.view(1).depth == 64
+    assert made.view(129).depth == 256 and made.view(127).depth == 64  # 128: half-way, in octaves
 
 
-def test_too_few_cells_to_learn_from_are_an_error(learned, reference, scanvi):
-    _, held = learned
+@pytest.mark.parametrize(
+    "said", ['{"format": 9}', '{"format": 1, "scaling": {}}', "[]", '{"format": 2, "risk": NaN}']
+)
+def test_a_calibration_of_another_format_is_refused(said, tmp_path):
+    path = tmp_path / "calibration.json"
+    path.write_text(said)
     with pytest.raises(AtlasmapError) as error:
-        calibrate(scanvi.model, scanvi.registry.labels, held[:5], held, "x", CalibrationSettings())
+        read_calibration(path)
+    assert error.value.code == "CALIBRATION_FORMAT"
+    assert "snakemake --forcerun" in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "text", "labels", "nan", "pickle"])
+def test_profiles_that_cannot_be_read_are_refused(learned, wrong, tmp_path):
+    path, profiles = tmp_path / "profiles.npz", learned[1]
+    n_labels, n_genes = profiles[0].means.shape
+    if wrong == "text":
+        path.write_text("no")
+    elif wrong == "nan":
+        from dataclasses import replace
+
+        save_profiles([replace(profiles[0], within=profiles[0].within * np.nan)], path)
+    elif wrong == "pickle":
+        np.savez(path, **{"means 0": np.array([{}], object)})
+    elif wrong == "labels":
+        save_profiles(profiles, path)
+        n_labels += 1
+    with pytest.raises(AtlasmapError) as error:
+        read_profiles(path, n_labels, n_genes)
+    assert error.value.code == "PROFILES_UNREADABLE"
+
+
+def test_too_few_cells_to_learn_from_are_an_error(rng):
+    few = batch(rng, n=10)
+    with pytest.raises(AtlasmapError) as error:
+        calibrate({64.0: [few]}, ["a", "b"], ["x"], BATCHES, CalibrationSettings())
     assert error.value.code == "CALIBRATION_CELLS"
 
 
-def test_query_cells_get_a_verdict(learned, reference, queries, scanvi):
-    made, _ = learned
+def test_validation_cells_stand_in_and_it_is_said(reference, scanvi):
+    split = fit_scvi(reference, scanvi.registry, SCVI, 0, CPU)[1]
+    latent = reference_latent(reference, scanvi, split, CPU)
+    latent.obs["split"] = np.where(np.arange(latent.n_obs) % 3, "train", "validation")
+    made, profiles = from_validation(scanvi.model, reference, latent, 200.0, SETTINGS)
+    assert made.scheme == VALIDATION and made.batch_fit is None and len(profiles) == 1
+    assert made.views[0].cut_offs.by_label == {}
+    assert made.views[0].n_cells == (latent.obs["split"] == "validation").sum()
+
+
+def trusting(scanvi, learned, queries, **changed):
+    made, profiles = learned
+    made = Calibration(**vars(made) | changed)
+    return Trust(scanvi.model, scanvi.registry.genes, made, profiles, queries.__getitem__)
+
+
+@pytest.fixture
+def mapped(reference, queries, scanvi):
+    """The reference's latent and a mapped query batch."""
     split = fit_scvi(reference, scanvi.registry, SCVI, 0, CPU)[1]
     known = reference_latent(reference, scanvi, split, CPU)
     known.obsm["X_latent"] = known.obsm["scanvi_latent_qzm"]
-    trust = Trust(scanvi.model, made)
-    query = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0).latent
+    return known, map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0).latent
+
+
+def named(known, query, trust, coarse=None):
+    return query_labels(known, query, [], "Unknown", TransferSettings(), trust, coarse)
+
+
+def test_query_cells_get_a_verdict(learned, mapped, queries, scanvi):
+    known, query = mapped
     labels = scanvi.registry.labels
-    tree = LabelTree({label: label.split(".")[0] for label in labels})
-    coarse = levels_of_tree(tree, labels)
-    table, raw, calibrated = query_labels(
-        known, query, [], "Unknown", TransferSettings(), trust, coarse
-    )
+    coarse = levels_of_tree(LabelTree({label: label.split(".")[0] for label in labels}), labels)
+    found = named(known, query, trusting(scanvi, learned, queries), coarse)
+    table, raw, calibrated = found.labels, found.soft_labels, found.calibrated
     of_group = [
         [n for n in labels if n.split(".")[0] == group] for group in table["predicted_level0"]
     ]
     for column, frame in (("confidence_level0", raw), ("calibrated_confidence_level0", calibrated)):
         summed = [frame[group].iloc[k].sum() for k, group in enumerate(of_group)]
         assert np.allclose(summed, table[column], atol=1e-6)
-    assert (table["confidence_level0"] >= table["confidence"] - 1e-6).all()
     several = table["prediction_set_size"] > 1
     lineages = table.loc[several, "prediction_set"].str.findall(r"L\d+(?=\.)")
     same = lineages.map(lambda names: names[0] if len(set(names)) == 1 else "")
     assert (table.loc[several, "common_ancestor"] == same).all()
     assert set(table["verdict"]) <= {"confident", "ambiguous", "novel"}
-    assert (table["verdict"] == "novel").equals(table["novelty"] > 1)
+    unknown = (table["novelty"] > 1) & ~table["shifted"]
+    assert ((table["verdict"] == "novel") == unknown).all()
     sure = table[table["verdict"] == "confident"]
     assert (sure["prediction_set"] == sure["predicted_label"]).all()
-    assert (sure["prediction_set_size"] == 1).all()
+    assert (sure["prediction_set_size"] == 1).all() and not sure["shifted"].any()
+    assert (sure["pooled_label"] == sure["predicted_label"]).all()
     names = list(raw.columns[1:])
     assert list(calibrated.columns) == list(raw.columns)
-    own = [calibrated[label].iloc[k] for k, label in enumerate(table["predicted_label"])]
-    assert np.allclose(own, table["calibrated_confidence"])
+    for label, sure_of in (("predicted_label", "calibrated_confidence"),
+                           ("pooled_label", "pooled_confidence")):  # fmt: skip
+        own = [calibrated[name].iloc[k] for k, name in enumerate(table[label])]
+        assert np.allclose(own, table[sure_of])
     assert (table["predicted_label"] == np.array(names)[raw[names].to_numpy().argmax(1)]).all()
-    assert table["confidence"].mean() != table["calibrated_confidence"].mean()
+    for said, label in zip(table["prediction_set"], table["pooled_label"], strict=True):
+        assert label in said.split(" | ")
+    shifts = found.shifts
+    assert set(shifts["batch"]) == {"query0"} and (shifts["n_shifted"] <= shifts["n"]).all()
+    assert shifts["n"].sum() <= query.n_obs and set(shifts["label"]) <= set(labels)
 
 
-def test_a_batch_that_is_strange_as_a_whole_is_novel_as_a_whole(
-    learned, reference, queries, scanvi
-):
-    made, _ = learned
-    split = fit_scvi(reference, scanvi.registry, SCVI, 0, CPU)[1]
-    known = reference_latent(reference, scanvi, split, CPU)
-    known.obsm["X_latent"] = known.obsm["scanvi_latent_qzm"]
-    query = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0).latent
+def test_cells_in_another_order_are_given_the_same(learned, mapped, queries, scanvi):
+    """And so are batches that are mapped together."""
+    known, query = mapped
+    whole = named(known, query, trusting(scanvi, learned, queries)).labels
+    back = query[::-1].copy()
+    turned = named(known, back, trusting(scanvi, learned, queries)).labels.loc[whole.index]
+    assert (turned["verdict"] == whole["verdict"]).mean() > 0.98
+    assert np.allclose(turned["novelty"], whole["novelty"], rtol=0.05)
+    other = query.copy()
+    other.obs["batch"] = "other"
+    both = anndata.concat([query, other], uns_merge="same", index_unique="-")
+    cells = {"query0": queries["query0"].copy(), "other": queries["query0"].copy()}
+    cells["query0"].obs_names += "-0"
+    cells["other"].obs_names += "-1"
+    found = named(known, both, trusting(scanvi, learned, cells)).labels
+    for name in ("query0", "other"):
+        own = found[found["batch"] == name]
+        assert np.array_equal(own["novelty"], whole["novelty"])
+        assert np.array_equal(own["verdict"], whole["verdict"])
+
+
+def test_whether_the_reference_fits_is_said_of_a_batch(learned, mapped, queries, scanvi):
+    known, query = mapped
     far = np.median(local_distance(known.obsm["X_latent"], query.obsm["X_latent"]))
     for fit, word in [
         (BatchFit(far, far + 1), "fits"),
         (BatchFit(far - 0.7, far + 0.3), "doubtful"),
         (BatchFit(far - 2, far - 1), "does not fit"),
+        (None, "not known"),
     ]:
-        trust = Trust(scanvi.model, Calibration(**vars(made) | {"batch_fit": fit}))
-        table, *_ = query_labels(known, query, [], "Unknown", TransferSettings(), trust)
-        found = fitness(table)
+        trust = trusting(scanvi, learned, queries, batch_fit=fit)
+        found = fitness(named(known, query, trust).labels)
         assert found["reference"] == word and found["n"] == query.n_obs
-        assert (found["novel"] == 1) == (word == "does not fit")
+        assert word != "does not fit" or found["confident"] == 0
         assert found["novel"] + found["ambiguous"] + found["confident"] == pytest.approx(1)
-    assert made.batch_fit is None or made.batch_fit.missing > made.batch_fit.typical
-    trust = Trust(scanvi.model, Calibration(**vars(made) | {"batch_fit": None}))
-    table, *_ = query_labels(known, query, [], "Unknown", TransferSettings(), trust)
-    assert fitness(table)["reference"] == "not known"
 
 
-def test_how_far_batches_may_be_is_not_learned_of_batches_that_were_seen(
-    learned, scanvi, reference
-):
-    _, held = learned
-    split = fit_scvi(reference, scanvi.registry, SCVI, 0, CPU)[1]
-    latent = reference_latent(reference, scanvi, split, CPU)
-    settings = CalibrationSettings(min_cells_per_label=10)
-    stand_in = held.copy()
-    stand_in.obs["batch"] = [f"held out: {name}" for name in stand_in.obs["batch"]]
-    for cells, scheme in [(held, "validation cells"), (stand_in, "held-out batches")]:
-        made = calibrate(scanvi.model, scanvi.registry.labels, cells, latent, scheme, settings)
-        assert made.batch_fit is None
-
-
-def test_how_strange_a_batch_is_by_hand():
-    batches = np.array(["a", "a", "a", "b", "b", "b"])
-    fit = BatchFit(1.0, 3.0)
-    found = fit.strangeness(np.array([0.5, 0.8, 9.0, 1.0, 4.0, 6.0]), batches)
-    assert found.tolist() == [0, 0, 0, 1.5, 1.5, 1.5]
-
-
-def test_what_batches_are_like_is_learned(rng):
-    distance, batches = np.array([1.0, 1.1, 1.2, 1.3, 1.4, 1.5]), np.array(list("aaabbb"))
-    labels, missing = np.array(list("xxyyzz")), np.array([2.0, 2, 3, 3, np.nan, np.nan])
-    assert fit_batches(distance, batches, missing, labels) == BatchFit(1.4, 2.5)
-    assert fit_batches(distance, batches, distance / 2, labels) is None
-    assert fit_batches(distance, batches, np.full(6, np.nan), labels) is None
+def test_of_parts_of_one_batch_there_is_one_cut_and_no_fit(reference, rng):
+    made = calibrate({64.0: [batch(rng)]}, ["a", "b"], ["held out: x"], PARTS, SETTINGS)
+    assert made.views[0].cut_offs.by_label == {} and made.batch_fit is None
+    assert json.loads(json.dumps(vars(made)["scheme"])) == PARTS
 
 
 def test_a_run_ends_with_the_batches_that_do_not_fit():
@@ -635,10 +625,10 @@ def test_scores_of_sets_and_verdicts_by_hand():
     found = score_trust(cells, {"a", "b"}, "Unknown")
     assert found["n"] == 3 and found["n_not_in_reference"] == 1
     assert found["coverage"] == pytest.approx(2 / 3) and found["set_size"] == pytest.approx(4 / 3)
+    assert found["coverage_ambiguous"] == 1 and found["set_size_ambiguous"] == 2
     assert found["novel_auroc"] == 1 and found["known_called_novel"] == 0
     assert found["new_called_novel"] == 1 and found["accuracy_confident"] == 0.5
     assert found["accuracy_ambiguous"] == 1
     assert score_trust(cells, {"z"}, "Unknown") is None
     longer = cells.assign(prediction_set="ab")  # a name that holds another
     assert score_trust(longer, {"a", "b"}, "Unknown")["coverage"] == 0
-    assert CutOffs(None, None).novelty(np.ones(3), None).tolist() == [0, 0, 0]

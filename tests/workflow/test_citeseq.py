@@ -21,6 +21,7 @@ data: {n_top_genes: null}
 totalvi: {n_hidden: 32, n_latent: 8, train: {max_epochs: 40}, classifier: {max_epochs: 30}}
 totalvi_surgery: {max_epochs: 10}
 denoise: {n_samples: 5}
+calibration: {folds: 2}
 device: cpu
 """
 WANTED = [

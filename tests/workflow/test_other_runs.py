@@ -47,7 +47,8 @@ def test_without_truth_it_maps_and_scores_what_it_can(tmp_path):
     learned = json.loads(
         (folder / TOP / "seed0/reference/scanvi_fixed/calibration.json").read_text()
     )
-    assert learned["scheme"] == "validation cells" and learned["cut_offs"]["misfit"] is None
+    assert learned["scheme"] == "validation cells"
+    assert learned["views"][0]["cut_offs"]["by_label"] == {}
     scores = pd.read_csv(folder / TOP / "benchmark/classification.csv", keep_default_na=False)
     assert set(scores["split"]) == {"train", "validation"}
     assert len(pd.read_csv(folder / TOP / "labels.csv")) > 0
@@ -106,7 +107,7 @@ def test_braces_in_texts_and_in_the_configs_path_are_no_wildcards(tmp_path):
     snakemake(folder, "check")
     contract = json.loads((folder / TOP / "data/contract.json").read_text())
     assert contract["configfiles"] == [str(folder / "config.yaml")]
-    assert jobs(snakemake(folder, "-n"))["train_twin_scvi"] == 1
+    assert jobs(snakemake(folder, "-n"))["train_scvi"] == 1
     write(folder, CONFIG | {"data_dir": str(folder)}, SHEET)
     assert "PATH_BRACES" in snakemake(folder, "-n", ok=False)
 

@@ -91,7 +91,7 @@ def test_counts_may_stay_on_disk(done, tmp_path):
         )
         assert one.pop("configfiles", 0) != other.pop("configfiles", 1) and one == other
     seed = folder / TOP / "seed0"
-    for trained in ("reference/scanvi_fixed", "held_out/scanvi_fixed", "mapping/fixed/joint/all"):
+    for trained in ("reference/scanvi_fixed", "held_out/0/scanvi_fixed", "mapping/fixed/joint/all"):
         assert json.loads((seed / trained / "settings.json").read_text())["training"]["streamed"]
     assert not list(folder.rglob(".joined*"))
 

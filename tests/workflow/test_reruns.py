@@ -116,10 +116,10 @@ def test_check_results_names_what_is_missing_or_altered(changed):
     assert "missing  results/tiny/figures/embeddings.png" in run.stdout
     assert "altered  results/tiny/benchmark/scib.csv" in run.stdout
     commands = re.findall(r"^ +snakemake (.*)$", run.stdout, re.MULTILINE)
-    assert len(commands) == 14 + 1
+    assert len(commands) == 16 + 1
     for line in commands[:1] + commands[-1:]:
         snakemake(changed, *[w for w in line.split() if w == "--force" or w.startswith("results/")])
-    assert check().stdout.count("missing  ") == 12
+    assert check().stdout.count("missing  ") == 14
     snakemake(changed)
     assert check().returncode == 0
 
@@ -148,7 +148,7 @@ def test_audits_and_the_other_strategies(changed):
     by_level = everyone[everyone["method"] == "classifier"].groupby("level")["accuracy"].min()
     assert set(by_level.index) == {"label", "level0"} and by_level["level0"] >= by_level["label"]
     own = scores[(scores["split"] == "validation") & (scores["level"] == "level0")]
-    assert set(own["probabilities"]) == {"raw", "calibrated"} and set(own["batch"]) == {"all"}
+    assert set(own["probabilities"]) == {"raw"} and set(own["batch"]) == {"all"}
     contract = json.loads((changed / TOP / "data/contract.json").read_text())
     assert contract["reference"]["label_tree"]["levels"] == {"level0": 2}
     certificates = pd.read_csv(changed / TOP / "benchmark/certificates.csv")

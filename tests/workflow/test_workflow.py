@@ -1,6 +1,7 @@
 """The whole workflow on a tiny atlas: what a finished run has."""
 
 import contextlib
+import json
 import re
 import shutil
 import socket
@@ -29,16 +30,18 @@ def test_every_promised_result_is_there(done):
         "benchmark/knn_sensitivity.csv", "benchmark/gene_gap.csv", "logs/opinions.csv",
         *(f"figures/{name}.{end}" for end in ("svg", "png")
           for name in ("loss_curves", "confusion_validation", "confusion_query", "embeddings",
-                       "scib_table", "reliability", "risk_coverage")),
+                       "scib_table", "reliability", "risk_coverage", "shifts")),
     ]  # fmt: skip
     for model in ("scvi", "scanvi_fixed", "scanvi_linear"):
         for name in ("settings.json", "registry.json", "weights.safetensors", "golden.npz"):
             promised.append(f"seed0/reference/{model}/{name}")
-    promised += [f"seed0/reference/scanvi_{v}/calibration.json" for v in ("fixed", "linear")]
+    for name in ("calibration.json", "profiles.npz"):
+        promised += [f"seed0/reference/scanvi_{variant}/{name}" for variant in ("fixed", "linear")]
     for variant in ("fixed", "linear"):
         for strategy, folders in [("joint", ["all"]), ("per_batch", map(slug, NAMES.values()))]:
             top = f"seed0/mapping/{variant}/{strategy}"
-            tables = ("labels.csv", "soft_labels.parquet", "soft_labels_calibrated.parquet")
+            tables = ("labels.csv", "soft_labels.parquet", "soft_labels_calibrated.parquet",
+                      "shifts.csv")  # fmt: skip
             promised += [f"{top}/{name}" for name in ("atlas.h5ad", *tables)]
             promised += [f"{top}/{folder}/weights.safetensors" for folder in folders]
     assert [name for name in promised if not (done / TOP / name).is_file()] == []
@@ -52,7 +55,7 @@ def test_its_pages_open_without_a_network(done):
         page.wait_for_function("document.body.dataset.ready === 'yes'")
         text = page.inner_text("#short")
         assert "Zoë/1 a" in text and "bit for bit" in text
-        assert page.locator("figure img").count() == 7
+        assert page.locator("figure img").count() == 8
         stages = page.inner_html("#table-stages")
         assert "train-scvi" in stages and "map-batches" in stages
 
@@ -132,7 +135,8 @@ def test_the_tables_say_what_they_should(done):
     assert {*NAMES.values(), "all"} == set(scores[scores["split"] == "query"]["batch"])
     assert not scores.duplicated().any()
     calibrated = scores[(scores["probabilities"] == "calibrated") & (scores["batch"] == "all")]
-    assert set(calibrated["split"]) == {"train", "validation", "query"}
+    assert set(calibrated["split"]) == {"query"}  # reference cells are not weighed
+    assert set(calibrated["method"]) == {"classifier", "pooled"}
     adata = anndata.read_h5ad(done / "atlas.h5ad")
     novel = set(adata.obs.loc[adata.obs["role"] == "query", "cell_type"]) - set(
         adata.obs.loc[adata.obs["role"] == "reference", "cell_type"]
@@ -177,6 +181,13 @@ def test_the_atlas_is_whole_and_has_no_counts(done):
     trust = pd.read_csv(done / TOP / "benchmark/trust.csv")
     assert set(trust["batch"]) == {*NAMES.values(), "all"}
     assert trust["coverage"].between(0, 1).all() and trust["novel_auroc"].between(0, 1).all()
+    shifts = pd.read_csv(done / TOP / "benchmark/shifts.csv")
+    assert set(shifts["batch"]) == set(NAMES.values()) and set(shifts["seed"]) == {0}
+    assert {"pooled_label", "pooled_confidence", "shifted", "novelty"} <= set(labels)
+    learned = json.loads((done / TOP / "seed0/reference/scanvi_fixed/calibration.json").read_text())
+    assert learned["batches"] == ["batch0", "batch1", "batch2"]  # all of them, in two folds
+    twins = sorted(path.name for path in (done / TOP / "seed0/held_out").iterdir())
+    assert twins == ["0", "1"]
 
 
 def test_the_reference_map_is_the_same_under_every_strategy(done):

@@ -27,6 +27,7 @@ CONFIG = {
     "scvi": {"n_hidden": 16, "n_latent": 5, "train": {"max_epochs": 4}},
     "scanvi": {"train": {"max_epochs": 4}},
     "surgery": {"max_epochs": 3},
+    "calibration": {"folds": 2},
     "card": {"description": "of {atlas} and {nobody}"},  # which Snakemake must leave alone
 }
 VALIDATION = {"scheme": "validation", "min_cells": 5}  # no twin is trained

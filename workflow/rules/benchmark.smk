@@ -18,6 +18,7 @@ rule score_labels:
                 "reliability",
                 "risk_coverage",
                 "trust",
+                "shifts",
                 "opinions",
                 "knn_sensitivity",
             ],

@@ -12,9 +12,11 @@ from atlasmap.config import (
     check_mappable,
     check_slurm_resources,
     cost,
+    depth_levels,
     final_of,
     found_beside,
     load_config,
+    n_folds,
     variant_block,
     with_reference,
 )
@@ -88,6 +90,10 @@ BUNDLE = [
 ]
 
 
+# What a reference learned of its own labels.
+LEARNED = ["calibration.json", "profiles.npz"]
+
+
 def model_folder(variant):
     """Folder of the reference model that is mapped onto."""
     return variant if variant in ("scvi", "totalvi") else f"scanvi_{variant}"
@@ -147,7 +153,6 @@ OF_REFERENCE = (
 # How held-out batches are mapped: as queries are, by surgery if any are.
 TRAINED = {"per_batch", "joint"} & set(CONFIG.strategies)
 HELD_OUT_STRATEGY = "per_batch" if TRAINED else "frozen"
-HELD_OUT = "held_out" if CONFIG.calibration.scheme == "batches" else "reference"
 # What `atlasmap plan` wrote, if it was asked.
 PLAN = Path(f"results/{CONFIG.atlas}/forecast.json")
 FORECAST = json.loads(PLAN.read_text())["resources"] if PLAN.is_file() else {}
@@ -179,6 +184,7 @@ for given in GIVEN:
 wildcard_constraints:
     atlas=CONFIG.atlas.replace(".", r"\."),
     seed=r"\d+",
+    fold=r"\d+",
     variant="|".join({*MODELS, "scvi"}),
     strategy="|".join(CONFIG.strategies),
     folder="|".join(REFERENCE_FOLDERS),
@@ -215,7 +221,7 @@ def taken_source():
     """The files that a trained reference consists of."""
     path = Path(taken_folder())
     if CONFIG.reference.bundle:
-        learned = ["calibration.json"] if CALIBRATED else []
+        learned = [file for file in LEARNED if (path / file).is_file()]
         return [
             str(path / file)
             for file in [*BUNDLE, "reference_latent.h5ad", *learned, *OF_REFERENCE]
@@ -406,11 +412,45 @@ def calibration_flag(*keys):
     )
 
 
+def found_in_data(w):
+    """What was checked and found in the data."""
+    path = checkpoints.write_contract.get(atlas=w.atlas).output[0]
+    return json.loads(Path(path).read_text())
+
+
+def held_out_runs(w):
+    """Every fold, as calibrate is told; none where no batch is held out."""
+    if CONFIG.calibration.scheme != "batches":
+        return []
+    found = found_in_data(w)
+    sizes = len(found["reference"]["batches"]), found["reference"]["n_cells"]
+    data = f"results/{w.atlas}/data/held_out"
+    twins = f"results/{w.atlas}/seed{w.seed}/held_out"
+    return [
+        dict(
+            fold=fold,
+            twin=f"{data}/{fold}/reference.h5ad",
+            latent=f"{twins}/{fold}/{w.folder}/reference_latent.h5ad",
+            held_out=f"{data}/{fold}/query.h5ad",
+            mapped=f"{twins}/{fold}/{w.folder}/mapped.h5ad",
+        )
+        for fold in range(n_folds(CONFIG.calibration.folds, *sizes))
+    ]
+
+
+def depth_asked(w):
+    """Median depth that validation cells are asked at; held-out ones have their own."""
+    if CONFIG.calibration.scheme == "batches":
+        return ""
+    return f"--depth {depth_levels(found_in_data(w))[0]}"
+
+
 def calibration_of(w):
     """What the reference that is mapped onto learned of itself, if it did."""
     if not CALIBRATED or w.variant == "scvi":
         return []
-    return f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/calibration.json"
+    top = f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}"
+    return [f"{top}/{file}" for file in LEARNED]
 
 
 def beside_reference(w):
@@ -418,7 +458,7 @@ def beside_reference(w):
     top = f"results/{w.atlas}/seed{w.seed}/reference/{w.folder}"
     mapped_onto = w.folder in map(model_folder, MODELS)
     made = ["umap.npz"] if mapped_onto and QUERIES else []
-    made += ["calibration.json"] if mapped_onto and CALIBRATED else []
+    made += LEARNED if mapped_onto and CALIBRATED else []
     made += OF_REFERENCE if w.folder == "totalvi" else []
     return [f"{top}/{file}" for file in made]
 
@@ -559,6 +599,8 @@ def reported(wildcards):
             f"results/{CONFIG.atlas}/figures/reliability.svg",
             f"results/{CONFIG.atlas}/figures/risk_coverage.svg",
         ]
+    if CALIBRATED and QUERIES and FINAL.strategy != "de_novo":
+        targets.append(f"results/{CONFIG.atlas}/figures/shifts.svg")
     targets += [
         f"results/{CONFIG.atlas}/seed{seed}/reference/{folder}/{file}"
         for seed in CONFIG.seeds

@@ -182,10 +182,42 @@ rule plot_risk_coverage:
         runtime=minutes("plot_risk_coverage", 10),
     params:
         out=subpath(output[0], strip_suffix=".svg"),
+        risk=f"--risk {CONFIG.calibration.risk}" if CALIBRATED and not TAKEN else "",
         numerics=NUMERICS["figures"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " plot-risk-coverage {input:q} --out {params.out:q}"
+        " plot-risk-coverage {input:q} --out {params.out:q} {params.risk}"
+
+
+rule plot_shifts:
+    input:
+        "results/{atlas}/benchmark/shifts.csv",
+    output:
+        report(
+            "results/{atlas}/figures/shifts.svg",
+            caption="../report/shifts.rst",
+            category="Labels",
+            labels={"figure": "Labels that moved"},
+        ),
+        "results/{atlas}/figures/shifts.png",
+    log:
+        "results/{atlas}/logs/plot_shifts.log",
+    benchmark:
+        "results/{atlas}/logs/plot_shifts.tsv"
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        attempt=this_attempt,
+        mem_mb=memory("plot_shifts", 1500),
+        runtime=minutes("plot_shifts", 10),
+    params:
+        out=subpath(output[0], strip_suffix=".svg"),
+        final=f"--variant {FINAL.variant} --strategy {FINAL.strategy} --seed {FINAL.seed}",
+        numerics=NUMERICS["figures"],
+    shell:
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " plot-shifts {input:q} --out {params.out:q} {params.final}"
 
 
 rule plot_proteins:

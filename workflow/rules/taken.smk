@@ -10,7 +10,7 @@ rule take_reference:
             "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
             file=[
                 *BUNDLE,
-                *(["calibration.json"] if CALIBRATED else []),
+                *(LEARNED if CALIBRATED else []),
                 *OF_REFERENCE,
             ],
         ),

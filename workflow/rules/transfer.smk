@@ -89,7 +89,10 @@ rule assemble:
             else []
         ),
         calibrated=(
-            "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/soft_labels_calibrated.parquet"
+            [
+                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/soft_labels_calibrated.parquet",
+                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/shifts.csv",
+            ]
             if CALIBRATED
             else []
         ),
@@ -111,7 +114,7 @@ rule assemble:
         latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
         queries=lambda w, input: repeated("queries", input.queries),
         trust=lambda w, input: (
-            f"--bundle={shlex.quote(os.path.dirname(input.calibration))}"
+            f"--bundle={shlex.quote(os.path.dirname(input.calibration[0]))}"
             if input.calibration
             else ""
         ),

@@ -18,7 +18,7 @@ import torch
 from atlasmap.bundle import CALIBRATION, FILES, Bundle, load, read_json, refuse
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import sha256, written_aside
-from atlasmap.labels.calibrated import read_calibration
+from atlasmap.labels.calibrated import PROFILES, read_calibration, read_profiles
 from atlasmap.labels.umap import FittedMap
 from atlasmap.mapping.denoise import FILE as DENOISED
 from atlasmap.mapping.given import check_latent, read_latent
@@ -28,7 +28,7 @@ log = logging.getLogger("atlasmap")
 SEAL, FORMAT = "seal.json", 1
 MODEL = ("settings.json", *FILES)
 LATENT, MAP = "reference_latent.h5ad", "umap.npz"
-BESIDE = (LATENT, CALIBRATION, MAP, DENOISED)
+BESIDE = (LATENT, CALIBRATION, PROFILES, MAP, DENOISED)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -96,7 +96,7 @@ def check_belonging(folder: Path) -> None:
         latent = read_latent(folder)
         check_latent(bundle, latent, folder)
     checks: dict[str, Callable] = {
-        CALIBRATION: of_labels, MAP: of_map, DENOISED: of_denoised,
+        CALIBRATION: of_labels, PROFILES: of_profiles, MAP: of_map, DENOISED: of_denoised,
     }  # fmt: skip
     for name, wrong_with in checks.items():
         if (folder / name).is_file() and (wrong := wrong_with(folder / name, bundle, latent)):
@@ -107,6 +107,17 @@ def of_labels(path: Path, bundle: Bundle, _latent) -> str | None:
     """What is wrong with a calibration."""
     strange = set(read_calibration(path).labels) - set(bundle.registry.labels)
     return f"labels that the model does not have: {listed(sorted(strange))}" if strange else None
+
+
+def of_profiles(path: Path, bundle: Bundle, _latent) -> str | None:
+    """What is wrong with profiles of labels: there is one for each view of the calibration."""
+    registry = bundle.registry
+    found = read_profiles(path, len(registry.labels), len(registry.genes))
+    if not path.with_name(CALIBRATION).is_file():
+        return None
+    views = read_calibration(path.with_name(CALIBRATION)).views
+    same = [view.depth for view in views] == [one.scale for one in found]
+    return None if same else "profiles of another calibration"
 
 
 def of_map(path: Path, _bundle: Bundle, latent: anndata.AnnData | None) -> str | None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import anndata
+import numpy as np
 
 import atlasmap
 from atlasmap.bundle import Bundle, architecture
@@ -69,24 +70,25 @@ def facts_of(
 
 def trust_of(learned: Calibration) -> dict[str, Any]:
     """What was learned of the labels, in words and numbers."""
-    cuts = learned.cut_offs
+    view = learned.views[0]
+    depths = listed(f"{one.depth:.0f}" for one in learned.views)
+    weights = " and ".join(f"{weight:.2f}" for weight in view.confidence.weights)
+    told = "; ".join(
+        f"{score} {np.mean(list(of_labels.values())):.3f}"
+        for score, of_labels in learned.told_apart.items()
+    )
     return {
-        "learned from": f"{learned.n_cells} cells of {learned.scheme}"
-        + (f": {listed(learned.batches, 10)}" if learned.batches else ""),
-        "probabilities": f"mean of {learned.n_draws} draws from each cell's posterior, "
-        f"{learned.scaling.method} (temperature {learned.scaling.temperature:.2f})",
-        "prediction sets hold the label of": f"{learned.thresholds.coverage:.0%} of cells",
-        "labels with a threshold of their own": f"{sum(learned.thresholds.own)} "
-        f"of {len(learned.labels)}",
-        "novel is what is": " or ".join(
-            said
-            for said, cut in (
-                ("far from every reference cell", cuts.distance),
-                ("poorly explained by the decoder", cuts.misfit),
-            )
-            if cut is not None
-        )
-        or "not told: nothing separated left-out labels from others",
+        "learned from": f"{view.n_cells} cells, {learned.scheme}: {listed(learned.batches, 10)}",
+        "for queries of a median depth of about": depths,
+        "probabilities": f"classifier (mean of {learned.n_draws} draws from each cell's posterior) "
+        f"and genes, pooled with weights {weights}",
+        "confident cells that may be wrong": f"{learned.risk:.0%}",
+        "other cells whose prediction set holds the label": f"{learned.coverage:.0%}",
+        "novelty is told by": view.cut_offs.score,
+        "labels that are left out, told apart (mean AUROC)": told or "too few cells to say",
+        "cut-offs": f"by label, {learned.false_novel:.0%} of known cells of a held-out batch"
+        if view.cut_offs.by_label
+        else "one for all labels, as no whole batch could be held out: be careful",
     }
 
 

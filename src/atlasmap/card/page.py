@@ -113,10 +113,11 @@ def trusted(facts: dict[str, Any]) -> str:
     found = pd.DataFrame(facts["left_out"]).rename(columns={"auroc": "AUROC"})
     return f"""{pairs(facts["trust"])}
 
-Labels left out one at a time, as if the reference lacked them: the share of their cells that would
-be called novel, and how well the score tells them from known cells.
+Labels left out one at a time of what held-out cells are compared with: the share of their cells
+that would be called novel (with its 95 % interval), and how well the score tells them from known
+cells.
 
-{table(found, {"n": "cells", "detected": "called novel"})}"""
+{table(found, {"n": "cells", "detected": "called novel", "low": "at least", "high": "at most"})}"""
 
 
 def how_to_map(folder: Path) -> str:

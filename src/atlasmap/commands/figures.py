@@ -161,7 +161,7 @@ def plot_reliability(reliability: Path, *, out: Figure) -> None:
     save(draw_reliability(read_table(reliability)), out)
 
 
-def plot_risk_coverage(risk_coverage: Path, *, out: Figure) -> None:
+def plot_risk_coverage(risk_coverage: Path, *, out: Figure, risk: float | None = None) -> None:
     """Draw the accuracy of the surest cells, the more of them are kept.
 
     Example: atlasmap plot-risk-coverage results/ATLAS/benchmark/risk_coverage.csv --out
@@ -171,8 +171,36 @@ def plot_risk_coverage(risk_coverage: Path, *, out: Figure) -> None:
     ----------
     risk_coverage
         risk_coverage.csv of score-labels.
+    risk
+        The risk that confident cells may have, drawn as a line.
     """
     from atlasmap.figures.risk_coverage import draw_risk_coverage
     from atlasmap.figures.style import read_table, save
 
-    save(draw_risk_coverage(read_table(risk_coverage)), out)
+    save(draw_risk_coverage(read_table(risk_coverage), risk), out)
+
+
+def plot_shifts(shifts: Path, *, out: Figure, variant: str, strategy: str, seed: int = 0) -> None:
+    """Draw which labels of which query batches moved as a whole.
+
+    Example: atlasmap plot-shifts results/ATLAS/benchmark/shifts.csv --variant fixed --strategy
+    per_batch --out shifts
+
+    Parameters
+    ----------
+    shifts
+        shifts.csv of score-labels.
+    variant
+        The mapping's classifier.
+    strategy
+        How it was mapped.
+    seed
+        Its seed.
+    """
+    from atlasmap.figures.shifts import draw_shifts
+    from atlasmap.figures.style import read_table, save
+
+    table = read_table(shifts)
+    for key, value in {"variant": variant, "strategy": strategy, "seed": seed}.items():
+        table = table[table[key] == value] if len(table) else table
+    save(draw_shifts(table), out)

@@ -81,6 +81,7 @@ COMMANDS = {
     "plot-scib-table": ("figures:plot_scib_table", "The scib-metrics table as a picture."),
     "plot-proteins": ("figures:plot_proteins", "Proteins: raw against denoised, by label."),
     "plot-reliability": ("figures:plot_reliability", "Reliability curves."),
+    "plot-shifts": ("figures:plot_shifts", "Labels of query batches that moved as a whole."),
     "plot-risk-coverage": ("figures:plot_risk_coverage", "Accuracy of the surest cells."),
 }
 

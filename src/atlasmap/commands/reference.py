@@ -186,13 +186,17 @@ def take_reference(
         Queries are only embedded, not operated on: the encoder need not see the batch.
     """
     from atlasmap.audit.seal import check_seal
+    from atlasmap.bundle import CALIBRATION
     from atlasmap.commands.exchange import GivenCells, import_scvi
+    from atlasmap.labels.calibrated import read_calibration
     from atlasmap.mapping.given import check_taken
 
     if scvi_tools:
         import_scvi(source, out=out, cells=GivenCells(adata, counts=counts))
     else:
         check_seal(source)
+        if (source / CALIBRATION).is_file():
+            read_calibration(source / CALIBRATION)
     check_taken(
         out if scvi_tools else source, variant, unlabeled, categorical or [], continuous or [],
         levels or [], frozen=frozen,
@@ -205,9 +209,10 @@ def copy_bundle(source: Path, out: Path) -> None:
     """A bundle and what was learned of it; the map is fitted anew."""
     from atlasmap.bundle import CALIBRATION, FILES
     from atlasmap.files import folder_aside
+    from atlasmap.labels.calibrated import PROFILES
 
     with folder_aside(out, last="settings.json") as scratch:
-        optional = (CALIBRATION, "denoised.h5ad")
+        optional = (CALIBRATION, PROFILES, "denoised.h5ad")
         for name in (*FILES, "settings.json", "reference_latent.h5ad", *optional):
             if name not in optional or (source / name).is_file():
                 shutil.copyfile(source / name, scratch / name)

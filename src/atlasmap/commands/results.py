@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from atlasmap.commands.parameters import LabelTree, Latents, ReferenceLatent, Table, WithTruth
-from atlasmap.files import MANIFEST, recorded, write_table, write_text, written_aside
+from atlasmap.files import MANIFEST, recorded, unslug, write_table, write_text, written_aside
 from atlasmap.settings import TransferSettings, UmapSettings
 
 
@@ -64,7 +64,8 @@ def assemble(
     levels
         Further label columns of the reference.
     bundle
-        The reference's bundle with calibration.json: adds calibrated probabilities and verdicts.
+        The reference's bundle with calibration.json and profiles.npz: adds pooled labels and their
+        probabilities, and verdicts.
     """
     from atlasmap.api import trust_in
     from atlasmap.bundle import load
@@ -73,6 +74,11 @@ def assemble(
     from atlasmap.labels.gathered import read_latents, read_truth, with_proteins
     from atlasmap.labels.tree import read_levels
     from atlasmap.labels.umap import FittedMap
+
+    of_batch = {unslug(path.stem): path for path in queries}
+
+    def cells(batch: str) -> anndata.AnnData:
+        return anndata.read_h5ad(of_batch[batch])
 
     reference = with_proteins(reference_latent)
     names = [str(name) for name in reference.uns.get("soft_label_names", [])]
@@ -83,7 +89,7 @@ def assemble(
         FittedMap.load(umap),
         transfer,
         levels or [],
-        trust_in(bundle, load(bundle, pick_device("cpu"))) if bundle else None,
+        trust_in(bundle, load(bundle, pick_device("cpu")), cells) if bundle else None,
         read_levels(tree, names) if tree and names else None,
     )
     write_atlas(atlas, out)
@@ -91,7 +97,7 @@ def assemble(
 
 def write_atlas(atlas, out: Path) -> None:
     """atlas.h5ad and, where there are labels, labels.csv and soft_labels.parquet, where there is a
-    calibration soft_labels_calibrated.parquet."""
+    calibration soft_labels_calibrated.parquet and shifts.csv."""
     tables = {"soft_labels": atlas.soft_labels, "soft_labels_calibrated": atlas.calibrated}
     for name, table in tables.items():
         if table is not None:
@@ -100,6 +106,8 @@ def write_atlas(atlas, out: Path) -> None:
     if atlas.labels is not None:
         with written_aside(out / "labels.csv") as aside:
             atlas.labels.to_csv(aside)
+    if atlas.shifts is not None:
+        write_table(out / "shifts.csv", atlas.shifts)
     with written_aside(out / "atlas.h5ad") as aside:
         atlas.adata.write_h5ad(aside, compression="gzip")
 

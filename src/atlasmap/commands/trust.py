@@ -1,5 +1,6 @@
 """Commands that learn how far labels are to be trusted."""
 
+import itertools
 from pathlib import Path
 
 import anndata
@@ -9,6 +10,7 @@ from atlasmap.commands.mapping import Operation
 from atlasmap.commands.parameters import Reference, Seed
 from atlasmap.commands.running import Running
 from atlasmap.files import slug, written_aside
+from atlasmap.labels.held_out import Mapped
 from atlasmap.settings import CalibrationSettings, Surgery
 
 
@@ -17,6 +19,7 @@ def hold_out(
     *,
     twin: Path,
     held_out: Path,
+    fold: int = 0,
     calibration: CalibrationSettings = CalibrationSettings(),
     memory_gb: float | None = None,
 ) -> None:
@@ -30,16 +33,19 @@ def hold_out(
         Cells that the twin is trained on (.h5ad).
     held_out
         Cells of the batches that are held out (.h5ad).
+    fold
+        Which of the groups of batches is held out; the first is 0.
     memory_gb
         Memory (GB) that the job may use; without it 60 % of what it has.
     """
     from atlasmap.data.memory import has_room
     from atlasmap.data.readers import Wanted, read_any
-    from atlasmap.labels.held_out import split_off
+    from atlasmap.labels.folds import folds_of
 
     room = has_room([reference], memory_gb, copies=2)
     cells = read_any(reference, Wanted("X", lazily=not room))
-    parts = split_off(cells, calibration.share)
+    chosen = folds_of(cells, calibration.folds)[fold]
+    parts = cells[chosen.kept].copy(), chosen.held_out(cells)
     for path, part in zip((twin, held_out), parts, strict=True):
         write_cells(part, path, compression=None)
         print(
@@ -52,14 +58,17 @@ def map_held_out(
     *,
     reference_bundle: Path,
     out: Path,
+    depths: list[float],
     strategy: Surgery = "per_batch",
     seed: Seed = 0,
     how: Operation = Operation(),
+    calibration: CalibrationSettings = CalibrationSettings(),
     running: Running = Running(),
 ) -> None:
     """Map held-out reference batches onto the twin as queries are, each by itself.
 
-    Example: atlasmap map-held-out held_out.h5ad --reference_bundle twin_fixed --out mapped.h5ad
+    Example: atlasmap map-held-out held_out.h5ad --reference_bundle twin_fixed --depths 512
+    --depths 256 --out mapped.h5ad
 
     Parameters
     ----------
@@ -69,6 +78,8 @@ def map_held_out(
         The twin's bundle, with reference_latent.h5ad.
     out
         Latent, labels and misfit of the held-out cells (.h5ad).
+    depths
+        Median counts a cell that deeper batches are thinned to, in turn.
     strategy
         per_batch, or frozen (where nothing else is).
     how
@@ -77,58 +88,70 @@ def map_held_out(
     from copy import deepcopy
 
     from atlasmap.bundle import load
+    from atlasmap.labels.folds import thinned
     from atlasmap.mapping.given import read_latent
     from atlasmap.mapping.query import map_held_out as map_one
 
     twin, reference = load(reference_bundle, running.pick_device()), read_latent(reference_bundle)
-    surgery = how.on(reference_bundle)
+    surgery = how.on(reference_bundle), strategy, seed
     cells, mapped = running.open_cells(held_out), []
     batch = cells.obs["batch"].astype(str)
-    for name in sorted(batch.unique()):
-        checkpoints = running.checkpoints(out.parent / slug(name))
-        part = cells[(batch == name).to_numpy()].to_memory()
-        mapped.append(
-            map_one(deepcopy(twin), part, reference, surgery, strategy, seed, checkpoints)
-        )
+    for name, depth in itertools.product(sorted(batch.unique()), depths):
+        checkpoints = running.checkpoints(out.parent / slug(f"{name} {depth:.0f}"))
+        part = thinned(cells[(batch == name).to_numpy()].to_memory(), depth)
+        given = deepcopy(twin), part, reference, *surgery
+        mapped.append(map_one(*given, checkpoints, calibration.n_draws))
+        mapped[-1].obs["depth"] = float(depth)
         checkpoints.remove()
     with written_aside(out) as aside:
         anndata.concat(mapped, uns_merge="same").write_h5ad(aside)
 
 
 def calibrate(
+    reference: Reference,
     *,
-    bundle: Path,
     out: Path,
-    held_out: Path | None = None,
+    held_out: list[Mapped] | None = None,
+    bundle: Path | None = None,
+    depth: float = 1000.0,
     calibration: CalibrationSettings = CalibrationSettings(),
 ) -> None:
-    """Learn temperature, prediction sets and cut-offs of novelty from held-out cells.
+    """Learn cut-offs of novelty, how sure a label is, and prediction sets from held-out cells.
 
-    Example: atlasmap calibrate --bundle scanvi_fixed --out scanvi_fixed/calibration.json
+    Example: atlasmap calibrate reference.h5ad --bundle scanvi_fixed --out
+    scanvi_fixed/calibration.json
 
     Parameters
     ----------
-    bundle
-        Bundle of the twin, or (without --held_out) of the reference, with reference_latent.h5ad.
     out
-        What was learned (.json).
+        What was learned (.json); beside it profiles.npz.
     held_out
-        What map-held-out wrote; none: the reference's own validation cells.
+        Folds, as map-held-out wrote them (JSON).
+    bundle
+        Without --held_out: the reference's bundle, whose own validation cells are asked.
+    depth
+        Without --held_out: median counts a cell of queries.
     """
+    import numpy as np
+
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
-    from atlasmap.labels.calibrated import NEW_BATCHES
-    from atlasmap.labels.calibrated import calibrate as learn
+    from atlasmap.labels.calibrated import PROFILES, save_profiles
+    from atlasmap.labels.held_out import from_batches, from_validation
     from atlasmap.mapping.given import read_latent
 
-    model, reference = load(bundle, pick_device("cpu")), read_latent(bundle)
+    cells = anndata.read_h5ad(reference, backed="r")
     if held_out:
-        cells, scheme = anndata.read_h5ad(held_out), NEW_BATCHES
+        learned, profiles = from_batches(cells, held_out, calibration)
     else:
-        seen = (reference.obs["split"] == "validation").to_numpy()
-        cells, reference = reference[seen].copy(), reference[~seen].copy()
-        scheme = "validation cells"
-    learned = learn(model.model, model.registry.labels, cells, reference, scheme, calibration)
+        model, latent = load(bundle, pick_device("cpu")).model, read_latent(bundle)
+        learned, profiles = from_validation(model, cells, latent, depth, calibration)
+    with written_aside(out.with_name(PROFILES)) as aside:
+        save_profiles(profiles, aside)
     with written_aside(out) as aside:
         learned.write(aside)
-    print(f"temperature {learned.scaling.temperature:.2f}, from {learned.n_cells} {scheme}")
+    view = learned.views[0]
+    depths = ", ".join(f"{view.depth:.0f}" for view in learned.views)
+    print(f"{view.n_cells} cells, {learned.scheme}, for median depths of {depths}")
+    print(f"novelty by {view.cut_offs.score}; confident from {view.confidence.threshold:.3f}")
+    print(f"weights of classifier and genes: {np.round(view.confidence.weights, 2)}")

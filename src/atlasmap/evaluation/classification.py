@@ -15,6 +15,7 @@ from sklearn.metrics import (
 from atlasmap.training.history import N_BINS, expected_calibration_error
 
 N_COVERAGES = 20
+N_BY_COUNT, LEAST_CELLS = 10, 20  # bins of about as many cells
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,19 @@ class Scored:
 
 
 def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Mean confidence and accuracy of cells in 15 equal bins of confidence; no empty bins."""
-    bins = np.clip((confidence * N_BINS).astype(int), 0, N_BINS - 1)
-    table = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": correct.astype(float)})
-    grouped = table.groupby("bin")
-    return grouped.mean().assign(n=grouped.size()).reset_index()
+    """Mean confidence and accuracy of cells in bins of confidence, no empty ones: 15 of the same
+    width (`bins` is width), and up to 10 of about as many cells, of at least 20 (count)."""
+    n_bins = int(np.clip(len(confidence) // LEAST_CELLS, 1, N_BY_COUNT))
+    found = {
+        "width": np.clip((confidence * N_BINS).astype(int), 0, N_BINS - 1),
+        "count": pd.qcut(confidence, n_bins, labels=False, duplicates="drop"),
+    }
+    tables = []
+    for kind, bins in found.items():
+        values = {"bin": np.nan_to_num(bins).astype(int), "confidence": confidence}
+        grouped = pd.DataFrame(values | {"accuracy": correct.astype(float)}).groupby("bin")
+        tables.append(grouped.mean().assign(n=grouped.size(), bins=kind).reset_index())
+    return pd.concat(tables, ignore_index=True)
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:

@@ -14,6 +14,13 @@ from atlasmap.labels.verdict import fitness
 from atlasmap.mapping.given import read_reference
 
 TRUST_KEYS = ["seed", "variant", "strategy", "batch"]
+# Method and probabilities, and the columns of labels (at a level) and of how sure they are.
+WAYS = (
+    ("classifier", "raw", "predicted", "confidence"),
+    ("classifier", "calibrated", "predicted", "calibrated_confidence"),
+    ("pooled", "calibrated", "pooled", "pooled_confidence"),
+)
+CALIBRATED = ("classifier", "calibrated")
 OPINIONS = ("classifier", "knn", "random_forest", "logistic", "majority")
 # Tables of a mapping, and the files they are gathered in.
 FILES = {
@@ -24,6 +31,7 @@ FILES = {
     "risk_coverage": "risk_coverage",
     "trust": "trust",
     "fitness": "fitness",
+    "shifts": "shifts",
 }
 PARTS = tuple(FILES)[:5]
 
@@ -52,8 +60,6 @@ def groups(obs: pd.DataFrame):
     `obs` is an atlas's; reference cells are scored by their label, query cells by their truth.
     """
     reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
-    columns = {"raw": "confidence", "calibrated": "calibrated_confidence"}
-    columns = {name: column for name, column in columns.items() if column in obs}
     parts = [("all", split, "label", part) for split, part in reference.groupby("split")]
     if "truth" in obs:
         of_batch = [("all", query), *query.groupby("batch")]
@@ -61,9 +67,11 @@ def groups(obs: pd.DataFrame):
     for batch, split, key, part in parts:
         for level in ["label", *coarse_levels(obs)]:
             ending = "" if level == "label" else f"_{level}"
-            for name, sure in columns.items():
-                keys = (f"{key}{ending}", f"predicted_{level}", f"{sure}{ending}")
-                yield batch, split, "classifier", name, level, *(part[key] for key in keys)
+            for method, probabilities, label, sure in WAYS:
+                # of the reference's own cells nothing was weighed
+                if sure in obs and (probabilities == "raw" or split == "query"):
+                    keys = (f"{key}{ending}", f"{label}_{level}", f"{sure}{ending}")
+                    yield batch, split, method, probabilities, level, *(part[k] for k in keys)
 
 
 def coarse_levels(obs: pd.DataFrame) -> list[str]:
@@ -73,9 +81,14 @@ def coarse_levels(obs: pd.DataFrame) -> list[str]:
 
 
 def of_batches(run: LabelRun, obs: pd.DataFrame, unlabeled: str, known: set[str]) -> dict:
-    """Tables trust (what became of prediction sets and verdicts, all query cells and by batch) and
-    fitness (whether the reference fits, a row a query batch; needs no truth)."""
-    query, rows = obs[obs["role"] == "query"], {"trust": [], "fitness": []}
+    """Tables trust (what became of prediction sets and verdicts, all query cells and by batch),
+    fitness (whether the reference fits, a row a query batch; needs no truth), and shifts (a row a
+    batch and label)."""
+    query, rows = obs[obs["role"] == "query"], {"trust": [], "fitness": [], "shifts": []}
+    beside = run.atlas.with_name("shifts.csv")
+    if "verdict" in obs and beside.is_file():
+        shifts = pd.read_csv(beside, dtype={"batch": str, "label": str}, keep_default_na=False)
+        rows["shifts"] = [run.key | row for row in shifts.to_dict("records")]
     for batch, part in [("all", query), *query.groupby("batch")]:
         key = run.key | {"batch": batch}
         if "verdict" in obs and "truth" in obs and (found := score_trust(part, known, unlabeled)):
@@ -118,7 +131,8 @@ def score_run(run: LabelRun) -> dict:
         key = run.key | {"strategy": run.strategy if own else "", "batch": batch, "split": split}
         key |= {"method": method, "probabilities": probabilities, "level": level}
         for name in PARTS:
-            if probabilities == "raw" or name not in ("per_class", "confusion"):  # of labels alone
+            # the classifier's labels are the same whatever their probabilities
+            if name not in ("per_class", "confusion") or (method, probabilities) != CALIBRATED:
                 part = getattr(scored, name)
                 tables[name].append(part.assign(**key)[[*key, *part]])
     return tables | {"known": known, "unlabeled": unlabeled}

@@ -16,9 +16,9 @@ def score_trust(cells: pd.DataFrame, known: set[str], unlabeled: str) -> dict | 
     """Of query cells (truth, predicted_label, prediction_set, novelty, verdict); None where no
     cell's true label is in `known`, the reference's.
 
-    coverage, set_size, known_called_novel and the accuracies are of cells whose true label the
-    reference has; new_called_novel of the others, novel_auroc of `novelty` for one against the
-    other (NaN where there is but one kind).
+    coverage and set_size (of all such cells, and of ambiguous ones), known_called_novel and the
+    accuracies are of cells whose true label the reference has; new_called_novel of the others,
+    novel_auroc of `novelty` for one against the other (NaN where there is but one kind).
     """
     cells = cells[cells["truth"] != unlabeled]
     is_known = cells["truth"].isin(known).to_numpy()
@@ -26,22 +26,23 @@ def score_trust(cells: pd.DataFrame, known: set[str], unlabeled: str) -> dict | 
         return None
     old, new = cells[is_known], cells[~is_known]
     right = (old["truth"] == old["predicted_label"]).to_numpy()
-    covered = [
-        truth in said.split(SEPARATOR)
-        for truth, said in zip(old["truth"], old["prediction_set"], strict=True)
-    ]
-    verdict = old["verdict"].to_numpy()
+    said = zip(old["truth"], old["prediction_set"], strict=True)
+    covered = np.array([truth in named.split(SEPARATOR) for truth, named in said])
+    size, verdict = old["prediction_set_size"].to_numpy(), old["verdict"].to_numpy()
+    unsure = verdict == AMBIGUOUS
     auroc = roc_auc_score(~is_known, cells["novelty"]) if len(new) else np.nan
     return {
         "n": len(old),
         "n_not_in_reference": len(new),
         "coverage": mean_of(covered),
-        "set_size": mean_of(old["prediction_set_size"]),
+        "set_size": mean_of(size),
+        "coverage_ambiguous": mean_of(covered[unsure]),
+        "set_size_ambiguous": mean_of(size[unsure]),
         "novel_auroc": float(auroc),
         "known_called_novel": mean_of(verdict == NOVEL),
         "new_called_novel": mean_of(new["verdict"] == NOVEL),
         "confident": mean_of(verdict == CONFIDENT),
-        "ambiguous": mean_of(verdict == AMBIGUOUS),
+        "ambiguous": mean_of(unsure),
         "accuracy_confident": mean_of(right[verdict == CONFIDENT]),
-        "accuracy_ambiguous": mean_of(right[verdict == AMBIGUOUS]),
+        "accuracy_ambiguous": mean_of(right[unsure]),
     }

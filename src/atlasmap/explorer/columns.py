@@ -11,9 +11,12 @@ from atlasmap.labels.palette import colors_of
 # In this order; other columns of obs follow.
 TITLES = {
     "predicted_label": "Predicted label",
+    "pooled_label": "Label, by classifier and genes",
     "label": "Label of the reference",
     "truth": "Known label",
     "verdict": "Verdict",
+    "shifted": "Shifted",
+    "pooled_confidence": "Confidence, by classifier and genes",
     "calibrated_confidence": "Confidence, calibrated",
     "confidence": "Confidence, as the classifier gives it",
     "batch": "Batch",
@@ -30,12 +33,23 @@ TITLES = {
     "split": "Split",
 }
 LEFT_OUT = ("barcode",)  # the id says it
-ON_CARD = ("predicted_label", "label", "truth", "verdict", "calibrated_confidence", "confidence",
-           "knn_label", "runner_up", "prediction_set", "batch", "role")  # fmt: skip
+ON_CARD = ("pooled_label", "predicted_label", "label", "truth", "verdict", "shifted",
+           "pooled_confidence", "calibrated_confidence", "confidence", "knn_label", "runner_up",
+           "prediction_set", "batch", "role")  # fmt: skip
 MOST_NAMES = 500  # of a legend; columns with more are shown on the card alone
 MISSING, NONE = 65_535, "none"  # of numbers, of categories
 # Of reference cells there is nothing to say.
-OF_QUERY = ("verdict", "knn_label", "knn_uncertainty", "prediction_set", "novelty", "truth")
+OF_QUERY = (
+    "verdict",
+    "shifted",
+    "pooled_label",
+    "pooled_confidence",
+    "knn_label",
+    "knn_uncertainty",
+    "prediction_set",
+    "novelty",
+    "truth",
+)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from atlasmap.figures.style import (
     STRATEGIES,
@@ -19,7 +20,6 @@ from atlasmap.labels.palette import BLACK, BLUE, GREEN, ORANGE, RED
 
 # training.history.N_BINS, whose import would load torch.
 N_BINS = 15
-LEAST_CELLS = 10  # a bin of fewer says little: faint, and not joined to the others
 COLORS = {"": BLACK, "per_batch": BLUE, "joint": RED, "frozen": GREEN, "de_novo": ORANGE}
 SIZE, BELOW, GAP, LEFT, TOP, BOTTOM = 2.1, 0.55, 0.3, 0.55, 0.32, 0.75
 ROW = SIZE + 0.1 + BELOW + 0.85  # from one kind of probabilities to the next
@@ -27,13 +27,13 @@ ROW = SIZE + 0.1 + BELOW + 0.85  # from one kind of probabilities to the next
 
 @styled
 def draw_reliability(reliability: pd.DataFrame) -> Figure:
-    """A panel a variant: accuracy against confidence, and beneath it the share of cells in a bin;
-    beneath these, where there are any, the same of calibrated probabilities.
+    """A panel a variant: accuracy against confidence, in bins of as many cells, and beneath it a
+    histogram of confidence; beneath these, where there are any, the same of calibrated
+    probabilities.
 
     `reliability` has columns seed, variant, strategy, batch, split, method, probabilities, level,
-    bin, confidence, accuracy, n. Validation cells are one line, query cells (all batches) one a
-    strategy; seeds are pooled, each bin weighted by its cells. Bins of fewer than ten
-    cells are faint dots.
+    bins, bin, confidence, accuracy, n. Validation cells are one line, query cells (all batches) one
+    a strategy; seeds are pooled, each bin weighted by its cells. Upright lines: 95 % intervals.
     """
     if reliability.empty:
         return sentence("No cell has a known label: there is no reliability to draw.")
@@ -91,23 +91,27 @@ def draw_variant(ax: Axes, low: Axes, table: pd.DataFrame) -> dict:
     handles = {}
     edges = np.linspace(0, 1, N_BINS + 1)
     for strategy in reversed(in_order(table["strategy"], ("", *STRATEGIES))):
-        curve = pooled(table[table["strategy"] == strategy])
+        own = table[table["strategy"] == strategy]
+        curve, widths = (pooled(own[own["bins"] == kind]) for kind in ("count", "width"))
         share = np.zeros(N_BINS)
-        share[curve.index.astype(int)] = curve["n"] / curve["n"].sum()
+        share[widths.index.astype(int)] = widths["n"] / widths["n"].sum()
         color = COLORS.get(strategy, BLUE)
         name = f"query, {strategy.replace('_', ' ')}" if strategy else "validation"
-        many = curve["n"] >= LEAST_CELLS
-        (handles[name],) = ax.plot(
-            curve["confidence"][many],
-            curve["accuracy"][many],
+        x, y, n = curve["confidence"], curve["accuracy"], curve["n"]
+        (handles[name],) = ax.plot(x, y, color=color, linewidth=1.2, zorder=3)
+        right = zip((y * n).round().astype(int), n.astype(int), strict=True)
+        sure = [binomtest(k, of).proportion_ci(method="wilson") for k, of in right]
+        ax.vlines(
+            x,
+            [of.low for of in sure],
+            [of.high for of in sure],
             color=color,
-            linewidth=1.2,
-            zorder=3,
+            linewidth=0.8,
+            alpha=0.5,
+            clip_on=False,
         )
-        sizes = 4 + 36 * share[curve.index.astype(int)]
         dots = {"color": color, "edgecolor": "white", "linewidth": 0.4, "zorder": 4}
-        dots["alpha"] = np.where(many, 1.0, 0.3)
-        ax.scatter(curve["confidence"], curve["accuracy"], s=sizes, clip_on=False, **dots)
+        ax.scatter(x, y, s=14, clip_on=False, **dots)
         # Validation is drawn last, thin: equal steps below it are still seen.
         low.stairs(share, edges, color=color, linewidth=1.8 if strategy else 0.8)
     low.set_ylim(bottom=0)

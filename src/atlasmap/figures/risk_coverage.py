@@ -22,12 +22,13 @@ DASHES = {"calibrated": "-", "raw": (0, (2, 1.5))}
 
 
 @styled
-def draw_risk_coverage(table: pd.DataFrame) -> Figure:
+def draw_risk_coverage(table: pd.DataFrame, risk: float | None = None) -> Figure:
     """A panel a variant: accuracy of the surest share of cells.
 
     `table` has columns seed, variant, strategy, batch, split, method, probabilities, level,
     coverage, accuracy. Validation cells are one colour, query cells (all batches) one a strategy;
-    seeds are averaged. Where labels were calibrated, raw probabilities are dashed.
+    seeds are averaged. Where labels were calibrated, raw probabilities are dashed. `risk` is what
+    was asked of confident cells: a line.
     """
     kinds = {} if table.empty else {kind: one_kind(table, kind) for kind in DASHES}
     kinds = {
@@ -47,6 +48,9 @@ def draw_risk_coverage(table: pd.DataFrame) -> Figure:
     for i, variant in enumerate(variants):
         ax = place(figure, LEFT + i * (SIZE + GAP), TOP, SIZE, SIZE)
         of_variant = {k: rows[rows["variant"] == variant] for k, rows in kinds.items()}
+        if risk is not None:
+            name, grey = f"{risk:.0%} risk asked", "#808080"
+            handles[name] = ax.axhline(1 - risk, color=grey, linewidth=0.8, linestyle=(0, (4, 3)))
         handles |= draw_variant(ax, of_variant)
         ax.set(xlim=(0, 1), ylim=(least - 0.02, 1.01), xticks=(0, 0.5, 1), xlabel="Cells kept")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -9,7 +9,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from plottable import ColumnDefinition, Table
 
@@ -158,7 +157,7 @@ def draw_block(ax: Axes, part: Block, first: float) -> None:
         column_border_kw={"linewidth": 0.8},
     )
     for name in part.mean.columns.difference(AGGREGATES):
-        color_circles(table, name, part.mean[name])
+        color_circles(table.get_column(name).cells, part.mean[name])
 
 
 LEFT = {"ha": "left", "weight": "bold"}
@@ -177,18 +176,14 @@ def circle_column(name: str) -> ColumnDefinition:
     )
 
 
-def color_circles(table: Table, name: str, values: pd.Series) -> None:
-    """Colour a column's circles by how far a value is from the median; no circle round a dash."""
-    known = values.dropna()
-    spread, middle = known.std(), known.median() if len(known) else 0.0
-    reach = 2.5 * spread if spread > 0 else 1.0
-    scale = Normalize(middle - reach, middle + reach)
-    for cell, value in zip(table.get_column(name).cells, values, strict=True):
+def color_circles(cells: list, values: pd.Series) -> None:
+    """Colour a column's circles by value, from 0 to 1 in every column; no circle round a dash."""
+    for cell, value in zip(cells, values, strict=True):
         if math.isnan(value):
             cell.text.set_bbox(None)
             cell.text.set_color(BLACK)
         else:
-            color = mpl.colormaps["PRGn"](scale(value))
+            color = BARS(float(np.clip(0.75 * value, 0, 1)))
             cell.text.set_bbox({"boxstyle": "circle", "pad": 0.3, "color": color})
             cell.text.set_color(text_color(color))
 

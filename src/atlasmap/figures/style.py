@@ -47,7 +47,7 @@ MOST_PIXELS = 12_000
 
 VARIANTS = ("prefix", "fixed", "linear")
 STRATEGIES = ("per_batch", "joint", "frozen", "de_novo")
-NUMBERS = ("seed", "epoch", "value", "n", "bin", "confidence", "accuracy")
+NUMBERS = ("seed", "epoch", "value", "n", "n_shifted", "bin", "confidence", "accuracy")
 
 
 def new_figure(width: float, height: float) -> Figure:

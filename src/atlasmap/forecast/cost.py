@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from atlasmap.config import variant_block
+from atlasmap.config import MOST_HELD_OUT, N_DEPTHS, n_folds, variant_block
 from atlasmap.forecast.speed_probe import Sizes, Speeds
 from atlasmap.mapping.reference import SCANVI_EPOCHS
 from atlasmap.settings import GPU_RULES, Config
@@ -73,10 +73,11 @@ def forecast(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> list[
     rows = [row(f"train_{name}", seeds, n, n * scvi)] if trains else []
     if trains and citeseq:
         rows.append(row("denoise_reference", seeds, n, n * denoising, mb=denoised_mb(n)))
-    models, held = seeds, int(config.calibration.share * n)
+    models, folds = seeds, n_folds(config.calibration.folds, sizes.n_batches, n)
+    held, kept = n // folds, n - n // folds
     twins = trains and sizes.n_labels and config.calibration.scheme == "batches"
     if twins:
-        rows.append(row(f"train_twin_{name}", seeds, n - held // 2, (n - held // 2) * scvi))
+        rows.append(row(f"train_twin_{name}", seeds * folds, kept, kept * scvi))
     if sizes.n_labels and not citeseq:
         models *= len(config.variants)
         blocks = [variant_block(given, variant).get("train") or {} for variant in config.variants]
@@ -85,9 +86,11 @@ def forecast(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> list[
         if trains:
             rows.append(row("train_scanvi", models, n, n * scanvi))
         if twins:
-            rows.append(row("train_twin_scanvi", models, n - held // 2, (n - held // 2) * scanvi))
+            rows.append(row("train_twin_scanvi", models * folds, kept, kept * scanvi))
     if twins:
-        rows.append(row("map_held_out", models, held, held * held_a_cell))
+        asked = min(held, MOST_HELD_OUT // folds)
+        seconds = N_DEPTHS * asked * held_a_cell
+        rows.append(row("map_held_out", models * folds, asked, seconds))
     if sizes.queries and "per_batch" in config.strategies:
         packed, largest = config.mapping.batches_per_job, max(sizes.queries)
         jobs = -(-len(sizes.queries) // packed)

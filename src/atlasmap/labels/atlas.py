@@ -12,7 +12,6 @@ from scipy import sparse
 from atlasmap.data.obs import ONTOLOGY, as_text, column
 from atlasmap.data.registry import PROTEIN_NAMES, UNLABELED, unlabeled_in
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.labels.calibrated import Calibration
 from atlasmap.labels.knn import (
     Nearest,
     Neighbors,
@@ -24,16 +23,38 @@ from atlasmap.labels.knn import (
     weighted_neighbors,
 )
 from atlasmap.labels.palette import GREY, PALETTE, ROLES, VERDICTS, colors_of, colors_of_labels
-from atlasmap.labels.tree import Levels, levels_of_columns, rolled_up
+from atlasmap.labels.tree import LabelTree, Levels, levels_of_columns, rolled_up
 from atlasmap.labels.umap import FittedMap, place
-from atlasmap.labels.verdict import verdicts
+from atlasmap.labels.verdict import Trust, Weighed, verdicts
 from atlasmap.mapping.denoise import OF_PROTEINS
-from atlasmap.mapping.latent import latent_of, variance_of
-from atlasmap.models.scanvi import Scanvi
+from atlasmap.mapping.latent import latent_of
 from atlasmap.settings import TransferSettings
 
-LABELS = ("label", "predicted_label", "knn_label", "runner_up", "truth")  # columns of labels
+LABELS = (
+    "label",
+    "predicted_label",
+    "pooled_label",
+    "knn_label",
+    "runner_up",
+    "truth",
+)  # columns of labels
 ID, NO_ID = "ontology_term_id", "unknown"  # as CELLxGENE's schema says
+
+
+@dataclass(frozen=True)
+class Named:
+    """Tables of query cells, as an `Atlas` has them."""
+
+    labels: pd.DataFrame
+    soft_labels: pd.DataFrame
+    calibrated: pd.DataFrame | None = None
+    shifts: pd.DataFrame | None = None
+
+    @classmethod
+    def together(cls, parts: list["Named"]) -> "Named":
+        """Those of several mappings, where all have them."""
+        tables = ([getattr(part, key) for part in parts] for key in cls.__dataclass_fields__)
+        return cls(*(None if of[0] is None else pd.concat(of) for of in tables))
 
 
 @dataclass(frozen=True)
@@ -41,20 +62,13 @@ class Atlas:
     """`adata`: obs batch, role, label, predicted_label …, obsm X_latent, X_umap, for CITE-seq also
     denoised proteins and foreground probabilities (columns in uns protein_names). `labels`,
     `soft_labels` (None without labels) and `calibrated` (None without a calibration): query cells,
-    a row each."""
+    a row each. `shifts` (None without a calibration): query batches × labels, a row each."""
 
     adata: anndata.AnnData
-    labels: pd.DataFrame | None
-    soft_labels: pd.DataFrame | None
-    calibrated: pd.DataFrame | None
-
-
-@dataclass(frozen=True)
-class Trust:
-    """What labels are weighed with: the reference's classifier and what it learned of itself."""
-
-    model: Scanvi
-    calibration: Calibration
+    labels: pd.DataFrame | None = None
+    soft_labels: pd.DataFrame | None = None
+    calibrated: pd.DataFrame | None = None
+    shifts: pd.DataFrame | None = None
 
 
 def knn_labels(
@@ -79,9 +93,8 @@ def query_labels(
     reference: anndata.AnnData, query: anndata.AnnData, levels: list[str], unlabeled: str,
     settings: TransferSettings, trust: Trust | None, coarse: Levels | None = None,
     nearest: Nearest | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:  # fmt: skip
-    """Label table, soft labels and calibrated ones of query cells; kNN asks labelled cells (of all
-    cells `nearest` may be known)."""
+) -> Named:  # fmt: skip
+    """Tables of query cells; kNN asks labelled cells (of all cells `nearest` may be known)."""
     latents = reference.obsm["X_latent"], query.obsm["X_latent"]
     nearest = nearest or Nearest.of(*latents, settings.n_neighbors)
     soft = soft_labels_of(query)
@@ -94,26 +107,39 @@ def query_labels(
         table["knn_uncertainty" if level == "label" else f"knn_{level}_uncertainty"] = (
             1 - knn.confidence()
         )
-    calibrated = None
+    calibrated = shifts = None
     if trust:
-        verdict, probabilities = verdicts(
-            trust.model, trust.calibration, query, reference.obsm["X_latent"],
-            table["predicted_label"].to_numpy(), coarse.tree if coarse else None,
-        )  # fmt: skip
-        with_columns(table, verdict)
-        calibrated = by_cell(SoftLabels(probabilities, soft.names), query)
+        found = by_batch(trust, query, latents[0], coarse.tree if coarse else None)
+        with_columns(table, found.cells)
+        calibrated = by_cell(SoftLabels(found.probabilities, soft.names), query)
+        shifts = found.shifts
     for level, to in (coarse.groups if coarse else {}).items():
         at_level(table, soft, calibrated, level, to)
     table.index.name = "cell_id"
-    return table, by_cell(soft, query), calibrated
+    return Named(table, by_cell(soft, query), calibrated, shifts)
+
+
+def by_batch(
+    trust: Trust, query: anndata.AnnData, reference: np.ndarray, tree: LabelTree | None
+) -> Weighed:
+    """`verdicts` of each batch of a mapping, in the order of its cells."""
+    batch = query.obs["batch"].astype(str).to_numpy()
+    at = [np.flatnonzero(batch == name) for name in np.unique(batch)]
+    found = [verdicts(trust, query[own], reference, tree) for own in at]
+    order = np.argsort(np.concatenate(at))
+    return Weighed(
+        pd.concat([part.cells for part in found]).iloc[order],
+        np.concatenate([part.probabilities for part in found])[order],
+        pd.concat([part.shifts for part in found]),
+    )
 
 
 def at_level(
     table: pd.DataFrame, soft: SoftLabels, calibrated: pd.DataFrame | None, level: str,
     to: dict[str, str],
 ) -> None:  # fmt: skip
-    """Add predicted_{level}, confidence_{level} and calibrated_confidence_{level} (of that group):
-    probabilities summed over the labels of a group."""
+    """Add predicted_{level}, confidence_{level} and calibrated_confidence_{level} (of that group),
+    pooled_{level} and pooled_confidence_{level}: probabilities are summed over a group's labels."""
     to = {name: to.get(name, name) for name in soft.names}
     coarse = SoftLabels(*rolled_up(soft.probabilities, soft.names, to))
     predicted = coarse.predicted().astype(str)
@@ -123,6 +149,8 @@ def at_level(
         place = {name: k for k, name in enumerate(names)}
         at = [place[name] for name in predicted]
         table[f"calibrated_confidence_{level}"] = p[np.arange(len(p)), at]
+        table[f"pooled_{level}"] = np.array(names, object)[p.argmax(1)]
+        table[f"pooled_confidence_{level}"] = p.max(1)
 
 
 def by_cell(soft: SoftLabels, query: anndata.AnnData) -> pd.DataFrame:
@@ -233,7 +261,7 @@ def assemble(
         if classified:
             how = unlabeled, settings, trust, coarse, nearest
             made = query_labels(reference, query, levels, *how)
-            with_columns(query.obs, made[0].drop(columns="batch"))
+            with_columns(query.obs, made.labels.drop(columns="batch"))
             tables.append(made)
         parts.append(query)
     proteins = [key for key in OF_PROTEINS if all(key in part.obsm for part in (reference, *parts))]
@@ -249,12 +277,7 @@ def assemble(
     with_ids(whole.obs, ids)
     tidy_obs(whole.obs, unlabeled)
     with_colors(whole, unlabeled)
-    if not classified:
-        return Atlas(whole, None, None, None)
-    labels, softs, calibrated = zip(*tables, strict=True)
-    return Atlas(
-        whole, pd.concat(labels), pd.concat(softs), pd.concat(calibrated) if trust else None
-    )
+    return Atlas(whole, **vars(Named.together(tables))) if tables else Atlas(whole)
 
 
 def ids_of_labels(reference: pd.DataFrame) -> dict[str, str]:
@@ -308,18 +331,12 @@ def reference_labels(
     without a classifier."""
     if "soft_labels" not in reference.obsm:
         return None
-    soft, calibrated = soft_labels_of(reference), None
+    soft = soft_labels_of(reference)
     table = label_table(soft, reference.obs_names)
     if trust:
-        weighed = trust.calibration.probabilities(
-            trust.model, soft.names, latent_of(reference), variance_of(reference)
-        )
-        said = soft.probabilities.argmax(1)
-        table["calibrated_confidence"] = weighed[np.arange(len(weighed)), said]
-        table["verdict"] = "reference"
-        calibrated = pd.DataFrame(weighed, columns=soft.names)
+        table["verdict"], table["shifted"] = "reference", False
     for level, to in (coarse.groups if coarse else {}).items():
-        at_level(table, soft, calibrated, level, to)
+        at_level(table, soft, None, level, to)
     return table
 
 

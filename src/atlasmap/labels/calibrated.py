@@ -1,82 +1,70 @@
-"""What a reference learned about its own labels, kept beside its bundle as calibration.json."""
+"""What a reference learned about its own labels: calibration.json, and beside it profiles.npz.
+
+Both are made of sums over cells; nobody's counts are in them. What is learned depends on how deep a
+query is sequenced: a `View` is for batches of about one depth.
+"""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import anndata
 import numpy as np
 from pydantic import TypeAdapter
 
 from atlasmap.errors import AtlasmapError
-from atlasmap.labels.calibration import Scaling, cross_scaled, fit_scaling
-from atlasmap.labels.conformal import Thresholds, fit_thresholds
-from atlasmap.labels.held_out import STAND_IN
+from atlasmap.labels.confidence import Confidence, Weights, fit_weights
+from atlasmap.labels.fit import BatchFit
 from atlasmap.labels.novelty import (
-    BatchFit,
+    Batch,
     CutOffs,
-    HeldOut,
-    batch_medians,
-    distances_if_missing,
-    fit_batches,
-    fit_cut_offs,
-    local_distance,
+    choose_score,
+    cut_offs,
+    would_be_found,
 )
-from atlasmap.mapping.embed import posterior_soft_labels
-from atlasmap.mapping.latent import latent_of, variance_of
-from atlasmap.models.scanvi import Scanvi
+from atlasmap.labels.profiles import Profiles
 from atlasmap.settings import CalibrationSettings
 
-FORMAT = 1
-NEW_BATCHES = "held-out batches"  # a scheme
+FORMAT = 2
+PROFILES = "profiles.npz"
+BATCHES, PARTS, VALIDATION = "batches held out", "parts of one batch held out", "validation cells"
+
+
+@dataclass(frozen=True)
+class View:
+    """For query batches whose median depth is about `depth`; learned on `n_cells` cells. By the
+    weights `naming` cells are given labels, which `cut_offs` and `confidence` are about."""
+
+    depth: float
+    n_cells: int
+    naming: Weights
+    cut_offs: CutOffs
+    confidence: Confidence
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Learned on `n_cells` held-out cells of `batches` (`scheme` says how), for `labels`.
+    """Learned on reference cells of `batches` (`scheme` says how they were spared), for `labels`.
 
-    `left_out`: what leaving out each label would show (label, n, detected, auroc). `batch_fit`: how
-    far whole batches may be (None where that tells nothing).
+    `told_apart`: score → label → AUROC of its cells if it were missing; `left_out`: what of each
+    label would then be found (label, n, detected, low, high); `batch_fit`: how far whole batches
+    may be (None where that is not known).
     """
 
     scheme: str
     batches: list[str]
-    n_cells: int
     labels: list[str]
     n_draws: int
-    scaling: Scaling
-    thresholds: Thresholds
-    cut_offs: CutOffs
+    risk: float
+    coverage: float
+    false_novel: float
+    views: list[View]
+    told_apart: dict[str, dict[str, float]]
     left_out: list[dict]
     batch_fit: BatchFit | None = None
 
-    def probabilities(
-        self, model: Scanvi, labels: list[str], mean: np.ndarray, var: np.ndarray
-    ) -> np.ndarray:
-        """Calibrated probabilities (cells × `labels`, the model's own) at a posterior.
-
-        Labels that no held-out cell could have are scaled as the average label is.
-        """
-        known = {name: k for k, name in enumerate(self.labels)}
-        at = [known.get(name) for name in labels]
-        weight = float(np.mean(self.scaling.weights))
-        scaling = Scaling(
-            self.scaling.method,
-            [weight if k is None else self.scaling.weights[k] for k in at],
-            [0.0 if k is None else self.scaling.biases[k] for k in at],
-        )
-        return scaling(posterior_soft_labels(model, mean, var, self.n_draws))
-
-    def sets(self, probabilities: np.ndarray, labels: list[str], given: np.ndarray) -> np.ndarray:
-        """Prediction sets (cells × `labels`, bool) of calibrated probabilities; `given` is the
-        column of each cell's predicted label."""
-        pooled = [
-            v for v, own in zip(self.thresholds.values, self.thresholds.own, strict=True) if not own
-        ]
-        other = pooled[0] if pooled else max(self.thresholds.values)
-        known = dict(zip(self.labels, self.thresholds.values, strict=True))
-        values = [known.get(name, other) for name in labels]
-        return Thresholds(self.thresholds.coverage, values, []).sets(probabilities, given)
+    def view(self, depth: float) -> View:
+        """The one for batches of such a median depth."""
+        return min(self.views, key=lambda view: abs(np.log(view.depth / depth)))
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -92,82 +80,94 @@ def read_calibration(path: Path) -> Calibration:
 
     try:
         said = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_number)
-        if said.pop("format") != FORMAT:
-            raise ValueError("another format")
+        found = said.pop("format")
+        if found != FORMAT:
+            raise ValueError(f"format {found}")
         return TypeAdapter(Calibration).validate_python(said)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AtlasmapError(
             "CALIBRATION_FORMAT",
             expected=f"a calibration of format {FORMAT}",
             found=f"{path}: {type(error).__name__} {error}",
-            mend="make it again: snakemake --forcerun calibrate",
+            mend="make it anew in the run that trained the reference: snakemake --forcerun "
+            "calibrate; or delete it: labels are then given without verdicts",
         ) from error
 
 
-def held_out_scores(
-    held: anndata.AnnData, at: np.ndarray, labels: np.ndarray, reference: np.ndarray,
-    reference_labels: np.ndarray,
-) -> tuple[HeldOut, BatchFit | None]:  # fmt: skip
-    """Scores of held-out cells, those of cells `at` relative to the batch's median of all, and what
-    whole batches are like."""
-    batch = held.obs["batch"].astype(str).to_numpy()
-    latent = latent_of(held)
-    distance = local_distance(reference, latent)
-    missing = distances_if_missing(reference, reference_labels, latent[at], labels[at])
-    middle = batch_medians(distance, batch)[at]
-    misfit = misfit_missing = None
-    if "misfit" in held.obs:
-        values = held.obs["misfit"].to_numpy(float)
-        ordinary = batch_medians(values, batch)[at]
-        misfit = values[at] / ordinary
-        misfit_missing = held.obs["misfit_if_missing"].to_numpy(float)[at] / ordinary
-    held_out = HeldOut(
-        labels[at], batch[at], distance[at] / middle, missing / middle, misfit, misfit_missing
-    )
-    return held_out, fit_batches(distance, batch, missing, labels[at])
+def save_profiles(profiles: list[Profiles], path: Path) -> None:
+    """As .npz, a set of arrays a depth."""
+    keys = Profiles.__dataclass_fields__
+    arrays = {f"{key} {k}": getattr(one, key) for k, one in enumerate(profiles) for key in keys}
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
-def all_new(scheme: str, batches: list[str]) -> bool:
-    """Whether the cells learned from are of batches that the model had never seen."""
-    return scheme == NEW_BATCHES and not any(name.startswith(STAND_IN) for name in batches)
+def read_profiles(path: Path, n_labels: int, n_genes: int) -> list[Profiles]:
+    """What `save_profiles` wrote, of a model of so many labels and genes; raises
+    PROFILES_UNREADABLE."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            n = 1 + max(int(key.rsplit(" ", 1)[1]) for key in file)
+            keys = Profiles.__dataclass_fields__
+            sets = [{key: file[f"{key} {k}"] for key in keys} for k in range(n)]
+        out = [Profiles(**one | {"scale": float(one["scale"])}) for one in sets]
+        for one in out:
+            if one.means.shape != (n_labels, n_genes) or one.within.shape != (n_genes,):
+                raise ValueError(f"means of shape {one.means.shape}")
+            if not all(np.isfinite(value).all() for value in vars(one).values()):
+                raise ValueError("values that are no finite numbers")
+        return out
+    except Exception as error:  # numpy, zipfile and zlib raise what they like
+        raise AtlasmapError(
+            "PROFILES_UNREADABLE",
+            expected=f"{path}, profiles of {n_labels} labels in {n_genes} genes",
+            found=f"{type(error).__name__} {error}",
+            mend="make them anew with the calibration: snakemake --forcerun calibrate; or delete "
+            "both: labels are then given without verdicts",
+        ) from error
+
+
+def learned_view(depth: float, held: list[Batch], settings: CalibrationSettings, *, by_label: bool):
+    """A view, from held-out batches thinned to a depth; and its batches, named by it."""
+    naming = fit_weights([batch.told for batch in held])
+    named = [batch.named(naming) for batch in held]
+    score, told_apart = choose_score(named, settings.min_cells_per_label)
+    cuts = cut_offs(named, score, settings.false_novel, by_label=by_label)
+    held_out, folds = [batch.held for batch in named], [batch.fold for batch in named]
+    confidence = Confidence.learned(held_out, folds, settings.risk, settings.coverage)
+    n_cells = sum(len(batch.known) for batch in named)
+    return View(depth, n_cells, naming, cuts, confidence), named, told_apart
 
 
 def calibrate(
-    model: Scanvi, names: list[str], held: anndata.AnnData, reference: anndata.AnnData,
-    scheme: str, settings: CalibrationSettings,
+    held: dict[float, list[Batch]], labels: list[str], batches: list[str], scheme: str,
+    settings: CalibrationSettings, batch_fit: BatchFit | None = None,
 ) -> Calibration:  # fmt: skip
-    """Learn from cells that `model` was not trained on.
+    """Learn from held-out batches (depth → the batches thinned to it); raises CALIBRATION_CELLS.
 
-    `held`: obs batch, label (and misfit, misfit_if_missing), soft labels and a posterior;
-    `reference`: the cells that it was trained on, obs label and a posterior. Thresholds come from
-    probabilities scaled by what the other folds say (cross-conformal, Vovk 2015). Raises
-    CALIBRATION_CELLS.
+    Of parts of one batch there is one cut-off for all labels: what another batch does to each is
+    not known.
     """
-    labels = held.obs["label"].astype(str).to_numpy()
-    at = np.isin(labels, names)
-    if at.sum() < settings.min_cells:
+    first = held[max(held)]
+    n = sum(len(batch.known) for batch in first)
+    if n < settings.min_cells:
         raise AtlasmapError(
             "CALIBRATION_CELLS",
             expected=f"at least {settings.min_cells} held-out cells with a label (min_cells)",
-            found=f"{int(at.sum())}",
+            found=f"{n}",
             mend="set calibration: {scheme: none}, or give the reference more labelled batches",
         )
-    column = {name: k for k, name in enumerate(names)}
-    codes = np.array([column[label] for label in labels[at]])
-    posterior = (latent_of(held)[at], variance_of(held)[at])
-    averaged = posterior_soft_labels(model, *posterior, settings.n_draws)
-    scaling = fit_scaling(averaged, codes, settings.method)
-    given = np.asarray(held.obsm["soft_labels"])[at].argmax(1)
-    thresholds = fit_thresholds(
-        cross_scaled(averaged, codes, settings.method), codes, given, settings.coverage,
-        settings.min_cells_per_label,
-    )  # fmt: skip
-    scores, batch_fit = held_out_scores(
-        held, at, labels, latent_of(reference), reference.obs["label"].astype(str).to_numpy()
-    )
-    cuts, left = fit_cut_offs(scores, settings.false_novel, settings.min_cells_per_label)
-    batches = sorted(held.obs["batch"].astype(str).unique())
+    views, by_label = [], scheme == BATCHES
+    for depth in sorted(held, reverse=True):
+        view, named, told = learned_view(depth, held[depth], settings, by_label=by_label)
+        if not views:
+            told_apart, least = told, settings.min_cells_per_label
+            weights = view.confidence.weights
+            left_out = would_be_found(named, view.cut_offs, weights, least)
+        views.append(view)
+    of_score = told_apart.get(views[0].cut_offs.score, {})
+    left_out = [row | {"auroc": of_score.get(row["label"], float("nan"))} for row in left_out]
     return Calibration(
-        scheme, batches, int(at.sum()), names, settings.n_draws, scaling, thresholds, cuts, left,
-        batch_fit if all_new(scheme, batches) else None,
+        scheme, batches, labels, settings.n_draws, settings.risk, settings.coverage,
+        settings.false_novel, views, told_apart, left_out, batch_fit,
     )  # fmt: skip

@@ -1,49 +1,130 @@
-"""Which reference batches are held out, so that calibration meets cells of batches never seen."""
+"""From files of held-out batches, as twins map them, to what a reference learns of its labels."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import anndata
 import numpy as np
-import pandas as pd
+from scipy import sparse
 
-from atlasmap.data.registry import unlabeled_in
-from atlasmap.models.random import keyed_seed
+from atlasmap.data.registry import Registry
+from atlasmap.labels.calibrated import BATCHES, PARTS, VALIDATION, Calibration, calibrate
+from atlasmap.labels.fit import BatchFit, distances_if_missing, fit_batches, local_distance
+from atlasmap.labels.folds import STAND_IN, thinned
+from atlasmap.labels.novelty import Batch, relative
+from atlasmap.labels.profiles import Profiles, Seen
+from atlasmap.mapping.embed import posterior_soft_labels
+from atlasmap.mapping.latent import latent_of, variance_of
+from atlasmap.settings import CalibrationSettings
 
-STAND_IN = "held out"
-
-
-def held_out_batches(obs: pd.DataFrame, share: float, unlabeled: str) -> list[str]:
-    """Batches of about `share` of the cells (`obs`: batch, label), in an order that is always the
-    same. No label is left without a cell elsewhere; empty where that cannot be."""
-    batch, label = obs["batch"].astype(str), obs["label"].astype(str)
-    table = pd.crosstab(batch, label).drop(columns=unlabeled, errors="ignore")
-    sizes = batch.value_counts()
-    order = sorted(sizes.index, key=lambda name: keyed_seed(0, "held out", name))
-    chosen, left = [], table
-    for name in order:
-        rest = left.drop(index=name)
-        fits = sizes[[*chosen, name]].sum() <= share * len(obs)
-        if len(rest) and fits and (rest.sum() > 0).all():
-            chosen, left = [*chosen, name], rest
-    if chosen:
-        return chosen
-    for name in sorted(order, key=lambda name: sizes[name]):
-        rest = table.drop(index=name)
-        if len(rest) and (rest.sum() > 0).all():
-            return [name]
-    return []
+LEAST = 10  # cells of a batch that anything is learned from
 
 
-def split_off(adata: anndata.AnnData, share: float) -> tuple[anndata.AnnData, anndata.AnnData]:
-    """A prepared reference as (what the twin is trained on, cells held out).
+@dataclass(frozen=True)
+class Mapped:
+    """A fold: the cells that the `twin` was trained on (.h5ad), the `latent` it has of them, the
+    cells `held_out` (.h5ad, as deep as they are), and as they were `mapped` (obs depth)."""
 
-    Where no whole batch can be spared, a random share of each batch stands in for one: easier than
-    a real query, and said so (its batches are called "held out: …").
-    """
-    chosen = held_out_batches(adata.obs, share, unlabeled_in(adata))
-    out = adata.obs["batch"].astype(str).isin(chosen).to_numpy()
-    if chosen:
-        return adata[~out].copy(), adata[out].copy()
-    rng = np.random.default_rng(keyed_seed(0, "held out", "cells"))
-    out = rng.random(adata.n_obs) < share
-    held = adata[out].copy()
-    held.obs["batch"] = [f"{STAND_IN}: {name}" for name in held.obs["batch"].astype(str)]
-    return adata[~out].copy(), held
+    fold: int
+    twin: Path
+    latent: Path
+    held_out: Path
+    mapped: Path
+
+
+def counts_of(cells: anndata.AnnData) -> sparse.csr_matrix:
+    """Counts (cells × genes)."""
+    return sparse.csr_matrix(cells.X)
+
+
+def profiles_of(cells: anndata.AnnData, names: list[str], depth: float) -> Profiles:
+    """Of the labels of prepared cells, in memory or not."""
+    return Profiles.of(cells.X, cells.obs["label"].astype(str).to_numpy(), names, depth)
+
+
+def mapped_at(path: Path, depth: float) -> anndata.AnnData:
+    """Held-out cells as they were mapped at a depth."""
+    said = anndata.read_h5ad(path)
+    return said[(said.obs["depth"] == depth).to_numpy()].copy()
+
+
+def batches_of(run: Mapped, depth: float) -> list[Batch]:
+    """The held-out batches of a fold at a depth, seen from its twin's reference."""
+    said = mapped_at(run.mapped, depth)
+    names = [str(name) for name in said.uns["soft_label_names"]]
+    profiles = profiles_of(anndata.read_h5ad(run.twin, backed="r"), names, depth)
+    held, out = anndata.read_h5ad(run.held_out, backed="r"), []
+    for name in sorted(said.obs["batch"].astype(str).unique()):
+        part = said[(said.obs["batch"] == name).to_numpy()]
+        if part.n_obs < LEAST:
+            continue
+        cells = thinned(held[(held.obs["batch"] == name).to_numpy()].to_memory(), depth)
+        codes = np.asarray(part.obsm["soft_labels"]).argmax(1)
+        misfit, missing = (part.obs[k].to_numpy(float) for k in ("misfit", "misfit_if_missing"))
+        out.append(
+            Batch(
+                names, codes, np.asarray(part.obsm["averaged"]),
+                Seen.of(profiles, counts_of(cells[part.obs_names]), codes),
+                relative(misfit), run.fold, part.obs["label"].astype(str).to_numpy(),
+                relative(missing, misfit),
+            )
+        )  # fmt: skip
+    return out
+
+
+def fit_of(runs: list[Mapped], depth: float) -> BatchFit | None:
+    """How far whole batches are, at a depth."""
+    distances, missing, labels = [], [], []
+    for run in runs:
+        said, twin = mapped_at(run.mapped, depth), anndata.read_h5ad(run.latent)
+        own = twin.obs["label"].astype(str).to_numpy()
+        known = np.isin(said.obs["label"].astype(str), own)
+        of_cells = latent_of(said)[known], said.obs["label"].astype(str).to_numpy()[known]
+        missing.append(distances_if_missing(latent_of(twin), own, *of_cells))
+        labels.append(of_cells[1])
+        for name in said.obs["batch"].unique():
+            at = (said.obs["batch"] == name).to_numpy()
+            distances.append(local_distance(latent_of(twin), latent_of(said)[at]))
+    return fit_batches(distances, np.concatenate(missing), np.concatenate(labels))
+
+
+def from_batches(
+    reference: anndata.AnnData, runs: list[Mapped], settings: CalibrationSettings
+) -> tuple[Calibration, list[Profiles]]:
+    """Learned from batches held out in turn, and the profiles of the whole reference (prepared
+    cells), one a view."""
+    labels = Registry.of(reference).labels
+    said = [anndata.read_h5ad(run.mapped, backed="r").obs for run in runs]
+    depths = sorted({float(depth) for obs in said for depth in obs["depth"]})
+    batches = sorted({str(name) for obs in said for name in obs["batch"]})
+    held = {depth: [one for run in runs for one in batches_of(run, depth)] for depth in depths}
+    parts = any(name.startswith(STAND_IN) for name in batches)
+    fit = None if parts else fit_of(runs, depths[-1])
+    learned = calibrate(held, labels, batches, PARTS if parts else BATCHES, settings, fit)
+    return learned, [profiles_of(reference, labels, view.depth) for view in learned.views]
+
+
+def from_validation(
+    model, reference: anndata.AnnData, latent: anndata.AnnData, depth: float,
+    settings: CalibrationSettings,
+) -> tuple[Calibration, list[Profiles]]:  # fmt: skip
+    """The same from the reference's validation cells; `latent` is the reference's own."""
+    labels = Registry.of(reference).labels
+    seen = (latent.obs["split"] == "validation").to_numpy()
+    others = np.where(seen, "", reference.obs["label"].astype(str))
+    profiles = Profiles.of(reference.X, others, labels, depth)
+    batch, held = latent.obs["batch"].astype(str).to_numpy(), []
+    for k, name in enumerate(sorted(set(batch))):
+        at = np.flatnonzero(seen & (batch == name))
+        if len(at) < LEAST:
+            continue
+        part = latent[at]
+        codes = np.asarray(part.obsm["soft_labels"]).argmax(1)
+        averaged = posterior_soft_labels(
+            model, latent_of(part), variance_of(part), settings.n_draws
+        )
+        found = Seen.of(profiles, sparse.csr_matrix(reference.X[at]), codes)
+        own = part.obs["label"].astype(str).to_numpy()
+        held.append(Batch(labels, codes, averaged, found, None, k, own))
+    learned = calibrate({depth: held}, labels, sorted(set(batch)), VALIDATION, settings)
+    return learned, [profiles_of(reference, labels, depth)]

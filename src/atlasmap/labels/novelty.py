@@ -1,164 +1,177 @@
-"""Novelty: far from every reference cell, or poorly explained by the decoder.
+"""Novelty: like no label that the reference has. By which score, the reference itself is asked.
 
-Both scores are taken relative to the median of the cell's own batch, so that a chemistry which the
-whole batch shares makes nobody novel. Cut-offs come from reference cells whose batch was held out,
-and the balance between the two scores from leaving out one label at a time. What this cannot see, a
-batch that is strange as a whole, is told by the median itself.
+`correlation`: a cell and its like correlate with no label's profile. `misfit`: the decoder explains
+them poorly. Neither is right everywhere, so each label is left out of what held-out cells are
+compared with, and the score is taken that tells its cells apart. Cut-offs come from held-out
+batches, by the label that a cell was given: the largest over folds, shrunk to that of all labels.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import NearestNeighbors
 
-N_NEIGHBORS = 15
-# Of the false positives, that the distance may make; the most balanced first.
-SHARES = (0.5, 0.25, 0.75, 0.0, 1.0)
+from atlasmap.labels.confidence import Held, Told, Weights, pooled
+from atlasmap.labels.profiles import Seen
+
+SCORES = ("correlation", "misfit")
+SHRINK = 10  # cells that the cut-off of all labels counts as, beside a label's own
+LEAST_MISFIT = 1e-6
+ABOVE_ONE = 1.02  # so that a correlation of 1 has a logarithm
+
+
+def relative(values: np.ndarray, to: np.ndarray | None = None) -> np.ndarray:
+    """Over a batch's median (of `to`; its own)."""
+    return values / max(float(np.median(values if to is None else to)), LEAST_MISFIT)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as a model maps it. `names` are the model's labels, `predicted` the classifier's
+    (codes), `by_model` its probabilities averaged over the posterior (cells × names), `seen` the
+    cells' genes, `misfit` the decoder's residual over the batch's median (None without counts).
+
+    Of a held-out batch also its `fold`, true `labels` (names), and `misfit_if_missing`: that of
+    each cell if the model lacked its label.
+    """
+
+    names: list[str]
+    predicted: np.ndarray
+    by_model: np.ndarray
+    seen: Seen
+    misfit: np.ndarray | None = None
+    fold: int = 0
+    labels: np.ndarray | None = None
+    misfit_if_missing: np.ndarray | None = None
+
+    def named(self, weights: Weights) -> "Batch":
+        """The same with cells named (`seen.codes`) as classifier and genes together say."""
+        codes = pooled(weights, self.by_model, self.seen.by_genes).argmax(1)
+        return Batch(**vars(self) | {"seen": self.seen.renamed(codes)})
+
+    @property
+    def known(self) -> np.ndarray:
+        """Cells (places) whose true label the model has."""
+        return np.flatnonzero(np.isin(self.labels, self.names))
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Codes of true labels of the `known`."""
+        number = {name: k for k, name in enumerate(self.names)}
+        return np.array([number[label] for label in self.labels[self.known]], int)
+
+    @property
+    def told(self) -> Told:
+        """What weights are learned from."""
+        return self.by_model[self.known], self.seen.by_genes[self.known], self.truth
+
+    @property
+    def held(self) -> Held:
+        """The known cells, as confidence is learned from them."""
+        return Held(self.told, self.seen.codes[self.known], self.predicted[self.known])
+
+    def has(self, score: str) -> bool:
+        """Whether there is such a score."""
+        return score == "correlation" or self.misfit is not None
+
+    def score(self, score: str) -> np.ndarray:
+        """How unlike all labels each cell is (cells), on a logarithmic scale."""
+        if score == "misfit":
+            return np.log(np.maximum(self.misfit, LEAST_MISFIT))
+        return np.log(ABOVE_ONE - self.seen.like.max(1))
+
+    def score_if_missing(self, score: str) -> np.ndarray:
+        """The same of the known cells, if their label were not among those compared with."""
+        if score == "misfit":
+            return np.log(np.maximum(self.misfit_if_missing[self.known], LEAST_MISFIT))
+        like = self.seen.like[self.known]
+        like[np.arange(len(like)), self.truth] = -1
+        return np.log(ABOVE_ONE - like.max(1))
 
 
 @dataclass(frozen=True)
 class CutOffs:
-    """Relative distance and misfit at which a cell is novel; None: that score is not there."""
+    """A cell is novel whose `score` is above the cut-off of the label it was given (`by_label`), or
+    of a label that no held-out cell was given above that `of_all`."""
 
-    distance: float | None
-    misfit: float | None
+    score: str
+    of_all: float
+    by_label: dict[str, float]
 
-    def novelty(self, distance: np.ndarray, misfit: np.ndarray | None) -> np.ndarray:
-        """The larger of the scores over their cut-offs (cells): novel above 1."""
-        parts = []
-        if self.distance is not None:
-            parts.append(distance / self.distance)
-        if self.misfit is not None and misfit is not None:
-            parts.append(misfit / self.misfit)
-        return np.max(parts, 0) if parts else np.zeros(len(distance))
+    def novelty(self, scores: np.ndarray, names: list[str], codes: np.ndarray) -> np.ndarray:
+        """Above 1 where a cell (named by codes) is novel; a ratio of what the logarithms are of."""
+        cuts = np.array([self.by_label.get(name, self.of_all) for name in names])
+        return np.exp(scores - cuts[codes])
 
 
-def local_distance(reference: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Mean distance of `query` cells to their nearest `reference` cells (both cells × latent), over
-    the distance that these have among themselves: about 1 inside the reference."""
-    n_neighbors = min(N_NEIGHBORS, len(reference) - 1)
-    search = NearestNeighbors(n_neighbors=n_neighbors).fit(reference)
-    distances, at = search.kneighbors(query)
-    asked, place = np.unique(at, return_inverse=True)
-    among = search.kneighbors(reference[asked], n_neighbors + 1)[0][:, 1:].mean(1)
-    return distances.mean(1) / np.maximum(among[place.reshape(at.shape)].mean(1), 1e-12)
-
-
-def batch_medians(values: np.ndarray, batches: np.ndarray) -> np.ndarray:
-    """The median of each cell's batch (cells)."""
-    out = np.empty(len(values))
-    for batch in np.unique(batches):
-        own = batches == batch
-        out[own] = max(float(np.median(values[own])), 1e-12)
-    return out
-
-
-@dataclass(frozen=True)
-class BatchFit:
-    """Median distance of a held-out batch (the farthest one's), and of a batch of nothing but cells
-    of a label that the reference lacks (the median of labels)."""
-
-    typical: float
-    missing: float
-
-    def strangeness(self, distance: np.ndarray, batches: np.ndarray) -> np.ndarray:
-        """Of each cell's batch (cells): 0 no farther than a held-out batch, 1 as far as cells of a
-        label that the reference lacks."""
-        beyond = batch_medians(distance, batches) - self.typical
-        return np.maximum(beyond / (self.missing - self.typical), 0)
-
-
-def fit_batches(
-    distance: np.ndarray, batches: np.ndarray, if_missing: np.ndarray, labels: np.ndarray
-) -> BatchFit | None:
-    """From held-out cells: distances as they are and without the cell's own label (of those that
-    `labels` names); None where missing labels are no farther."""
-    typical = float(batch_medians(distance, batches).max())
-    far = [np.median(if_missing[labels == label]) for label in np.unique(labels)]
-    missing = float(np.nanmedian(far)) if np.isfinite(far).any() else typical
-    return BatchFit(typical, missing) if missing > typical else None
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Scores of held-out cells, each relative to its batch: `distance`, `misfit` (None without
-    counts) as they are, and as they would be if the reference lacked the cell's own label."""
-
-    labels: np.ndarray
-    batches: np.ndarray
-    distance: np.ndarray
-    distance_if_missing: np.ndarray
-    misfit: np.ndarray | None
-    misfit_if_missing: np.ndarray | None
-
-
-def distances_if_missing(
-    reference: np.ndarray, reference_labels: np.ndarray, query: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
-    """`local_distance` of each query cell to the reference without the cell's own label."""
-    out = np.empty(len(query))
-    for label in np.unique(labels):
-        own, others = labels == label, reference[reference_labels != label]
-        out[own] = local_distance(others, query[own]) if len(others) > 1 else np.nan
-    return out
-
-
-def typical_quantile(values: np.ndarray, batches: np.ndarray, q: float) -> float:
-    """The quantile of each batch, and of these the value that nine batches in ten stay below: a new
-    batch may be any."""
-    each = [np.quantile(values[batches == batch], q) for batch in np.unique(batches)]
-    return float(np.quantile(each, 0.9))
-
-
-def cut_offs(held: HeldOut, share: float, false_novel: float) -> CutOffs:
-    """Cut-offs under which `false_novel` of the held-out cells are novel, `share` of them by
-    distance alone."""
-    if held.misfit is None or share == 1:
-        return CutOffs(typical_quantile(held.distance, held.batches, 1 - false_novel), None)
-    if share == 0:
-        return CutOffs(None, typical_quantile(held.misfit, held.batches, 1 - false_novel))
-    both = CutOffs(
-        typical_quantile(held.distance, held.batches, 1 - share * false_novel),
-        typical_quantile(held.misfit, held.batches, 1 - (1 - share) * false_novel),
-    )
-    # some cells are over both: bring the share that is novel back to what was asked for
-    novelty = both.novelty(held.distance, held.misfit)
-    factor = typical_quantile(novelty, held.batches, 1 - false_novel)
-    return CutOffs(both.distance * factor, both.misfit * factor)
-
-
-def left_out(held: HeldOut, cuts: CutOffs, min_cells: int) -> list[dict]:
-    """What leaving out each label (of enough cells) would show: label, n, detected, auroc."""
-    known = cuts.novelty(held.distance, held.misfit)
-    novel = cuts.novelty(held.distance_if_missing, held.misfit_if_missing)
-    rows = []
-    for label in np.unique(held.labels):
-        own = (held.labels == label) & np.isfinite(novel)
-        if own.sum() < min_cells or not (held.labels != label).any():
-            continue
-        others = known[held.labels != label]
-        truth = np.repeat([True, False], [own.sum(), len(others)])
-        scores = np.concatenate([novel[own], others])
-        rows.append(
-            {
-                "label": str(label),
-                "n": int(own.sum()),
-                "detected": float((novel[own] > 1).mean()),
-                "auroc": float(roc_auc_score(truth, scores)),
-            }
+def cut_offs(
+    held: list[Batch], score: str, false_novel: float, *, by_label: bool = True
+) -> CutOffs:
+    """Under which at most `false_novel` of the known cells of each fold are novel."""
+    folds = sorted({batch.fold for batch in held})
+    scores = {k: [] for k in folds}
+    given = {k: [] for k in folds}
+    for batch in held:
+        scores[batch.fold].append(batch.score(score)[batch.known])
+        given[batch.fold].append(np.array(batch.names, object)[batch.seen.codes[batch.known]])
+    of_fold = [(np.concatenate(scores[k]), np.concatenate(given[k])) for k in folds]
+    of_fold = [part for part in of_fold if len(part[0])]
+    q, out = 1 - false_novel, {}
+    of_all = max(float(np.quantile(values, q)) for values, _ in of_fold)
+    for name in sorted({name for _, names in of_fold for name in names}) if by_label else ():
+        own = [values[names == name] for values, names in of_fold]
+        out[name] = max(
+            float((np.quantile(v, q) * len(v) + of_all * SHRINK) / (len(v) + SHRINK))
+            for v in own
+            if len(v)
         )
+    return CutOffs(score, of_all, out)
+
+
+def told_apart(held: list[Batch], score: str, least: int) -> dict[str, float]:
+    """AUROC of the cells of each label (of at least so many cells), if it were missing, against
+    those of all others as they are."""
+    if not all(batch.has(score) for batch in held):
+        return {}
+    labels = np.concatenate([batch.labels[batch.known] for batch in held])
+    known = np.concatenate([batch.score(score)[batch.known] for batch in held])
+    missing = np.concatenate([batch.score_if_missing(score) for batch in held])
+    out = {}
+    for label in np.unique(labels):
+        own, others = (labels == label) & np.isfinite(missing), known[labels != label]
+        if own.sum() >= least and len(others):
+            truth = np.repeat([True, False], [own.sum(), len(others)])
+            out[str(label)] = float(roc_auc_score(truth, np.concatenate([missing[own], others])))
+    return out
+
+
+def choose_score(held: list[Batch], least: int) -> tuple[str, dict[str, dict[str, float]]]:
+    """The score that tells labels apart best, on average over labels, and what each does (score →
+    label → AUROC)."""
+    found = {score: told_apart(held, score, least) for score in SCORES}
+    found = {score: of_labels for score, of_labels in found.items() if of_labels}
+    best = max(found, key=lambda score: np.mean(list(found[score].values())), default=SCORES[0])
+    return best, found
+
+
+def would_be_found(
+    held: list[Batch], cuts: CutOffs, weights: Weights, least: int
+) -> list[dict[str, str | int | float]]:
+    """Of each label, how many of its held-out cells were novel if the reference lacked it: label,
+    n, detected, and its 95 % interval (Wilson 1927)."""
+    labels, found = [], []
+    for batch in held:
+        p = pooled(weights, *batch.told[:2])
+        p[np.arange(len(p)), batch.truth] = -1  # and the label that it would be given instead
+        scores = batch.score_if_missing(cuts.score)
+        found.append(cuts.novelty(scores, batch.names, p.argmax(1)) > 1)
+        labels.append(batch.labels[batch.known])
+    labels, found, rows = np.concatenate(labels), np.concatenate(found), []
+    for label in np.unique(labels):
+        own = found[labels == label]
+        if len(own) >= least:
+            low, high = binomtest(int(own.sum()), len(own)).proportion_ci(method="wilson")
+            detected = {"detected": float(own.mean()), "low": float(low), "high": float(high)}
+            rows.append({"label": str(label), "n": len(own)} | detected)
     return rows
-
-
-def fit_cut_offs(held: HeldOut, false_novel: float, min_cells: int) -> tuple[CutOffs, list[dict]]:
-    """The most balanced cut-offs that detect left-out labels about as well as any (within a
-    standard error over labels; Breiman et al. 1984), and what they detect."""
-    tried = []
-    for share in SHARES if held.misfit is not None else (1.0,):
-        cuts = cut_offs(held, share, false_novel)
-        tried.append((cuts, left_out(held, cuts, min_cells)))
-    detected = [np.array([row["detected"] for row in found] or [0.0]) for _, found in tried]
-    best = max(detected, key=np.mean)
-    enough = best.mean() - best.std() / np.sqrt(len(best))
-    return next(one for one, d in zip(tried, detected, strict=True) if d.mean() >= enough)

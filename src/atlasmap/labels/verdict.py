@@ -1,17 +1,57 @@
 """A verdict a cell: confident, ambiguous (between which labels), or novel; and one a batch: does
 the reference fit it?"""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import anndata
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
-from atlasmap.labels.calibrated import Calibration
-from atlasmap.labels.novelty import batch_medians, local_distance
+from atlasmap.labels.calibrated import Calibration, View
+from atlasmap.labels.confidence import pooled
+from atlasmap.labels.fit import local_distance
+from atlasmap.labels.novelty import Batch, relative
+from atlasmap.labels.profiles import Profiles, Seen
+from atlasmap.labels.shifts import shift_table, shifted
 from atlasmap.labels.tree import LabelTree
+from atlasmap.mapping.embed import posterior_soft_labels
+from atlasmap.mapping.latent import latent_of
 from atlasmap.models.scanvi import Scanvi
 
 CONFIDENT, AMBIGUOUS, NOVEL = "confident", "ambiguous", "novel"
 SEPARATOR = " | "
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What labels are weighed with: the reference's classifier and its `genes` (as people call
+    them), what it learned of itself, profiles of its labels (one a view), and prepared query cells
+    by batch."""
+
+    model: Scanvi
+    genes: list[str]
+    calibration: Calibration
+    profiles: list[Profiles]
+    cells: Callable[[str], anndata.AnnData]
+
+    def counts(self, part: anndata.AnnData) -> sparse.csr_matrix:
+        """Of the cells of a mapped batch (cells × genes), in their order."""
+        whole = self.cells(str(part.obs["batch"].iloc[0]))
+        same = list(whole.obs_names) == list(part.obs_names)
+        at = slice(None) if same else whole.obs_names.get_indexer(part.obs_names)
+        return sparse.csr_matrix(whole.X[at])
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A mapped batch: `cells` (a row a cell), pooled `probabilities` (cells × labels), and `shifts`
+    (a row a label)."""
+
+    cells: pd.DataFrame
+    probabilities: np.ndarray
+    shifts: pd.DataFrame
 
 
 def set_names(sets: np.ndarray, probabilities: np.ndarray, names: list[str]) -> list[list[str]]:
@@ -20,51 +60,74 @@ def set_names(sets: np.ndarray, probabilities: np.ndarray, names: list[str]) -> 
     return [[names[k] for k in row if chosen[k]] for row, chosen in zip(order, sets, strict=True)]
 
 
-def verdicts(
-    model: Scanvi, calibration: Calibration, query: anndata.AnnData, reference: np.ndarray,
-    predicted: np.ndarray, tree: LabelTree | None,
-) -> tuple[pd.DataFrame, np.ndarray]:  # fmt: skip
-    """A row a query cell, and its calibrated probabilities (cells × labels).
+def seen_by(trust: Trust, part: anndata.AnnData) -> tuple[View, Batch]:
+    """What the reference learned for batches as deep as this, and the batch, named by it."""
+    names = [str(name) for name in part.uns["soft_label_names"]]
+    learned, counts = trust.calibration, trust.counts(part)
+    view = learned.view(float(np.median(np.asarray(counts.sum(1)).ravel())))
+    predicted = np.asarray(part.obsm["soft_labels"]).argmax(1)
+    posterior = latent_of(part), part.obsm["latent_var"]
+    by_model = posterior_soft_labels(trust.model, *posterior, learned.n_draws)
+    seen = Seen.of(trust.profiles[learned.views.index(view)], counts, predicted)
+    misfit = relative(part.obs["misfit"].to_numpy(float)) if "misfit" in part.obs else None
+    return view, Batch(names, predicted, by_model, seen, misfit).named(view.naming)
 
-    `query`: obs batch (and misfit), obsm X_latent, latent_var, uns soft_label_names; `reference`
-    the reference's latent; `predicted` the labels that the classifier gave. Columns:
-    calibrated_confidence (of that label), prediction_set, prediction_set_size, common_ancestor
-    (with a tree), distance, misfit, novelty (novel above 1), strangeness (of the cell's batch: all
-    of it is novel above 1), verdict.
+
+def judged(view: View, batch: Batch, index: pd.Index) -> tuple[pd.DataFrame, np.ndarray]:
+    """A row a cell of a batch named by a view, and pooled probabilities (cells × labels).
+
+    Columns: pooled_label and pooled_confidence (by classifier and genes), calibrated_confidence (of
+    the predicted label), prediction_set, prediction_set_size, novelty (novel above 1), shifted,
+    verdict. Confident is a cell that is sure enough, and whose classifier and genes agree.
     """
-    names = [str(name) for name in query.uns["soft_label_names"]]
-    latent, batch = query.obsm["X_latent"], query.obs["batch"].astype(str).to_numpy()
-    probabilities = calibration.probabilities(model, names, latent, query.obsm["latent_var"])
-    column = {name: k for k, name in enumerate(names)}
-    own = np.array([column[label] for label in predicted.astype(str)])
-    sets = calibration.sets(probabilities, names, own)
-    far, misfit, strange = local_distance(reference, latent), None, np.full(len(latent), np.nan)
-    if calibration.batch_fit is not None:
-        strange = calibration.batch_fit.strangeness(far, batch)
-    distance = far / batch_medians(far, batch)
-    if "misfit" in query.obs:
-        misfit = query.obs["misfit"].to_numpy(float)
-        misfit = misfit / batch_medians(misfit, batch)
-    novelty = calibration.cut_offs.novelty(distance, misfit)
-    named = set_names(sets, probabilities, names)
-    sure = np.array([found == [label] for found, label in zip(named, predicted, strict=True)])
+    names, predicted, given = batch.names, batch.predicted, batch.seen.codes
+    p = pooled(view.confidence.weights, batch.by_model, batch.seen.by_genes)
+    novelty = view.cut_offs.novelty(batch.score(view.cut_offs.score), names, given)
+    moved = shifted(batch.seen, novelty > 1)
+    sets, rows = view.confidence.sets(p, given, predicted), np.arange(len(p))
+    sure = (p[rows, given] >= view.confidence.threshold) & (given == predicted) & ~moved
+    sets[sure] = False
+    sets[sure, given[sure]] = True
     table = pd.DataFrame(
         {
-            "calibrated_confidence": probabilities[np.arange(len(own)), own],
-            "prediction_set": [SEPARATOR.join(found) for found in named],
+            "pooled_label": np.array(names, object)[given],
+            "pooled_confidence": p[rows, given],
+            "calibrated_confidence": p[rows, predicted],
+            "prediction_set": [SEPARATOR.join(found) for found in set_names(sets, p, names)],
             "prediction_set_size": sets.sum(1),
+            "novelty": novelty,
+            "shifted": moved,
         },
-        index=query.obs_names,
+        index=index,
     )
+    unknown = (novelty > 1) & ~moved
+    table["verdict"] = np.where(unknown, NOVEL, np.where(sure, CONFIDENT, AMBIGUOUS))
+    return table, p
+
+
+def verdicts(
+    trust: Trust, part: anndata.AnnData, reference: np.ndarray, tree: LabelTree | None
+) -> Weighed:
+    """Of the cells of one mapped batch, as `judged` has them, with strangeness (of the batch; above
+    1 nobody is confident) and (with a tree) common_ancestor (of the set).
+
+    `part`: obs batch (and misfit), obsm X_latent, latent_var, soft_labels, uns soft_label_names;
+    `reference` the reference's latent.
+    """
+    view, batch = seen_by(trust, part)
+    table, p = judged(view, batch, part.obs_names)
     if tree is not None:
-        table["common_ancestor"] = [tree.common_ancestor(found) for found in named]
-    table["distance"] = distance
-    if misfit is not None:
-        table["misfit"] = misfit
-    table["novelty"], table["strangeness"] = novelty, strange
-    is_novel = (novelty > 1) | (strange > 1)
-    table["verdict"] = np.where(is_novel, NOVEL, np.where(sure, CONFIDENT, AMBIGUOUS))
-    return table, probabilities
+        sets = table["prediction_set"].str.split(SEPARATOR, regex=False)
+        table["common_ancestor"] = [tree.common_ancestor(found) for found in sets]
+    fit = trust.calibration.batch_fit
+    far = local_distance(reference, latent_of(part)) if fit else None
+    strange = fit.strangeness(far) if fit else np.nan
+    table["strangeness"] = strange
+    if strange > 1:
+        table["verdict"] = table["verdict"].replace(CONFIDENT, AMBIGUOUS)
+    genes, name = np.asarray(trust.genes, object), str(part.obs["batch"].iloc[0])
+    moved = table["shifted"].to_numpy()
+    return Weighed(table, p, shift_table(batch.seen, moved, batch.names, genes, name))
 
 
 def fitness(cells: pd.DataFrame) -> dict:
@@ -80,6 +143,7 @@ def fitness(cells: pd.DataFrame) -> dict:
         "reference": "not known" if np.isnan(strange) else said,
         "strangeness": strange,
         **shares,
+        "shifted": float(cells["shifted"].mean()),
         "set_size": float(cells["prediction_set_size"].mean()),
         "calibrated_confidence": float(cells["calibrated_confidence"].mean()),
     }

@@ -14,7 +14,7 @@ from atlasmap.data.registry import PROTEINS, Registry, lacking
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import recorded, sha256
 from atlasmap.mapping.certificate import FILE, certificate, witness
-from atlasmap.mapping.embed import Embedding, embed, with_product
+from atlasmap.mapping.embed import Embedding, embed, posterior_soft_labels, with_product
 from atlasmap.mapping.encode import encode
 from atlasmap.mapping.latent import latent_of
 from atlasmap.mapping.protein_background import background_prior
@@ -219,16 +219,19 @@ def trained_rows(
 
 def map_held_out(
     twin: Bundle, cells: anndata.AnnData, reference: anndata.AnnData, settings: SurgerySettings,
-    strategy: Surgery, seed: int, checkpoints: Checkpoints | None = None,
+    strategy: Surgery, seed: int, checkpoints: Checkpoints | None = None, n_draws: int = 32,
 ) -> anndata.AnnData:  # fmt: skip
     """A reference batch that `twin` (consumed) was not trained on, mapped as a query is.
 
-    Its latent, with obs label, misfit, and misfit_if_missing: if the twin lacked the cell's label.
-    `reference` is the twin's own latent.
+    Its latent, with obsm averaged (label probabilities over `n_draws` from the posterior), obs
+    label, misfit, and misfit_if_missing: if the twin lacked the cell's label. `reference` is the
+    twin's own latent.
     """
     mapping = map_query(twin, cells, settings, strategy, seed, checkpoints)
     latent, labels = mapping.latent, cells.obs["label"].astype(str).to_numpy()
     latent.obs["label"] = labels
+    posterior = latent.obsm["X_latent"], latent.obsm["latent_var"]
+    latent.obsm["averaged"] = posterior_soft_labels(mapping.bundle.model, *posterior, n_draws)
     latent.obs["misfit_if_missing"] = misfit_if_missing(
         mapping.bundle.model,
         encode(mapping.bundle.registry, cells, device_of(mapping.bundle.model)),

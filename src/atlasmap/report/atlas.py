@@ -36,6 +36,7 @@ FIGURES = {
     "confusion_validation": "Predicted against known labels, validation cells of the reference",
     "reliability": "Confidence against accuracy",
     "risk_coverage": "Accuracy of the surest cells",
+    "shifts": "Labels that moved",
     "protein_ridges": "Proteins, before and after denoising",
     "protein_dots": "Proteins by label",
     "scib_table": "Integration",
@@ -49,7 +50,11 @@ TABLES = {
     "classification": ("Labels, where they are known",
                        "Scores of the classifier and of other ways to name the same cells."),
     "trust": ("Prediction sets and verdicts, where labels are known",
-              "Coverage: share of cells whose prediction set holds the known label."),
+              "Coverage: share of cells whose prediction set holds the known label; it was asked "
+              "of ambiguous ones."),
+    "shifts": ("Labels of query batches that moved",
+               "Cells that keep the label's markers, yet differ from it more than held-out batches "
+               "do, and the genes in which all cells called so differ most."),
     "fitness": ("Does the reference fit?", "Told of each batch without any label of it."),
     "opinions": ("Second opinions", "The same cells named by other classifiers."),
     "gene_gap": ("Genes that a query lacks", "Accuracy on reference cells with and without them."),

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pandas as pd
-
 from atlasmap.report.found import Found
 from atlasmap.report.pages import number
+from atlasmap.settings import CalibrationSettings
 
 FEW_GENES = 0.9  # of the reference's
 MANY_AMBIGUOUS = 0.4  # of a batch's cells
 MANY_NOVEL = 2  # times as many as by chance
 HARDLY = 0.1  # posterior standard deviations
-COVERED = 0.05  # less than was asked of prediction sets
-GAP = 0.15  # between confidence and accuracy
-LEAST = 20  # cells, for a word on a label
+SHIFTED = 0.2  # of the cells that a batch calls by a label
+BELOW = 0.05  # what was asked of prediction sets, and of confident cells
+LEAST = 20  # cells, for a word on them
+BATCHES = "batches held out"  # labels.calibrated's, whose import would load torch
 COST = 0.02  # of accuracy
 POOR = 0.8  # accuracy on the reference's own cells
 
@@ -29,7 +29,7 @@ class Notice:
 
 def of_fit(found: Found) -> Iterator[Notice]:
     """Batches that the reference does not fit, or many of whose cells are in doubt."""
-    chance = found.false_novel
+    chance = found.learned.get("false_novel", CalibrationSettings.false_novel)
     for row in found.of_final("fitness").to_dict("records"):
         where = f"batch {row['batch']}"
         if row["reference"] in ("doubtful", "does not fit"):
@@ -83,37 +83,52 @@ def of_surgery(found: Found) -> Iterator[Notice]:
             )
 
 
-def of_labels(found: Found) -> Iterator[Notice]:
-    """Labels whose confidence is not to be taken at its word, on the reference's own validation
-    cells."""
-    obs = found.obs
-    if not {"split", "label", "predicted_label", "calibrated_confidence"} <= set(obs):
-        return
-    cells = obs[obs["split"] == "validation"]
-    right = cells["label"].astype(str) == cells["predicted_label"].astype(str)
-    table = pd.DataFrame(
-        {"label": cells["predicted_label"].astype(str), "right": right,
-         "sure": cells["calibrated_confidence"].astype(float)}
-    )  # fmt: skip
-    for label, part in table.groupby("label"):
-        gap = part["sure"].mean() - part["right"].mean()
-        if len(part) >= LEAST and gap > GAP:
+def of_shifts(found: Found) -> Iterator[Notice]:
+    """Labels of a batch that moved as a whole: no new types, yet unlike the reference's."""
+    for row in found.of_final("shifts").to_dict("records"):
+        if row["n_shifted"] >= LEAST and row["n_shifted"] > SHIFTED * row["n"]:
             yield Notice(
-                f"label {label}",
-                f"of {len(part)} validation cells called so {part['right'].mean():.0%} are, where "
-                f"the calibrated confidence says {part['sure'].mean():.0%}",
+                f"batch {row['batch']}, label {row['label']}",
+                f"{row['n_shifted']} of {row['n']} cells keep the label's markers, but differ from "
+                f"it more than held-out batches do: they are shifted (stimulated, sick, of another "
+                f"chemistry). They differ most in {row['top_genes']}",
             )
 
 
-def of_sets(found: Found) -> Iterator[Notice]:
-    """Batches whose prediction sets hold the known label less often than promised."""
-    trust, asked = found.of_final("trust"), found.coverage
-    if asked is None or "coverage" not in trust:
+def of_learned(found: Found) -> Iterator[Notice]:
+    """What was not learned of labels, and why."""
+    scheme = found.learned.get("scheme")
+    if scheme == BATCHES and not found.learned.get("batch_fit"):
+        yield Notice(
+            "does the reference fit",
+            "is not known of any batch: in the latent space, cells of labels that the reference "
+            "lacks would be no farther from it than held-out batches are",
+        )
+    if scheme and scheme != BATCHES:
+        yield Notice(
+            "how far to trust",
+            f"it was learned from {scheme}, as no whole batch was held out: what another batch "
+            "does to labels is not known, and verdicts may be too kind",
+        )
+
+
+def of_promises(found: Found) -> Iterator[Notice]:
+    """Batches whose known labels are in prediction sets, or those of confident cells right, less
+    often than was asked."""
+    trust, asked = found.of_final("trust"), found.learned
+    if not asked or "coverage_ambiguous" not in trust:
         return
+    promises = {
+        "prediction sets hold the known label in {:.0%} of its ambiguous cells":
+            ("ambiguous", "coverage_ambiguous", asked["coverage"]),
+        "{:.0%} of its confident cells are named right":
+            ("confident", "accuracy_confident", 1 - asked["risk"]),
+    }  # fmt: skip
     for row in trust[trust["batch"] != "all"].to_dict("records"):
-        if row["n"] >= LEAST and row["coverage"] < asked - COVERED:
-            said = f"prediction sets hold the known label in {row['coverage']:.0%} of its cells"
-            yield Notice(f"batch {row['batch']}", f"{said}, where {asked:.0%} was asked")
+        for said, (share, key, wanted) in promises.items():
+            if row["n"] * row[share] >= LEAST and row[key] < wanted - BELOW:
+                why = f"{said.format(row[key])}, where {wanted:.0%} was asked"
+                yield Notice(f"batch {row['batch']}", why)
 
 
 def of_model(found: Found) -> Iterator[Notice]:
@@ -141,5 +156,5 @@ def of_model(found: Found) -> Iterator[Notice]:
 
 def notices(found: Found) -> list[Notice]:
     """All of them, the gravest kind first."""
-    kinds = (of_fit, of_sets, of_genes, of_surgery, of_labels, of_model)
+    kinds = (of_fit, of_shifts, of_promises, of_learned, of_genes, of_surgery, of_model)
     return [notice for kind in kinds for notice in kind(found)]

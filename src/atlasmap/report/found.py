@@ -10,7 +10,6 @@ import anndata
 import pandas as pd
 
 from atlasmap.files import recorded, slug
-from atlasmap.settings import CalibrationSettings
 
 TEXT = dict.fromkeys(("batch", "mapping", "label", "query", "predicted", "truth"), str)
 VERDICTS = ("confident", "ambiguous", "novel")
@@ -96,21 +95,15 @@ class Found:
         return self.read(f"{self.model}/settings.json")
 
     @cached_property
-    def coverage(self) -> float | None:
-        """Share of cells whose prediction set was to hold their label."""
-        return self.read(f"{self.model}/calibration.json").get("thresholds", {}).get("coverage")
+    def learned(self) -> dict:
+        """What the reference learned of its own labels: calibration.json."""
+        return self.read(f"{self.model}/calibration.json")
 
     @cached_property
     def knows_truth(self) -> bool:
         """Whether labels of query cells are known, to score with."""
         scores = self.table("classification")
         return "split" in scores and bool((scores["split"] == "query").any())
-
-    @property
-    def false_novel(self) -> float:
-        """Share of known cells that may be called novel."""
-        given = self.config.get("calibration") or {}
-        return given.get("false_novel", CalibrationSettings.false_novel)
 
     def verdicts(self, batch: str | None = None) -> pd.DataFrame:
         """Query cells (of one batch) by predicted label and verdict; empty without verdicts."""

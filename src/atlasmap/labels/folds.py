@@ -1,0 +1,84 @@
+"""Which reference batches are held out together, each once, so that what is learned of trust meets
+cells of batches that a model has not seen."""
+
+from dataclasses import dataclass
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from atlasmap.config import LEAST_HELD_OUT, MOST_HELD_OUT, n_folds
+from atlasmap.models.random import keyed_seed
+
+STAND_IN = "held out"  # begins the names of batches that stand in for whole ones
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Cells of a reference that a twin is `kept` to train on (mask), the `asked` among the others
+    (places: of large batches some), and their `batch` as it is held out."""
+
+    kept: np.ndarray
+    asked: np.ndarray
+    batch: np.ndarray
+
+    def held_out(self, cells: anndata.AnnData) -> anndata.AnnData:
+        """The cells that are asked, obs `batch` as held out."""
+        out = cells[self.asked].copy()
+        out.obs["batch"] = pd.Categorical(self.batch)
+        return out
+
+
+def some_of_each(batch: np.ndarray, most: int) -> np.ndarray:
+    """Places of at most so many cells of each batch, in their order."""
+    out = []
+    for name in np.unique(batch):
+        at, rng = np.flatnonzero(batch == name), np.random.default_rng(keyed_seed(0, "asked", name))
+        out.append(rng.permutation(at)[:most])
+    return np.sort(np.concatenate(out))
+
+
+def folds_of(cells: anndata.AnnData, asked: int | None = None) -> list[Fold]:
+    """Groups of batches (obs `batch`) of about the same size, each held out once.
+
+    Of one batch random parts stand in for batches: easier than a real query, and said so (they are
+    called "held out: …").
+    """
+    batch = cells.obs["batch"].astype(str).to_numpy()
+    sizes = pd.Series(batch).value_counts()
+    n = n_folds(asked, len(sizes), cells.n_obs)
+    if len(sizes) == 1:
+        rng = np.random.default_rng(keyed_seed(0, "held out", "cells"))
+        part = rng.permutation(np.arange(cells.n_obs) % n)
+        names = np.array([f"{STAND_IN}: {name}" for name in batch], object)
+        return [fold_of(part == k, names, MOST_HELD_OUT // n) for k in range(n)]
+    order = sorted(sizes.index, key=lambda name: (-sizes[name], keyed_seed(0, "held out", name)))
+    groups, totals = [[] for _ in range(n)], np.zeros(n)
+    for name in order:  # the largest first, each to the smallest group
+        k = int(totals.argmin())
+        groups[k].append(name)
+        totals[k] += sizes[name]
+    most = max(LEAST_HELD_OUT, MOST_HELD_OUT // len(sizes))
+    return [fold_of(np.isin(batch, group), batch, most) for group in groups]
+
+
+def fold_of(held: np.ndarray, batch: np.ndarray, most: int) -> Fold:
+    """Without the `held` cells (mask), of which at most so many a batch are asked."""
+    asked = np.flatnonzero(held)[some_of_each(batch[held], most)]
+    return Fold(~held, asked, batch[asked])
+
+
+def thinned(cells: anndata.AnnData, depth: float) -> anndata.AnnData:
+    """Cells (obs `batch`: one) whose counts are brought binomially to a median of `depth`, where
+    they are deeper; those left without any count are left out."""
+    counts = sparse.csr_matrix(cells.X)
+    share = min(1.0, depth / float(np.median(np.asarray(counts.sum(1)).ravel())))
+    if share == 1:
+        return cells
+    rng = np.random.default_rng(keyed_seed(0, "thinned", cells.obs["batch"].iloc[0]))
+    values = rng.binomial(counts.data.astype(np.int64), share).astype(np.float32)
+    out = cells.copy()
+    out.X = sparse.csr_matrix((values, counts.indices, counts.indptr), counts.shape)
+    out.X.eliminate_zeros()
+    return out[np.diff(out.X.indptr) > 0].copy()

@@ -1,0 +1,107 @@
+"""docs/trust_benchmark.md and .json, of the rows of all tasks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ASKED = """## What was asked
+
+| | asked | seen |
+|---|---|---|
+"""
+HERE = Path(__file__).parent
+COLUMNS = {
+    "auroc": "AUROC of novelty", "found": "left-out found", "new_confident": "left-out confident",
+    "known_novel": "known called novel", "worst_label": "worst known label",
+    "confident": "share confident", "right_confident": "right among confident",
+    "covered": "sets of ambiguous hold the truth", "size": "their size",
+    "ece_pooled": "ECE", "ece_raw": "ECE, classifier alone",
+    "pooled_right": "pooled label right", "right": "classifier right",
+}  # fmt: skip
+
+
+def means(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a group: means over query batches; sets are pooled."""
+    by = rows.groupby("group", sort=False)
+    out = by[[key for key in COLUMNS if key in rows and key != "covered"]].mean()
+    sums = by[["ambiguous", "covered", "set_sizes"]].sum()
+    out["covered"] = sums["covered"] / sums["ambiguous"]
+    out["size"] = sums["set_sizes"] / sums["ambiguous"]
+    return out[list(COLUMNS)]
+
+
+def table(values: pd.DataFrame) -> str:
+    """As Markdown; a dash where there is no number."""
+    head = "| | " + " | ".join(COLUMNS.get(key, key) for key in values) + " |\n"
+    head += "|---" * (1 + values.shape[1]) + "|\n"
+    lines = []
+    for name, row in values.iterrows():
+        texts = ("–" if pd.isna(value) else f"{value:.3f}" for value in row)
+        lines.append(f"| {name} | {' | '.join(texts)} |\n")
+    return head + "".join(lines)
+
+
+def asked(rows: pd.DataFrame) -> str:
+    """What the project asks of itself, and what was seen."""
+    plain, close = rows[~rows["sibling"]], rows[rows["sibling"]]
+    whole, far = means(rows), means(plain)
+    stimulated = rows[(rows["group"] == "IFN-β") & (rows["left_out"] == "")]
+    others = ["donor", "pancreas", "lines"]
+    pbmc, ifnb = whole.loc["PBMC"], whole.loc["IFN-β"]
+    worse = rows[rows["ece_pooled"] > rows["ece_raw"]]
+
+    def numbers(values) -> str:
+        return " · ".join("–" if np.isnan(value) else f"{value:.3f}" for value in values)
+
+    lines = {
+        "PBMC: AUROC, found, left-out confident": (
+            "≥ .96 · ≥ .80 · ≤ .13", pbmc[["auroc", "found", "new_confident"]]),
+        "PBMC: close relatives confident": (
+            "≤ .50", [close[close["group"] == "PBMC"]["new_confident"].mean()]),
+        "PBMC: known novel, worst label": ("≤ .03 · ≤ .10", pbmc[["known_novel", "worst_label"]]),
+        "PBMC: right among confident, share": (
+            "≥ .97 · ≥ .85", pbmc[["right_confident", "confident"]]),
+        "IFN-β: AUROC (no close relative), known novel, stimulated monocytes novel": (
+            "≥ .94 · ≤ .15 · ≤ .25", [far.loc["IFN-β", "auroc"], ifnb["known_novel"],
+                                      stimulated["monocytes_novel"].max()]),
+        "IFN-β: right among confident, share": (
+            "≥ .97 · ≥ .5", ifnb[["right_confident", "confident"]]),
+        "donor, pancreas, lines: AUROC (no close relative)": ("≥ .95", far.loc[others, "auroc"]),
+        "donor, pancreas, lines: known novel": ("≤ .06", whole.loc[others, "known_novel"]),
+        "donor, pancreas, lines: worst label": ("≤ .25", whole.loc[others, "worst_label"]),
+        "sets of ambiguous cells hold the truth (real data, by group)": (
+            ".87 to .96", whole["covered"].drop("simulated")),
+        "their mean size": ("≤ 2.0", whole["size"].drop("simulated")),
+        "ECE, mean of all query batches": ("≤ .03", [rows["ece_pooled"].mean()]),
+        f"query batches (of {len(rows)}) whose ECE is above the classifier's": (
+            "0", [float(len(worse))]),
+        "simulated: AUROC, ECE, coverage of all": (
+            ".94 · .04 · .89", [whole.loc["simulated", "auroc"],
+                                whole.loc["simulated", "ece_pooled"],
+                                rows[rows["group"] == "simulated"]["covered_all"].mean()]),
+    }  # fmt: skip
+    return "".join(
+        f"| {name} | {want} | {numbers(seen)} |\n" for name, (want, seen) in lines.items()
+    )
+
+
+def write(rows: list[dict], folder: Path) -> None:
+    """Both files."""
+    text = json.dumps(rows, indent=1, ensure_ascii=False, default=float).replace("NaN", "null")
+    (folder / "trust_benchmark.json").write_text(text + "\n", encoding="utf-8")
+    found = pd.DataFrame(rows)
+    page = (HERE / "head.md").read_text(encoding="utf-8")
+    page += ASKED + asked(found) + "\n## Means over query batches\n\n" + table(means(found))
+    page += "\nOf them without a close relative in the reference:\n\n"
+    keys = ["auroc", "found", "new_confident"]
+    page += table(means(found[~found["sibling"]])[keys])
+    page += "\nWith one:\n\n" + table(means(found[found["sibling"]])[keys])
+    chosen = found.groupby(["group", "score"], sort=False).size().unstack(fill_value=0)
+    page += "\n## Which score of novelty the references chose\n\nTimes, of all query batches.\n\n"
+    page += "| | " + " | ".join(chosen) + " |\n" + "|---" * (1 + chosen.shape[1]) + "|\n"
+    for name, row in chosen.iterrows():
+        page += f"| {name} | {' | '.join(map(str, row))} |\n"
+    page += (HERE / "tried.md").read_text(encoding="utf-8")
+    (folder / "trust_benchmark.md").write_text(page, encoding="utf-8")
