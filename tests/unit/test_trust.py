@@ -456,6 +456,16 @@ def test_profiles_that_cannot_be_read_are_refused(learned, wrong, tmp_path):
     assert error.value.code == "PROFILES_UNREADABLE"
 
 
+def test_a_label_that_no_score_could_be_asked_about_is_kept_too(rng, tmp_path):
+    """Where it is the only one that was held out, there are no others to tell it from."""
+    one = batch(rng)
+    alone = Batch(**vars(one) | {"labels": np.full(400, "a")})
+    made = calibrate({64.0: [alone]}, ["a", "b"], ["x"], BATCHES, SETTINGS)
+    assert made.left_out[0]["auroc"] is None
+    made.write(tmp_path / "calibration.json")
+    assert read_calibration(tmp_path / "calibration.json") == made
+
+
 def test_too_few_cells_to_learn_from_are_an_error(rng):
     few = batch(rng, n=10)
     with pytest.raises(AtlasmapError) as error:

@@ -166,7 +166,7 @@ def calibrate(
             left_out = would_be_found(named, view.cut_offs, weights, least)
         views.append(view)
     of_score = told_apart.get(views[0].cut_offs.score, {})
-    left_out = [row | {"auroc": of_score.get(row["label"], float("nan"))} for row in left_out]
+    left_out = [row | {"auroc": of_score.get(row["label"])} for row in left_out]
     return Calibration(
         scheme, batches, labels, settings.n_draws, settings.risk, settings.coverage,
         settings.false_novel, views, told_apart, left_out, batch_fit,
