@@ -22,7 +22,7 @@ RESERVED = {
     "confidence", "entropy", "runner_up", "runner_up_probability", "knn_label", "knn_uncertainty",
     "calibrated_confidence", "prediction_set", "prediction_set_size", "common_ancestor", "distance",
     "misfit", "novelty", "strangeness", "verdict", "seed_agreement", "shifted", "pooled_label",
-    "pooled_confidence",
+    "pooled_confidence", "genes_label", "genes_confidence",
 }  # fmt: skip
 MANY_CELLS = 20_000  # from which a reference is trained fewer times to calibrate
 FOLDS, FOLDS_OF_MANY, PARTS_OF_ONE = 4, 2, 3

@@ -532,6 +532,8 @@ def test_query_cells_get_a_verdict(learned, mapped, queries, scanvi):
         own = [calibrated[name].iloc[k] for k, name in enumerate(table[label])]
         assert np.allclose(own, table[sure_of])
     assert (table["predicted_label"] == np.array(names)[raw[names].to_numpy().argmax(1)]).all()
+    by_genes = table["genes_confidence"].between(1 / len(names) - 1e-9, 1)
+    assert by_genes.all() and set(table["genes_label"]) <= set(names)
     for said, label in zip(table["prediction_set"], table["pooled_label"], strict=True):
         assert label in said.split(" | ")
     shifts = found.shifts

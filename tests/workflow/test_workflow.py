@@ -137,6 +137,9 @@ def test_the_tables_say_what_they_should(done):
     calibrated = scores[(scores["probabilities"] == "calibrated") & (scores["batch"] == "all")]
     assert set(calibrated["split"]) == {"query"}  # reference cells are not weighed
     assert set(calibrated["method"]) == {"classifier", "pooled"}
+    assert set(scores.loc[scores["split"] == "query", "method"]) == {
+        "classifier", "pooled", "genes", "knn", "random_forest", "logistic", "majority",
+    }  # fmt: skip
     adata = anndata.read_h5ad(done / "atlas.h5ad")
     novel = set(adata.obs.loc[adata.obs["role"] == "query", "cell_type"]) - set(
         adata.obs.loc[adata.obs["role"] == "reference", "cell_type"]

@@ -12,7 +12,6 @@ from atlasmap.config import (
     check_mappable,
     check_slurm_resources,
     cost,
-    depth_levels,
     final_of,
     found_beside,
     load_config,
@@ -436,13 +435,6 @@ def held_out_runs(w):
         )
         for fold in range(n_folds(CONFIG.calibration.folds, *sizes))
     ]
-
-
-def depth_asked(w):
-    """Median depth that validation cells are asked at; held-out ones have their own."""
-    if CONFIG.calibration.scheme == "batches":
-        return ""
-    return f"--depth {depth_levels(found_in_data(w))[0]}"
 
 
 def calibration_of(w):

@@ -107,13 +107,12 @@ rule map_held_out:
         settings=settings_of(SURGERY[0]),
         draws=calibration_flag("n_draws"),
         bundle=subpath(output[0], parent=True),
-        depths=lambda w: repeated("depths", depth_levels(found_in_data(w))),
         strategy=HELD_OUT_STRATEGY,
         numerics=NUMERICS["surgery"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " map-held-out {input.held_out:q} --reference_bundle {params.bundle:q} --out {output:q}"
-        " {params.depths} --strategy {params.strategy} --seed {wildcards.seed}"
+        " --contract {input.contract:q} --strategy {params.strategy} --seed {wildcards.seed}"
         " {params.settings} {params.draws}"
         " --device {resources.device} {resources.running}"
 
@@ -149,7 +148,6 @@ rule calibrate:
     params:
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         held_out=lambda w: repeated("held_out", map(json.dumps, held_out_runs(w))),
-        depth=depth_asked,
         settings=calibration_flag(
             "n_draws",
             "risk",
@@ -162,4 +160,4 @@ rule calibrate:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " calibrate {input.reference:q} --bundle {params.bundle:q} {params.held_out}"
-        " {params.depth} --out {output.learned:q} {params.settings}"
+        " --contract {input.contract:q} --out {output.learned:q} {params.settings}"

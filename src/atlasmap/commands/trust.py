@@ -1,17 +1,26 @@
 """Commands that learn how far labels are to be trusted."""
 
 import itertools
+import json
 from pathlib import Path
+from typing import Annotated
 
 import anndata
+from cyclopts import Parameter
 
 from atlasmap.commands.data import write_cells
 from atlasmap.commands.mapping import Operation
 from atlasmap.commands.parameters import Reference, Seed
 from atlasmap.commands.running import Running
+from atlasmap.config import depth_levels
 from atlasmap.files import slug, written_aside
 from atlasmap.labels.held_out import Mapped
 from atlasmap.settings import CalibrationSettings, Surgery
+
+Contract = Annotated[
+    Path,
+    Parameter(help="contract.json: how deep the reference is, and so what held-out cells are."),
+]
 
 
 def hold_out(
@@ -58,7 +67,7 @@ def map_held_out(
     *,
     reference_bundle: Path,
     out: Path,
-    depths: list[float],
+    contract: Contract,
     strategy: Surgery = "per_batch",
     seed: Seed = 0,
     how: Operation = Operation(),
@@ -67,8 +76,8 @@ def map_held_out(
 ) -> None:
     """Map held-out reference batches onto the twin as queries are, each by itself.
 
-    Example: atlasmap map-held-out held_out.h5ad --reference_bundle twin_fixed --depths 512
-    --depths 256 --out mapped.h5ad
+    Example: atlasmap map-held-out held_out.h5ad --reference_bundle twin_fixed --contract
+    contract.json --out mapped.h5ad
 
     Parameters
     ----------
@@ -78,8 +87,6 @@ def map_held_out(
         The twin's bundle, with reference_latent.h5ad.
     out
         Latent, labels and misfit of the held-out cells (.h5ad).
-    depths
-        Median counts a cell that deeper batches are thinned to, in turn.
     strategy
         per_batch, or frozen (where nothing else is).
     how
@@ -96,6 +103,7 @@ def map_held_out(
     surgery = how.on(reference_bundle), strategy, seed
     cells, mapped = running.open_cells(held_out), []
     batch = cells.obs["batch"].astype(str)
+    depths = depth_levels(json.loads(contract.read_text(encoding="utf-8")))
     for name, depth in itertools.product(sorted(batch.unique()), depths):
         checkpoints = running.checkpoints(out.parent / slug(f"{name} {depth:.0f}"))
         part = thinned(cells[(batch == name).to_numpy()].to_memory(), depth)
@@ -112,13 +120,13 @@ def calibrate(
     *,
     out: Path,
     held_out: list[Mapped] | None = None,
-    bundle: Path | None = None,
-    depth: float = 1000.0,
+    bundle: Path,
+    contract: Contract,
     calibration: CalibrationSettings = CalibrationSettings(),
 ) -> None:
     """Learn cut-offs of novelty, how sure a label is, and prediction sets from held-out cells.
 
-    Example: atlasmap calibrate reference.h5ad --bundle scanvi_fixed --out
+    Example: atlasmap calibrate reference.h5ad --bundle scanvi_fixed --contract contract.json --out
     scanvi_fixed/calibration.json
 
     Parameters
@@ -128,9 +136,7 @@ def calibrate(
     held_out
         Folds, as map-held-out wrote them (JSON).
     bundle
-        Without --held_out: the reference's bundle, whose own validation cells are asked.
-    depth
-        Without --held_out: median counts a cell of queries.
+        The reference's bundle, whose own validation cells are asked without --held_out.
     """
     import numpy as np
 
@@ -145,7 +151,8 @@ def calibrate(
         learned, profiles = from_batches(cells, held_out, calibration)
     else:
         model, latent = load(bundle, pick_device("cpu")).model, read_latent(bundle)
-        learned, profiles = from_validation(model, cells, latent, depth, calibration)
+        [depth, *_] = depth_levels(json.loads(contract.read_text(encoding="utf-8")))
+        learned, profiles = from_validation(model, cells, latent, float(depth), calibration)
     with written_aside(out.with_name(PROFILES)) as aside:
         save_profiles(profiles, aside)
     with written_aside(out) as aside:

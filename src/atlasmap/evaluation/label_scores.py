@@ -19,6 +19,7 @@ WAYS = (
     ("classifier", "raw", "predicted", "confidence"),
     ("classifier", "calibrated", "predicted", "calibrated_confidence"),
     ("pooled", "calibrated", "pooled", "pooled_confidence"),
+    ("genes", "raw", "genes", "genes_confidence"),
 )
 CALIBRATED = ("classifier", "calibrated")
 OPINIONS = ("classifier", "knn", "random_forest", "logistic", "majority")
@@ -69,7 +70,8 @@ def groups(obs: pd.DataFrame):
             ending = "" if level == "label" else f"_{level}"
             for method, probabilities, label, sure in WAYS:
                 # of the reference's own cells nothing was weighed
-                if sure in obs and (probabilities == "raw" or split == "query"):
+                own = method == "classifier" and probabilities == "raw"
+                if f"{label}_{level}" in obs and sure in obs and (own or split == "query"):
                     keys = (f"{key}{ending}", f"{label}_{level}", f"{sure}{ending}")
                     yield batch, split, method, probabilities, level, *(part[k] for k in keys)
 

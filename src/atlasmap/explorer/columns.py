@@ -23,6 +23,8 @@ TITLES = {
     "role": "Role",
     "knn_label": "Second opinion (nearest neighbours)",
     "knn_uncertainty": "Uncertainty of the second opinion",
+    "genes_label": "Second opinion (genes)",
+    "genes_confidence": "Confidence of the second opinion (genes)",
     "runner_up": "Runner-up",
     "prediction_set": "Prediction set",
     "novelty": "Novelty",
@@ -39,17 +41,9 @@ ON_CARD = ("pooled_label", "predicted_label", "label", "truth", "verdict", "shif
 MOST_NAMES = 500  # of a legend; columns with more are shown on the card alone
 MISSING, NONE = 65_535, "none"  # of numbers, of categories
 # Of reference cells there is nothing to say.
-OF_QUERY = (
-    "verdict",
-    "shifted",
-    "pooled_label",
-    "pooled_confidence",
-    "knn_label",
-    "knn_uncertainty",
-    "prediction_set",
-    "novelty",
-    "truth",
-)
+OF_QUERY = ("verdict", "shifted", "pooled_label", "pooled_confidence", "genes_label",
+            "genes_confidence", "knn_label", "knn_uncertainty", "prediction_set", "novelty",
+            "truth")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,8 @@ from atlasmap.mapping.denoise import OF_PROTEINS
 from atlasmap.mapping.latent import latent_of
 from atlasmap.settings import TransferSettings
 
-LABELS = (
-    "label",
-    "predicted_label",
-    "pooled_label",
-    "knn_label",
-    "runner_up",
-    "truth",
-)  # columns of labels
+LABELS = ("label", "predicted_label", "pooled_label", "genes_label", "knn_label", "runner_up",
+          "truth")  # fmt: skip
 ID, NO_ID = "ontology_term_id", "unknown"  # as CELLxGENE's schema says
 
 

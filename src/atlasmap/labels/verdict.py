@@ -76,8 +76,9 @@ def seen_by(trust: Trust, part: anndata.AnnData) -> tuple[View, Batch]:
 def judged(view: View, batch: Batch, index: pd.Index) -> tuple[pd.DataFrame, np.ndarray]:
     """A row a cell of a batch named by a view, and pooled probabilities (cells × labels).
 
-    Columns: pooled_label and pooled_confidence (by classifier and genes), calibrated_confidence (of
-    the predicted label), prediction_set, prediction_set_size, novelty (novel above 1), shifted,
+    Columns: pooled_label and pooled_confidence (by classifier and genes), genes_label and
+    genes_confidence (by genes alone), calibrated_confidence (of the predicted label),
+    prediction_set, prediction_set_size, novelty (novel above 1), shifted,
     verdict. Confident is a cell that is sure enough, and whose classifier and genes agree.
     """
     names, predicted, given = batch.names, batch.predicted, batch.seen.codes
@@ -92,6 +93,8 @@ def judged(view: View, batch: Batch, index: pd.Index) -> tuple[pd.DataFrame, np.
         {
             "pooled_label": np.array(names, object)[given],
             "pooled_confidence": p[rows, given],
+            "genes_label": np.array(names, object)[batch.seen.by_genes.argmax(1)],
+            "genes_confidence": batch.seen.by_genes.max(1),
             "calibrated_confidence": p[rows, predicted],
             "prediction_set": [SEPARATOR.join(found) for found in set_names(sets, p, names)],
             "prediction_set_size": sets.sum(1),
