@@ -7,7 +7,7 @@ BIN := .venv/bin
   env-cellxgene docs vendor lint schemas lock clean
 
 run: env
-	@$(BIN)/snakemake --cores $(CORES) --quiet rules --show-failed-logs
+	@$(BIN)/snakemake --cores $(CORES) --quiet rules host
 
 test: env .venv/dev.stamp
 	@$(BIN)/python -m pytest -n auto --dist worksteal

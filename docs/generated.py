@@ -53,26 +53,57 @@ def template(node: ast.expr) -> str:
     return "…"
 
 
-def errors_in(path: Path) -> list[tuple[str, str, str]]:
-    """(code, expected, mend) of each error that a module raises."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.Call):
-            continue
-        codes = [text.value for arg in node.args for text in ast.walk(arg)
-                 if isinstance(text, ast.Constant) and CODE.fullmatch(str(text.value))]  # fmt: skip
-        said = {key.arg: template(key.value) for key in node.keywords}
-        if {"expected", "mend"} <= set(said):
-            found += [(code, said["expected"], said["mend"]) for code in codes]
+def said_in(call: ast.Call) -> tuple[str, str] | None:
+    """What a call says was expected and mends it."""
+    said = {key.arg: template(key.value) for key in call.keywords}
+    return (said["expected"], said["mend"]) if {"expected", "mend"} <= set(said) else None
+
+
+def helpers_in(tree: ast.Module) -> dict[str, tuple[list[str], tuple[str, str]]]:
+    """Functions that are told the code of the error they raise: their parameters, and what the
+    error says."""
+    found = {}
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            for call in ast.walk(function):
+                code = call.args[0] if isinstance(call, ast.Call) and call.args else None
+                if getattr(code, "id", "") == "code" and (said := said_in(call)):
+                    found[function.name] = [arg.arg for arg in function.args.args], said
     return found
+
+
+def module_of(path: Path) -> str:
+    """The name by which a file of the package is imported."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+def said_by(call: ast.Call, helpers: dict) -> tuple[str, str] | None:
+    """What the error that a call makes says was expected, and mends it."""
+    if said := said_in(call):
+        return said
+    names, said = helpers.get(getattr(call.func, "id", ""), ([], None))
+    given = dict(zip(names, call.args, strict=False))
+    if said and said[0] == "…" and "expected" in given:
+        return template(given["expected"]), said[1]
+    return said
 
 
 def errors_page() -> str:
     """Every error code, what was expected, and how to mend it."""
-    rows = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for code, expected, mend in errors_in(path):
-            rows.setdefault(code, (expected, mend))
+    trees = {module_of(path): ast.parse(path.read_text(encoding="utf-8"))
+             for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
+    helpers, rows = {name: helpers_in(tree) for name, tree in trees.items()}, {}
+    for name, tree in trees.items():
+        known = dict(helpers[name])
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                known |= {key: said for key, said in helpers.get(node.module, {}).items()
+                          if key in {alias.name for alias in node.names}}  # fmt: skip
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            said = said_by(call, known)
+            for text in (text for arg in call.args for text in ast.walk(arg) if said):
+                if isinstance(text, ast.Constant) and CODE.fullmatch(str(text.value)):
+                    rows.setdefault(text.value, said)
 
     def cell(text: str) -> str:
         text = re.sub(r"(?:…\s*)+", "… ", " ".join(text.split())).strip()

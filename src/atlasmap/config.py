@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import UnionType
@@ -13,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import from_home, read_text
+from atlasmap.files import check_url, from_home, read_text
 from atlasmap.settings import Config, FinalSettings, ScanviSettings
 
 # Columns of obs that prepared files and atlases have of their own.
@@ -30,16 +31,38 @@ MOST_HELD_OUT, LEAST_HELD_OUT = 20_000, 500  # cells of all held-out batches, an
 N_DEPTHS, LEAST_DEPTH = 4, 16  # median counts a cell
 
 
-def known_keys(cls: type, where: tuple) -> list[str]:
+def block_of(cls: type, key: str) -> type | None:
+    """The dataclass under a key of `cls`, if it is a block."""
+    hint = get_type_hints(cls).get(key)
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return next((option for option in options if hasattr(option, "__dataclass_fields__")), None)
+
+
+def known_keys(cls: type | None, where: tuple) -> list[str]:
     """Keys that the dataclass at `where` inside `cls` knows."""
     for key in where:
-        hint = get_type_hints(cls).get(key)
-        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        found = [option for option in options if hasattr(option, "__dataclass_fields__")]
-        if not found:
-            return []
-        cls = found[0]
-    return list(cls.__dataclass_fields__)
+        cls = cls and block_of(cls, key)
+    return list(cls.__dataclass_fields__) if cls else []
+
+
+def all_keys(cls: type, inside: tuple = ()) -> Iterator[tuple]:
+    """Every key at any depth, as a path."""
+    for key in cls.__dataclass_fields__:
+        yield (*inside, key)
+        if block := block_of(cls, key):
+            yield from all_keys(block, (*inside, key))
+
+
+def nearest_key(cls: type, inside: tuple, key: str) -> str:
+    """The key that was meant: of the same block, else one deeper in it, else anywhere; or empty."""
+    everywhere = list(all_keys(cls))
+    deeper = [path for path in everywhere if path[: len(inside)] == inside]
+    same = [path for path in deeper if len(path) == len(inside) + 1]
+    for paths, cutoff in ((same, 0.6), (deeper, 0.8), (everywhere, 0.9), (same, 0.5)):
+        named = {path[-1]: path for path in reversed(paths)}
+        if near := difflib.get_close_matches(key, named, n=1, cutoff=cutoff):
+            return ".".join(named[near[0]])
+    return ""
 
 
 def problem(error: dict[str, Any], cls: type) -> str:
@@ -48,8 +71,8 @@ def problem(error: dict[str, Any], cls: type) -> str:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         *inside, key = error["loc"]
         known = known_keys(cls, tuple(inside))
-        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*map(str, inside), near[0]])}?" if near else ""
+        near = nearest_key(cls, tuple(inside), str(key))
+        hint = f"did you mean {near}?" if near else ""
         return f"unknown key {where}; {hint or 'known keys: ' + listed(known, 40)}"
     if error["type"] == "missing" or "missing" in error["type"]:
         return f"{where} is required"
@@ -57,13 +80,13 @@ def problem(error: dict[str, Any], cls: type) -> str:
 
 
 def checked(cls: type, values: Any, source: str, code: str) -> Any:
-    """`values` as a frozen `cls`, or one error that names every problem (`{code}_INVALID`)."""
+    """`values` as a frozen `cls`, or one error, of this `code`, that names every problem."""
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as invalid:
         problems = [problem(error, cls) for error in invalid.errors()]
     raise AtlasmapError(
-        f"{code}_INVALID",
+        code,
         expected=f"values as described in config/README.md, in {source}",
         found="; ".join(problems),
         mend="correct these keys",
@@ -86,9 +109,10 @@ def variant_block(given: dict, variant: str) -> dict:
 
 def load_config(given: dict) -> Config:
     """The config as a frozen `Config`; raises CONFIG_* errors."""
-    config = checked(Config, given, "the config", "CONFIG")
+    config = checked(Config, given, "the config", "CONFIG_INVALID")
     for variant in ("prefix", "fixed", "linear"):
-        checked(ScanviSettings, variant_block(given, variant), f"scanvi_{variant}", "CONFIG")
+        block = variant_block(given, variant)
+        checked(ScanviSettings, block, f"scanvi_{variant}", "CONFIG_INVALID")
     for key in ("variants", "strategies", "seeds"):
         values = getattr(config, key)
         if not values or len(set(values)) < len(values):
@@ -130,6 +154,9 @@ def check_modality(config: Config, given: dict) -> None:
 def check_reference(config: Config, given: dict) -> None:
     """A given reference leaves nothing to train: CONFIG_REFERENCE."""
     reference, mend = config.reference, ""
+    for key in ("scvi_tools", "adata"):
+        if "://" in (path := getattr(reference, key) or ""):
+            check_url(path, f"reference.{key}")
     if not reference.given and not reference.adata:
         return
     idle = [key for key in given if key in ("scvi", "totalvi") or key.startswith("scanvi")]

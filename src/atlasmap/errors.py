@@ -1,5 +1,10 @@
 """The one exception users see: a code, what was expected, what was found, how to mend it."""
 
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AtlasmapError(Exception):
     """Something the user can mend.
@@ -10,6 +15,41 @@ class AtlasmapError(Exception):
     def __init__(self, code: str, *, expected: str, found: str, mend: str):
         self.code, self.expected, self.found, self.mend = code, expected, found, mend
         super().__init__(f"{code}\n  expected: {expected}\n  found:    {found}\n  mend:     {mend}")
+
+
+SHEET = re.compile(r"`(\w+)` in the sheet")
+CONFIG = re.compile(r"`([\w.]+)(?:: ([\w.\[\]]+))?` in the config|(?<=\()(data\.\w+)(?=\))")
+
+
+@contextmanager
+def said_as_flags(config: str = "--config.", **names: str) -> Iterator[None]:
+    """Errors inside speak of a command's flags in place of the sheet's columns and the config's
+    keys: `config` is what these flags begin with, `names` has flags that are named otherwise than
+    the columns."""
+
+    def of_column(found: re.Match) -> str:
+        return f"`--{names.get(found[1], found[1])}`"
+
+    def of_key(found: re.Match) -> str:
+        return f"`{config}{found[1] or found[3]}{' ' + found[2] if found[2] else ''}`"
+
+    try:
+        yield
+    except AtlasmapError as error:
+        texts = (error.expected, error.found, error.mend)
+        said = (CONFIG.sub(of_key, SHEET.sub(of_column, text)) for text in texts)
+        expected, found, mend = said
+        raise AtlasmapError(error.code, expected=expected, found=found, mend=mend) from error
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """The process ends with exit code 2 at an error inside, which is said without a traceback."""
+    try:
+        yield
+    except AtlasmapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def listed(names, most: int = 8) -> str:

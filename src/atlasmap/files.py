@@ -52,6 +52,22 @@ def write_table(path: Path, table) -> None:
         table.to_csv(aside, index=False)
 
 
+NAMES = ("batch", "mapping", "query", "label", "predicted", "truth", "name", "variant", "strategy")
+
+
+def read_table(path: Path):
+    """A .csv of ours as a pandas table, without rows of an empty file. Names are texts, whatever
+    they look like ("01", "NA"); else what is empty is missing, and nothing but that."""
+    import pandas as pd
+
+    try:
+        names = dict.fromkeys(NAMES, str)
+        table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    return table.fillna(dict.fromkeys(table.columns.intersection(NAMES), ""))
+
+
 def rename_recorded(source: Path, target: Path) -> None:
     """Rename, and record the checksum beside `target` in the form `sha256sum -c` reads."""
     record = target.with_name(f".{target.name}{RECORD}")
@@ -166,6 +182,22 @@ def check_input(path: Path, named: str) -> None:
             found=f"a pipe, socket or device: {path.absolute()}",
             mend="write it to a file first",
         )
+
+
+SCHEMES = ("http://", "https://", "ftp://")
+
+
+def check_url(url: str, named: str) -> None:
+    """What somebody `named` can be fetched: URL_SCHEME."""
+    if url.lower().startswith(SCHEMES):
+        return
+    local = url.lower().startswith("file://")
+    raise AtlasmapError(
+        "URL_SCHEME",
+        expected=f"{named}: a path, or a URL of http, https or ftp",
+        found=url,
+        mend="give the path without file://" if local else "download it, and give its path",
+    )
 
 
 def slug(name: str) -> str:

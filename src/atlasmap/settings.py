@@ -49,14 +49,14 @@ GPU_RULES = (
 
 # Raised by hand when a stage computes something else from the same settings: a rerun trigger.
 NUMERICS = {
-    "data": 1,
+    "data": 2,
     "scvi": 5,
     "scanvi": 5,
     "totalvi": 6,
     "surgery": 7,
     "denoise": 2,
     "umap": 1,
-    "transfer": 5,
+    "transfer": 6,
     "hold_out": 5,
     "calibration": 4,
     "classification": 4,
@@ -466,6 +466,8 @@ class DataConfig:
     """What cells without a label are called."""
     unlabeled_values: list[str] = field(default_factory=list)
     """Other values of the label column that mean: no label (`Unknown`, too, must be listed)."""
+    keep_labels: list[str] = field(default_factory=list)
+    """Labels that are meant, though they read like none (doublet, low quality, unassigned)."""
     categorical_covariates: list[str] = field(default_factory=list)
     """Columns of obs the model conditions on besides the batch."""
     continuous_covariates: list[str] = field(default_factory=list)

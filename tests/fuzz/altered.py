@@ -20,7 +20,12 @@ import h5py
 import numpy as np
 
 from atlasmap.data.blocks import write_h5ad
-from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_reference, query_batches
+from atlasmap.data.prepare import (
+    checked_dataset,
+    prepare_query,
+    prepare_reference,
+    sizes_of_batches,
+)
 from atlasmap.data.prepare import stay_on_disk as on_disk
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
@@ -181,8 +186,8 @@ def trials(registry: Registry) -> Iterator[Trial]:
 
 
 def find(path: Path, out: Path) -> None:
-    names = query_batches(row(path, QUERY), path, config(False))
-    (out / "out.json").write_text(json.dumps(names))
+    names = sizes_of_batches(row(path, QUERY), path, config(False))
+    (out / "out.json").write_text(json.dumps(sorted(names)))
 
 
 def reference_by(settings: DataConfig):
@@ -206,7 +211,7 @@ def query_by(registry: Registry, settings: DataConfig):
 
 def differs(made: anndata.AnnData, names: list[str], counts: np.ndarray, **obs) -> str | None:
     """How cells differ from what they must be."""
-    if list(made.obs_names) != names:
+    if list(made.obs["barcode"].astype(str)) != names:
         return "cells"
     if made.shape != counts.shape:
         return f"shape {made.shape}, not {counts.shape}"

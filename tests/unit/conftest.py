@@ -3,6 +3,7 @@
 import os
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 
 # One thread, numba's too: it sets the number for torch's OpenMP as well, and a forked child of a
 # process with idle threads waits for them for ever.
@@ -123,6 +124,35 @@ def scvi(made_scvi):
 def scanvi(made_scanvi):
     """A trained scANVI bundle (fixed)."""
     return deepcopy(made_scanvi)
+
+
+@pytest.fixture(params=[None, 0.1], ids=["in memory", "from disk"])
+def prepare(simulated, tmp_path, request):
+    """Change the simulated file, then prepare its reference (or a query batch)."""
+
+    def run(change=None, settings=CONFIG, role="reference", registry=None, **given):
+        settings = replace(settings, data=replace(settings.data, memory_gb=request.param))
+        adata = simulated.copy()
+        adata.obs = adata.obs.astype(str)
+        adata = (change(adata) or adata) if change else adata
+        path = tmp_path / "in.h5ad"
+        adata.write_h5ad(path)
+        key = "label_key" if role == "reference" else "truth_key"
+        row = {
+            "id": "d", "path": str(path), "role": role, "batch_key": "batch", key: "cell_type",
+            "obs_filter": f"role == '{role}'",
+        } | given  # fmt: skip
+        dataset = Dataset(**row)
+        if role == "reference":
+            return prepare_reference([dataset], [path], settings)
+        plain = simulated[simulated.obs["role"] == "reference"].copy()
+        plain.obs["label"] = plain.obs["cell_type"].astype(str)
+        registry = registry or Registry.of(plain)
+        lazily = request.param is not None
+        cells = checked_dataset(dataset, path, settings, lazily=lazily, batch="query0")
+        return prepare_query(cells, dataset, "query0", registry, settings)
+
+    return run
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
-"""Settings that unit tests train small models with, and two helpers."""
+"""Settings that unit tests train small models with, and a few helpers."""
 
 import numpy as np
+import pytest
 import torch
 
+from atlasmap.errors import AtlasmapError
 from atlasmap.labels.calibrated import BATCHES, Calibration, View
 from atlasmap.labels.confidence import Confidence
 from atlasmap.labels.novelty import CutOffs
@@ -48,3 +50,17 @@ def of_rate(rate: torch.Tensor) -> tuple[Logits, torch.Tensor]:
 def states_equal(a: dict, b: dict) -> bool:
     """Whether two states have the same names and bits."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def caught(code: str, function, *args, **kwargs) -> AtlasmapError:
+    """The error that must come, with all its parts filled in."""
+    with pytest.raises(AtlasmapError) as error:
+        function(*args, **kwargs)
+    assert error.value.code == code, str(error.value)
+    assert error.value.expected and error.value.found and error.value.mend
+    return error.value
+
+
+def config(**data) -> DataConfig:
+    top = {k: data.pop(k) for k in list(data) if k in DataConfig.__dataclass_fields__}
+    return DataConfig(data=DataSettings(**({"n_top_genes": None} | data)), **top)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from small import CONFIG
+from small import CONFIG, caught, config
 
 from atlasmap.config import check_mappable, load_config, read_config
 from atlasmap.data.blocks import in_blocks
@@ -21,7 +21,7 @@ from atlasmap.data.prepare import (
     checked_dataset,
     prepare_query,
     prepare_reference,
-    query_batches,
+    sizes_of_batches,
 )
 from atlasmap.data.readers import read_any
 from atlasmap.data.registry import Registry
@@ -30,50 +30,6 @@ from atlasmap.data.stored import BlockOf
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import check_input, from_home
 from atlasmap.labels.tree import as_tree, read_levels
-from atlasmap.settings import DataConfig, DataSettings
-
-
-def caught(code: str, function, *args, **kwargs) -> AtlasmapError:
-    """The error that must come, with all its parts filled in."""
-    with pytest.raises(AtlasmapError) as error:
-        function(*args, **kwargs)
-    assert error.value.code == code, str(error.value)
-    assert error.value.expected and error.value.found and error.value.mend
-    return error.value
-
-
-def config(**data) -> DataConfig:
-    top = {k: data.pop(k) for k in list(data) if k in DataConfig.__dataclass_fields__}
-    return DataConfig(data=DataSettings(**({"n_top_genes": None} | data)), **top)
-
-
-@pytest.fixture(params=[None, 0.1], ids=["in memory", "from disk"])
-def prepare(simulated, tmp_path, request):
-    """Change the simulated file, then prepare its reference (or a query batch)."""
-
-    def run(change=None, settings=CONFIG, role="reference", registry=None, **given):
-        settings = replace(settings, data=replace(settings.data, memory_gb=request.param))
-        adata = simulated.copy()
-        adata.obs = adata.obs.astype(str)
-        adata = (change(adata) or adata) if change else adata
-        path = tmp_path / "in.h5ad"
-        adata.write_h5ad(path)
-        key = "label_key" if role == "reference" else "truth_key"
-        row = {
-            "id": "d", "path": str(path), "role": role, "batch_key": "batch", key: "cell_type",
-            "obs_filter": f"role == '{role}'",
-        } | given  # fmt: skip
-        dataset = Dataset(**row)
-        if role == "reference":
-            return prepare_reference([dataset], [path], settings)
-        plain = simulated[simulated.obs["role"] == "reference"].copy()
-        plain.obs["label"] = plain.obs["cell_type"].astype(str)
-        registry = registry or Registry.of(plain)
-        lazily = request.param is not None
-        cells = checked_dataset(dataset, path, settings, lazily=lazily, batch="query0")
-        return prepare_query(cells, dataset, "query0", registry, settings)
-
-    return run
 
 
 def set_x(adata, function):
@@ -100,7 +56,7 @@ def test_of_a_batch_alone_no_other_counts_are_read(simulated, tmp_path, monkeypa
     for name in ("query0", "query1"):
         cells = checked_dataset(row, path, CONFIG, batch=name)
         own = query[query.obs["batch"] == name]
-        assert list(cells.obs_names) == list(own.obs_names) and (cells.X != own.X).nnz == 0
+        assert list(cells.obs["barcode"]) == list(own.obs_names) and (cells.X != own.X).nnz == 0
     twice = len(taken) - len(set(taken))
     assert set(taken) == set(range(-(-query.n_obs // 16))) and twice <= 1  # where the two meet
 
@@ -434,11 +390,11 @@ def test_references_without_a_common_gene(simulated, tmp_path):
         datasets.append(
             Dataset(id=name, path="x", role="reference", batch_key="batch", label_key="cell_type")
         )
-    caught("GENES_NONE_SHARED", prepare_reference, datasets, paths, CONFIG)
+    caught("GENES_LOW_OVERLAP", prepare_reference, datasets, paths, CONFIG)
 
 
 def test_query_batches_are_found(rows):
-    assert query_batches(rows[1], rows[1].path, CONFIG) == ["query0", "query1"]
+    assert sizes_of_batches(rows[1], rows[1].path, CONFIG) == {"query0": 100, "query1": 100}
 
 
 # --- config and sheet

@@ -294,6 +294,20 @@ def test_no_such_log(tmp_path):
         why.find_log("train_scvi", tmp_path)
 
 
+@pytest.mark.parametrize("asked", ["train_scvi", "train-scvi", "train"])
+def test_a_rule_or_its_command_may_be_named(job, asked):
+    assert why.find_log(asked, Path("results")) == job
+
+
+def test_a_command_whose_rule_is_called_otherwise(job):
+    other = job.with_name("seal_reference.log")
+    other.write_text("10:00:00 atlasmap seal results/a\n")
+    write_failure(failure_of(KeyError("x"), ["seal"], 1), other)
+    assert why.find_log("seal", Path("results")) == other
+    other.rename(job.with_name("closing.log"))
+    assert why.find_log("seal", Path("results")) == job.with_name("closing.log")
+
+
 def test_the_last_failure_is_found(job, answers):
     other = job.with_name("train_scanvi_fixed.log")
     other.write_text("x")

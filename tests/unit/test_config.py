@@ -223,3 +223,27 @@ def test_depths_that_trust_is_learned_for_are_the_references_alone():
     assert levels(500.0) == levels(700.0) == [512, 256, 128, 64]  # 724: half-way, in octaves
     assert levels(730.0, q={"counts": {"median_depth": 9.0}}) == [1024, 512, 256, 128]
     assert levels(40.0) == [32, 16] and levels(3.0) == [4]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"scvi": {"max_epochs": 3}}, "scvi.train.max_epochs"),
+        ({"max_epochs": 3}, "scvi.train.max_epochs"),
+        ({"scvi": {"train": {"max_epoch": 3}}}, "scvi.train.max_epochs"),
+        ({"n_top_genes": 4}, "data.n_top_genes"),
+        ({"datset": "x"}, "datasets"),
+        ({"scanvi": {"n_latent": 4}}, "scvi.n_latent"),
+        ({"calibration": {"fold": 3}}, "calibration.folds"),
+    ],
+)
+def test_the_key_that_was_meant_is_found_at_any_depth(given, meant):
+    with pytest.raises(AtlasmapError, match="CONFIG_INVALID") as error:
+        load_config({"atlas": "a", "datasets": "d"} | given)
+    assert f"did you mean {meant}?" in error.value.found
+
+
+def test_a_key_like_no_other_lists_those_there_are():
+    with pytest.raises(AtlasmapError) as error:
+        load_config({"atlas": "a", "datasets": "d", "scvi": {"zzzz": 1}})
+    assert "did you mean" not in error.value.found and "n_latent" in error.value.found

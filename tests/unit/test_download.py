@@ -11,8 +11,12 @@ import numpy as np
 import pooch
 import pytest
 
+from atlasmap.config import load_config
 from atlasmap.data.download import download
+from atlasmap.data.sheet import read_sheet
+from atlasmap.data.sources import fetch
 from atlasmap.errors import AtlasmapError
+from atlasmap.settings import SimulateSettings
 
 CONTENT = np.random.default_rng(0).bytes(300_001)
 OTHER = np.random.default_rng(1).bytes(300_001)
@@ -110,11 +114,30 @@ def test_unknown_checksum_is_recorded_and_the_file_is_whole(server, out):
     assert out.stat().st_mode == (out.parent / "usual").stat().st_mode
 
 
-def test_folder_is_made_and_an_empty_file_is_a_file(server, out):
-    server.content = b""
+def test_folder_is_made(server, out):
     out = out.parent / "new" / out.name
-    assert download(server.url, out, **QUICK).n_bytes == 0
-    assert_only(out, b"")
+    download(server.url, out, **QUICK)
+    assert_only(out, CONTENT)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [(b"", "0 bytes"), (b"\n <!DOCTYPE html><title>Log in</title>", "page of HTML"),
+     (b"<html lang='en'>", "page of HTML")],
+)  # fmt: skip
+def test_nothing_or_a_page_is_no_data(server, out, content, said):
+    server.content = content
+    error = raised("DOWNLOAD_NOT_DATA", server.url, out)
+    assert said in error.found and "download" in error.mend
+    assert len(server.asked) == 1
+    assert_only(out)
+
+
+def test_a_length_that_is_no_number_is_unsaid(server, out):
+    server.length, server.headers = "untold", {"Content-Length": "abc"}
+    assert "`sha256`" in raised("DOWNLOAD_FAILED", server.url, out).mend
+    download(server.url, out, sha256(CONTENT), **QUICK)
+    assert_only(out, CONTENT)
 
 
 def test_known_checksum_in_capitals_is_the_same(server, out):
@@ -347,8 +370,27 @@ def test_disk_that_is_full_is_an_error_to_mend(server, out, monkeypatch):
     assert len(server.asked) == 1
 
 
-def test_other_kinds_of_url_are_named(out):
-    assert "ftp" in raised("DOWNLOAD_FAILED", "s3://bucket/cells.h5ad", out).mend
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/cells.h5ad", "hf://owner/model", "gs://b/c.h5ad", "file:///d/c.h5ad"]
+)
+def test_other_kinds_of_url_are_refused_before_anything_runs(out, tmp_path, url):
+    assert "https or ftp" in raised("URL_SCHEME", url, out).expected
+    with pytest.raises(AtlasmapError, match="URL_SCHEME"):
+        load_config(
+            {"atlas": "a", "datasets": "d", "reference": {"scvi_tools": url, "adata": "a.h5ad"}}
+        )
+    sheet = tmp_path / "sheet.tsv"
+    sheet.write_text(f"id\tpath\trole\na\t{url}\treference\n")
+    with pytest.raises(AtlasmapError, match="URL_SCHEME") as error:
+        read_sheet(sheet)
+    assert ("without file://" in error.value.mend) == url.startswith("file")
+
+
+@pytest.mark.parametrize("name", ["builtin:pbmc68k_reduced", "builtin:", "builtin:Simulated"])
+def test_no_other_builtin_is_made(out, name):
+    with pytest.raises(AtlasmapError, match="SHEET_BUILTIN"):
+        fetch(name, out, "", SimulateSettings())
+    assert_only(out)
 
 
 def ftp_that(monkeypatch, *happens):

@@ -101,7 +101,7 @@ def test_the_page_holds_every_cell_once_with_its_values(page_file):
     whole = atlas(10 if "labels10" in str(page_file) else 60)
     about, raw = held(page_file.read_text(encoding="utf-8"))
     where = about["ids"]
-    ids = raw[where["at"] : where["at"] + where["bytes"]].decode().split("\n")
+    ids = raw[where["at"] : where["at"] + where["bytes"]].decode().split("\0")
     assert sorted(ids) == sorted(whole.obs_names) and ids != list(whole.obs_names)
     columns = {column["key"]: column for column in about["columns"]}
     label = columns["predicted_label"]
@@ -332,13 +332,31 @@ def test_it_is_served_on_the_loopback_until_ctrl_c(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **how) as server:
         url = server.stdout.readline().split()[0]
         page = requests.get(url, timeout=30)
+        local = requests.get(url.replace("127.0.0.1", "localhost"), timeout=30)
+        other = requests.get(url, headers={"Host": "evil.example:80"}, timeout=30)
         server.send_signal(signal.SIGINT)
         server.wait(20)
     assert url.startswith("http://127.0.0.1:") and server.returncode == 0
     about, _ = held(page.text)
     assert about["n"] == 300 and about["title"] == tmp_path.name
+    assert local.text == page.text and other.status_code == 403 and "atlas" not in other.text
 
 
 def test_serving_what_is_not_there_is_an_error(tmp_path):
     with pytest.raises(AtlasmapError, match="ATLAS_MISSING"):
         explore(tmp_path / "none")
+    (tmp_path / "atlas.h5ad").touch()
+    (tmp_path / "explorer.html").touch()
+    for port in (99_999, -1):
+        with pytest.raises(AtlasmapError, match="PORT_INVALID"):
+            explore(tmp_path, port=port)
+
+
+def test_a_name_with_a_line_break_keeps_ids_in_step():
+    whole = atlas(10, 300)
+    whole.obs_names = ["a\nb", *whole.obs_names[1:]]
+    page = explorer_page(whole, "a", [], ExplorerSettings())
+    about, raw = held(page)
+    where = about["ids"]
+    ids = raw[where["at"] : where["at"] + where["bytes"]].decode().split("\0")
+    assert len(ids) == 300 and "a\nb" in ids

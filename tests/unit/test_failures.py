@@ -238,7 +238,8 @@ def test_a_signal_anywhere_is_recorded(tmp_path, number):
     while not (log.exists() and log.read_text()) and time.monotonic() < until:
         time.sleep(0.1)
     process.send_signal(number)
-    assert process.wait(timeout=60) == EXIT_CODES["preempted"]
+    kind = "interrupted" if number == signal.SIGINT else "preempted"
+    assert process.wait(timeout=60) == EXIT_CODES[kind] and read_failure(log).kind == kind
     assert number.name in read_failure(log).found and read_failure(log).transient
     assert not list(tmp_path.glob("*s.h5ad*"))
 

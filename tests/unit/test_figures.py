@@ -24,7 +24,8 @@ from atlasmap.figures.reliability import draw_reliability
 from atlasmap.figures.risk_coverage import draw_risk_coverage
 from atlasmap.figures.scib_table import draw_scib_table, embedding_name
 from atlasmap.figures.shifts import draw_shifts
-from atlasmap.figures.style import read_table, save
+from atlasmap.figures.style import save
+from atlasmap.files import read_table
 from atlasmap.labels.palette import GREY, PALETTE, colors_of
 
 VARIANTS = ("prefix", "fixed", "linear")
@@ -191,7 +192,7 @@ def test_confusion_of_query_is_variants_by_batches():
     assert len(panels) == 4 * 2
     assert panels[1].get_title() == "prefix, per batch\nb2, 10 cells"
     assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["B", "T", "Z †"]
-    assert "† The reference has no cell with this label." in words(figure)
+    assert "† The model was trained on no cell with this label." in words(figure)
     for ax in panels:
         np.testing.assert_allclose(shares(ax).sum(axis=1), 1)
     labelled = [ax.yaxis.get_tick_params()["labelleft"] for ax in panels]

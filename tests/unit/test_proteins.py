@@ -53,7 +53,7 @@ def test_a_table_and_an_array_with_names(tmp_path):
     path = a_file(tmp_path, {"r": 30}, "b.h5ad", change=table_to_array)
     array = get(checked(path, proteins="adt", protein_names="adt_names"))
     assert list(table) == NAMES
-    pd.testing.assert_frame_equal(table, array)
+    pd.testing.assert_frame_equal(table, array.set_axis(table.index))
     with pytest.raises(AtlasmapError, match="PROTEIN_NAMES_MISSING"):
         checked(path)
 
@@ -121,7 +121,7 @@ def no_proteins(cells):
         (set_values(p1=np.nan), "PROTEINS_NAN", ["3 cells", "r_0"]),
         (set_values(p1=-1), "PROTEINS_NOT_COUNTS", ["-1"]),
         (set_values(p1=0.5), "PROTEINS_NOT_COUNTS", ["CLR"]),
-        (zero_in("s"), "PROTEIN_ALL_ZERO", ["p2 in batch s", "protein_zeros missing"]),
+        (zero_in("s"), "PROTEIN_ALL_ZERO", ["p2 in batch s", "`protein_zeros` in the sheet"]),
         (rename_twice, "PROTEIN_TWICE", ["p0"]),
         (no_proteins, "PROTEINS_MISSING", ["proteins", "none"]),
     ],

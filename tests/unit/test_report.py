@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from browser import opened
 
+from atlasmap.data.contract import left_out
 from atlasmap.files import sha256, written_aside
 from atlasmap.report.atlas import (
     by_batch,
@@ -21,6 +22,7 @@ from atlasmap.report.atlas import (
 )
 from atlasmap.report.attention import BATCHES, notices
 from atlasmap.report.found import Final, Found
+from atlasmap.report.summary import checked_data
 
 FINAL = {"seed": 0, "variant": "fixed", "strategy": "per_batch"}
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200"><rect width="300" height="200" fill="{}"/></svg>'  # noqa: E501
@@ -142,6 +144,32 @@ def test_what_was_not_learned_of_whole_batches_is_said(tmp_path):
     assert "does the reference fit" not in said
     said = told(results(tmp_path, {}, batch_fit=None))
     assert "no farther" in said["does the reference fit"]
+
+
+def test_what_of_the_data_is_left_out_is_said_wherever_people_look(tmp_path):
+    found = results(tmp_path, {})
+    facts = {
+        "n_unlabelled": 105, "rare_labels_unlabelled": {"HSC": 1, "MK": 4},
+        "n_genes_of_datasets": {"a": 765, "b": 700}, "n_genes_shared": 690,
+        "unreadable": {"a: obs/x": "it is broken"},
+    }  # fmt: skip
+    found.contract["reference"] |= facts
+    found.contract["queries"]["a"] = found.contract["queries"]["a"] | {
+        "genes_spelled_otherwise": {"HLA-DRA": "HLA.DRA"},
+        "gene_families_missing": {"HLA": {"of": 5, "missing": ["HLA-DRA"]}},
+    }
+    lines = [
+        "100 reference cells (8.1%) have no label",
+        "labels of too few cells to be learned, which no query cell can be called: HSC (1 cell), "
+        "MK (4 cells); data.min_cells_per_label",
+        "genes: a 765, b 700; shared by all 690",
+        "left out of a: obs/x, as it cannot be read: it is broken",
+        "query batch a: 1 genes are missing by their spelling alone: HLA-DRA is HLA.DRA there",
+        "query batch a: lacks 1 of 5 HLA genes: HLA-DRA",
+    ]
+    assert left_out(found.contract) == lines
+    assert [notice.why for notice in notices(found) if notice.where == "data"] == lines
+    assert all(line in checked_data(found.contract) for line in lines)
 
 
 def test_novel_cells_are_pointed_at_with_the_labels_they_are_under(tmp_path):

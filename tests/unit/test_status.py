@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import pty
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from atlasmap.commands.saying import JsonLines, in_red, listen
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import MANIFEST
 from atlasmap.forecast.status import by_command, jobs_of, latest_atlas, seconds_left, status_text
+from atlasmap.training import progress
+from atlasmap.training.history import History
+from atlasmap.training.stopping import Watch
 
 
 @pytest.fixture
@@ -51,6 +55,65 @@ def test_the_forecast_says_what_is_left(atlas):
     assert "21 min" in status_text(atlas)
     (atlas / "forecast.json").unlink()
     assert "not known" in status_text(atlas)
+
+
+def test_how_far_each_running_training_is(atlas):
+    log = atlas / "logs/seed0/train_scanvi_fixed.log"
+    with log.open("a") as file:
+        file.write("10:00:09 scANVI fixed: epoch 3 of 60, elbo 612.20, 4 min left\n")
+        file.write("10:00:19 scANVI fixed: epoch 9 of 60, elbo 580.10, 3 min left\nother\n")
+    said = "seed0/train_scanvi_fixed: scANVI fixed: epoch 9 of 60, elbo 580.10, 3 min left"
+    assert said in status_text(atlas) and "612.20" not in status_text(atlas)
+    done = atlas / "logs/seed0/train_scvi.log"
+    with done.open("a") as file:
+        file.write("10:00:09 scVI: epoch 60 of 60, elbo 500.00, 0 s left\n")
+    assert "500.00" not in status_text(atlas)
+
+
+def test_a_training_says_how_long_it_will_take(caplog, monkeypatch):
+    """Lines grow rarer; the last epoch has one of its own."""
+    now, history = [0.0], History()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO, "atlasmap")
+    shown = progress.Progress("scVI", 300, 0, Watch())
+    for epoch in range(1, 301):
+        now[0] += 2.0
+        history.add(epoch, "validation", {"elbo": 1000.0 - epoch})
+        shown.tell(epoch, history, "elbo")
+    lines = [record.message for record in caplog.records]
+    assert lines[0] == "scVI: epoch 3 of 300, elbo 997.00, 10 min left"
+    assert lines[-1] == "scVI: epoch 300 of 300, elbo 700.00, 0 s left" and 20 < len(lines) < 100
+    assert all(record.progress for record in caplog.records)
+
+
+def test_progress_goes_to_the_terminal_beside_the_log(tmp_path):
+    """A job's stderr is its log; who started the workflow on a terminal sees its epochs."""
+    code = (
+        "import logging, os, sys; from atlasmap.commands.saying import keep_terminal, listen\n"
+        "listen(); keep_terminal(); file = open(sys.argv[1], 'wb'); os.dup2(file.fileno(), 2)\n"
+        "log = logging.getLogger('atlasmap'); log.info('plain')\n"
+        "log.info('epoch 1 of 2', extra={'progress': True})"
+    )
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", code, str(tmp_path / "log")]
+    subprocess.run(command, stderr=theirs, check=True)
+    os.close(theirs)
+    seen = os.read(ours, 10_000).decode()
+    assert "epoch 1 of 2" in seen and "plain" not in seen
+    assert (tmp_path / "log").read_text().count("epoch 1 of 2") == 1
+    subprocess.run([*command[:-1], str(tmp_path / "other")], stderr=subprocess.PIPE, check=True)
+
+
+def test_a_finished_run_that_lost_results_is_not_called_finished(atlas):
+    for name in ("assemble_b.failure.json", "train_scanvi_fixed.attempt1.log"):
+        (atlas / "logs/seed0" / name).unlink()
+    (atlas / "labels.csv").write_text("x")
+    assert "finished" not in status_text(atlas)
+    (atlas / MANIFEST).write_text("labels.csv\n")
+    assert status_text(atlas).endswith("\nfinished")
+    (atlas / "labels.csv").unlink()
+    assert "removed: labels.csv" in status_text(atlas)
+    assert not status_text(atlas).endswith("\nfinished")
 
 
 def test_a_job_that_has_long_said_nothing_is_named(atlas):
@@ -119,11 +182,3 @@ def test_how_to_speak_is_a_flag_of_every_command(tmp_path, flags):
     if "--json_log" in flags:
         assert [json.loads(line)["failure"]["code"] for line in lines] == ["STATUS_NONE"]
     assert ("MB at most" in lines[-1]) == (flags == ["--verbose"])
-
-
-def test_a_run_that_is_over_is_finished(atlas):
-    (atlas / "logs/seed0/assemble_b.failure.json").unlink()
-    (atlas / "logs/seed0/train_scanvi_fixed.attempt1.log").unlink()
-    assert "finished" not in status_text(atlas)
-    (atlas / MANIFEST).write_text("atlas.h5ad\n")
-    assert status_text(atlas).endswith("finished")

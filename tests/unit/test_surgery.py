@@ -226,10 +226,8 @@ def test_a_query_batch_maps_the_same_whatever_else_is_in_the_file(
     tables = []
     for k, expression in enumerate(["batch == 'query0'", "batch == 'query1'"]):
         adata[adata.obs.eval(expression)].write_h5ad(tmp_path / f"{k}.h5ad")
-    for files in (["0"], ["1"]):
-        row = Dataset(
-            id="q", path=str(tmp_path / f"{files[0]}.h5ad"), role="query", batch_key="batch"
-        )
+    for k in "01":
+        row = Dataset(id=f"q{k}", path=str(tmp_path / f"{k}.h5ad"), role="query", batch_key="batch")
         request = MapRequest(
             row, "per_batch", 0, CONFIG, SURGERY, TransferSettings(), UmapSettings(n_neighbors=5)
         )
@@ -238,20 +236,28 @@ def test_a_query_batch_maps_the_same_whatever_else_is_in_the_file(
     latents = []
     for name in ("query0", "query1"):
         registry = Registry.of(reference)
-        part = Dataset(id="q", path="x", role="query", batch_key="batch")
+        part = Dataset(id=f"q{name[-1]}", path="x", role="query", batch_key="batch")
         whole = checked_dataset(part, tmp_path / f"{name[-1]}.h5ad", CONFIG)
         query = prepare_query(whole, part, name, registry, CONFIG).adata
         latents.append(map_query(load(tmp_path / "b", CPU), query, SURGERY, "per_batch", 0).latent)
     latent = reference_latent(reference, scanvi, split, CPU)
     fitted = fit_map(latent_of(latent), UmapSettings(n_neighbors=5), 0)
+    of_run = latents[1].obsm["soft_labels"].argmax(1)
     together = assemble(latent, latents, None, fitted, TransferSettings(), [])
     assert together.adata.obs_names.is_unique
-    assert together.labels.equals(apart)
+    assert together.labels.equals(apart) and together.labels.index.is_unique
+    # as docs/your_data.md joins the labels of one run, whose barcodes other runs share
+    mine = anndata.read_h5ad(tmp_path / "1.h5ad")
+    labels = together.labels[together.labels["dataset"] == "q1"].set_index("barcode")
+    assert len(labels) == mine.n_obs
+    joined_labels = mine.obs.join(labels[["predicted_label"]])["predicted_label"]
+    assert list(joined_labels) == [scanvi.registry.labels[k] for k in of_run]
 
 
 def test_joint_mapping_of_shared_barcodes_keeps_the_truth(scanvi, reference, queries):
-    for query in queries.values():
-        query.obs_names = [f"AAAC-{k}" for k in range(query.n_obs)]
+    for name, query in queries.items():
+        query.obs["barcode"] = [f"AAAC-{k}" for k in range(query.n_obs)]
+        query.obs_names = f"{name}:" + query.obs["barcode"]
     keys = [(b, c) for b, q in queries.items() for c in q.obs_names]
     values = [t for q in queries.values() for t in q.obs["truth"].astype(str)]
     truth = pd.Series(values, index=pd.MultiIndex.from_tuples(keys))

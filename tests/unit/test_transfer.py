@@ -98,6 +98,8 @@ def test_the_map_is_fitted_on_at_most_max_cells(fitted):
 
 def latent_file(latent, batch, names, soft=None, label=None):
     obs = pd.DataFrame({"batch": batch}, index=names)
+    if label is None:  # of a query; a reference need not have been prepared here
+        obs["dataset"], obs["barcode"] = "q", [name.removeprefix("q:") for name in names]
     if label is not None:
         obs["label"], obs["split"] = label, "train"
     out = anndata.AnnData(obs=obs, obsm={"X_latent": latent})
@@ -111,15 +113,22 @@ def test_assembly_keeps_names_apart_and_truth_out_of_labels(fitted):
     half = np.full((120, 2), 0.5)
     names = [f"c{k}" for k in range(120)]
     reference = latent_file(latent, "r", names, half, ["a", "b"] * 60)
-    query = latent_file(latent[:10] + 1e-3, "q", names[:10], half[:10])
-    keys = pd.MultiIndex.from_product([["q"], names[:10]])
+    cells = [f"q:{name}" for name in names[:10]]
+    query = latent_file(latent[:10] + 1e-3, "q", cells, half[:10])
+    keys = pd.MultiIndex.from_product([["q"], cells])
     truth = pd.Series("b", index=keys)
     atlas = assemble(reference, [query], truth, fit, TransferSettings(n_neighbors=5), [])
     obs = atlas.adata.obs
-    assert obs.index.is_unique and "q:c0" in obs.index
+    assert obs.index.is_unique and {"q:c0", "reference:c0"} <= set(obs.index)
     assert (obs.loc[obs["role"] == "query", "truth"] == "b").all()
     assert (obs.loc[obs["role"] == "query", "label"] == "Unknown").all()
-    assert "truth" not in atlas.labels and list(atlas.soft_labels) == ["batch", "a", "b"]
+    assert "truth" not in atlas.labels and list(atlas.soft_labels) == [
+        "barcode",
+        "dataset",
+        "batch",
+        "a",
+        "b",
+    ]
     assert not obs.isna().drop(columns=["knn_uncertainty"]).any().any()
 
 

@@ -525,7 +525,7 @@ def test_query_cells_get_a_verdict(learned, mapped, queries, scanvi):
     assert (sure["prediction_set"] == sure["predicted_label"]).all()
     assert (sure["prediction_set_size"] == 1).all() and not sure["shifted"].any()
     assert (sure["pooled_label"] == sure["predicted_label"]).all()
-    names = list(raw.columns[1:])
+    names = list(raw.columns[3:])
     assert list(calibrated.columns) == list(raw.columns)
     for label, sure_of in (("predicted_label", "calibrated_confidence"),
                            ("pooled_label", "pooled_confidence")):  # fmt: skip

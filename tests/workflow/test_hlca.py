@@ -116,7 +116,7 @@ def test_a_query_is_mapped_onto_the_published_form(cells, saved, tmp_path, https
     assert taken["n_genes"] == 2000 and taken["has_symbols"]
     [facts] = contract["queries"].values()
     assert facts["genes_matched"] == {"query": "index", "reference": "symbols"}
-    labels = pd.read_csv(top / "labels.csv", index_col="cell_id")
+    labels = pd.read_csv(top / "labels.csv", index_col="barcode")
     assert {f"knn_{level}" for level in LEVELS} <= set(labels)
     assert {f"knn_{level}_uncertainty" for level in LEVELS} <= set(labels)
     types = pd.read_csv(DATA / "hlca_celltypes.csv", index_col=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import anndata
 import pandas as pd
 import pytest
-from tiny import CONFIG, ROOT, SHEET, TOP, jobs, snakemake, write
+from tiny import CONFIG, ROOT, SHEET, TOP, hashes, jobs, snakemake, write
 
 from atlasmap.files import sha256
 
@@ -164,3 +164,59 @@ def test_audits_and_the_other_strategies(changed):
     own = everyone[everyone["training"] == "reference"]["accuracy"].iloc[0]
     assert len(of_surgery) == 2 and (of_surgery == own).all()
     assert set(everyone["training"]) == {"reference", "surgery", "de_novo"}
+
+
+def test_what_is_deleted_comes_back_with_the_same_bytes(changed):
+    """Every table and figure."""
+    before = hashes(changed)
+    made = [path for path in before if path.split("/")[2] in ("benchmark", "figures")]
+    assert len(made) > 30
+    for path in made:
+        (changed / path).unlink()
+    snakemake(changed)
+    after = hashes(changed)
+    assert [path for path in before if after.get(path) != before[path]] == []
+
+
+def dropped(folder: Path, keep: str) -> None:
+    """Only some cells are left in the file that the whole sheet is of."""
+    adata = anndata.read_h5ad(folder / "atlas.h5ad")
+    adata[adata.obs.eval(keep).to_numpy()].copy().write_h5ad(folder / "atlas.h5ad")
+
+
+QUERY = "batch == 'b.2'"
+LESS = {
+    "a query row": (lambda f: write(f, CONFIG, SHEET[:-1]), "b.2 (100 cells, gone)"),
+    "a batch of the file": (lambda f: dropped(f, "batch != 'batch1'"), "batch1 (100 cells, gone)"),
+    "cells of the file": (lambda f: dropped(f, f"not ({QUERY} and cell_type == 'L0.0')"), "b.2 ("),
+    "cells by a filter": (
+        lambda f: write(f, CONFIG, [*SHEET[:-1], [*SHEET[-1][:-1], f"{QUERY} and n > 1"]]), "b.2 ("
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("less", LESS)
+def test_what_loses_cells_is_said_before_anything_is_overwritten(changed, less):
+    change, said = LESS[less]
+    adata = anndata.read_h5ad(changed / "atlas.h5ad")
+    adata.obs["n"] = range(adata.n_obs)
+    adata.obs["n"] = adata.obs.groupby("batch", observed=True)["n"].rank()
+    adata.write_h5ad(changed / "atlas.h5ad")
+    before = hashes(changed)
+    change(changed)
+    text = snakemake(changed, ok=False)
+    assert "CELLS_LOST" in text and said in text and "another name" in text
+    assert hashes(changed) == before
+    (changed / TOP / "data/contract.json").unlink()  # as the message says
+    snakemake(changed, "check")
+
+
+def test_two_configs_of_one_atlas(changed):
+    other = changed / "other.yaml"
+    shutil.copy(changed / "config.yaml", other)
+    before = hashes(changed)
+    text = snakemake(changed, ok=False, config=other)
+    assert "ATLAS_TAKEN" in text and "made by config.yaml" in text and hashes(changed) == before
+    assert "Nothing to be done" in snakemake(changed)
+    (changed / "config.yaml").unlink()  # renamed: no second config
+    assert "Nothing to be done" in snakemake(changed, config=other)

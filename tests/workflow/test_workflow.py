@@ -174,13 +174,15 @@ def test_the_atlas_is_whole_and_has_no_counts(done):
     assert (query["label"] == "Unknown").all() and set(query["batch"]) == set(NAMES.values())
     assert set(query["verdict"]) <= {"confident", "ambiguous", "novel"}
     labels = pd.read_csv(done / TOP / "labels.csv", keep_default_na=False)
-    assert list(labels)[:4] == ["cell_id", "batch", "predicted_label", "confidence"]
+    first = ["cell_id", "barcode", "dataset", "batch", "predicted_label", "confidence"]
+    assert list(labels)[:6] == first and labels["cell_id"].is_unique
+    assert (labels["cell_id"] == labels["dataset"] + ":" + labels["barcode"]).all()
     soft = pd.read_parquet(done / TOP / "seed0/mapping/fixed/per_batch/soft_labels.parquet")
     assert len(labels) == len(query) == len(soft)
     top = done / TOP / "seed0/mapping/fixed/per_batch"
     calibrated = pd.read_parquet(top / "soft_labels_calibrated.parquet")
     for table in (soft, calibrated):
-        assert table.drop(columns="batch").sum(axis=1).between(0.999, 1.001).all()
+        assert table.drop(columns=first[1:4]).sum(axis=1).between(0.999, 1.001).all()
     trust = pd.read_csv(done / TOP / "benchmark/trust.csv")
     assert set(trust["batch"]) == {*NAMES.values(), "all"}
     assert trust["coverage"].between(0, 1).all() and trust["novel_auroc"].between(0, 1).all()

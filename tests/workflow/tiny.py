@@ -52,12 +52,14 @@ def write(folder: Path, config: dict, sheet: list[list[str]]) -> None:
     (folder / "sheet.tsv").write_text("\n".join("\t".join(row) for row in sheet) + "\n")
 
 
-def snakemake(folder: Path, *args: str, ok: bool = True, anew: bool = False) -> str:
+def snakemake(
+    folder: Path, *args: str, ok: bool = True, anew: bool = False, config: Path | None = None
+) -> str:
     """Run in `folder` with no environment activated; output as text. `anew`: each job starts Python
     itself, as it does for users (elsewhere that is most of the time)."""
     command = [
         str(Path(sys.executable).parent / "snakemake"), "-s", str(ROOT / "Snakefile"),
-        "--directory", str(folder), "--configfile", str(folder / "config.yaml"),
+        "--directory", str(folder), "--configfile", str(config or folder / "config.yaml"),
         "--cores", "2", *args,
     ]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}

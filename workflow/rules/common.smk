@@ -19,6 +19,7 @@ from atlasmap.config import (
     variant_block,
     with_reference,
 )
+from atlasmap.data.contract import check_same_atlas
 from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.files import cells_file, model_file
@@ -69,16 +70,27 @@ CITESEQ = CONFIG.modality == "citeseq"
 MODELS = ["totalvi"] if CITESEQ else CONFIG.variants if LABELLED else ["scvi"]
 FINAL = final_of(CONFIG)
 FINAL_MODEL = FINAL.variant if FINAL.variant in MODELS else MODELS[0]
-# For the record in contract.json.
-CONFIGFILES = repeated(
-    "configfiles", [Path(f).absolute() for f in workflow.overwrite_configfiles]
-)
+# For the record in contract.json: from the working directory, which may be copied or moved.
+CONFIGFILES = [
+    (
+        Path(os.path.abspath(file)).relative_to(Path.cwd())
+        if Path(os.path.abspath(file)).is_relative_to(Path.cwd())
+        else Path(os.path.abspath(file))
+    )
+    for file in workflow.overwrite_configfiles
+]
+# What is there already loses no cell, and is overwritten by no other config, unasked.
+BEFORE = f"results/{CONFIG.atlas}/data/contract.json"
+if workflow.is_main_process:
+    check_same_atlas(Path(BEFORE), CONFIGFILES, list(DATASETS))
 PARTITIONS = read_partitions(PARTITION_FILE) if PARTITION_FILE.is_file() else {}
 GPU = 0 if CONFIG.device == "cpu" else 1
 # What a job may use; among the resources, for another figure makes no result outdated.
 MEMORY_GB = CONFIG.data.memory_gb
 MEMORY = f"--memory_gb {MEMORY_GB}" if MEMORY_GB else ""
 RUNNING = f"--checkpoint_minutes {CONFIG.checkpoint_minutes} {MEMORY}"
+# Another floor checks the reference's genes otherwise, and changes nothing of it.
+SHARED = f"--config.data.min_gene_overlap {CONFIG.data.min_gene_overlap}"
 CHECKING = f"--config.data.memory_gb {MEMORY_GB}" if MEMORY_GB else ""
 BUNDLE = [
     "settings.json",
@@ -633,6 +645,20 @@ def reported(wildcards):
             *([] if TAKEN else [f"results/{CONFIG.atlas}/benchmark/gene_gap.csv"]),
         ]
     return targets
+
+
+def kept_flags():
+    """Data sets that are read anew where results are made of them: as their command is told."""
+    again = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    read = REFERENCES if "prepare_reference" in again else []
+    read = [*read, *(QUERIES if {"find_batches", "prepare_query"} & again else [])]
+    paths = [source_path(dataset) for dataset in read]
+    if not Path(BEFORE).is_file() or not all(Path(path).exists() for path in paths):
+        return ""
+    rows = shlex.quote(json.dumps([row(dataset) for dataset in read]))
+    files = " ".join(map(shlex.quote, paths))
+    config = data_flag("min_cells_per_batch")(None)
+    return f"{files} --datasets {rows} --contract {BEFORE} {config}" if read else ""
 
 
 def doctor_flags():

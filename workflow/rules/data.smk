@@ -111,7 +111,7 @@ checkpoint write_contract:
         mem_mb=memory("write_contract", 1000),
         runtime=minutes("write_contract", 10),
         # Where the config lies is no reason to run again: folders are moved.
-        configfiles=CONFIGFILES,
+        configfiles=repeated("configfiles", CONFIGFILES),
     params:
         tree=lambda w, input: (
             f"--label_tree={shlex.quote(input.tree)}" if input.tree else ""

@@ -16,7 +16,7 @@ rule prepare_reference:
         attempt=this_attempt,
         mem_mb=memory("prepare_reference", 2000, 12),
         runtime=minutes("prepare_reference", 60),
-        checking=CHECKING,
+        checking=f"{CHECKING} {SHARED}",
     params:
         datasets=lambda w: shlex.quote(
             json.dumps([row(d, "label_key", "gene_lengths") for d in REFERENCES])

@@ -82,7 +82,8 @@ def why(job: str | None = None, *, results: Path = Path("results")) -> None:
     Parameters
     ----------
     job
-        A rule's name (its last failed job), or a log file; otherwise what failed last.
+        The name of a rule or command (its last failed job), or a log file; otherwise what failed
+        last.
     results
         Where results are.
     """
@@ -92,7 +93,8 @@ def why(job: str | None = None, *, results: Path = Path("results")) -> None:
 
 
 def status(folder: Path | None = None) -> None:
-    """Say how far a run is: jobs done, running and failed by command, and the time left.
+    """Say how far a run is: jobs done, running and failed by command, how far each training is,
+    and the time left.
 
     Example: atlasmap status results/pbmc68k
 
@@ -166,8 +168,10 @@ def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> 
         )
     facts = json.loads(contract.read_text(encoding="utf-8"))
     given: dict = {}
-    for path in configfile or facts["configfiles"] or ["config/config.yaml"]:
-        given = merged(given, read_config(Path(path)))
+    run = folder.absolute().parent.parent  # where paths in the contract start
+    recorded = [run / path for path in facts["configfiles"]]
+    for path in configfile or recorded or [Path("config/config.yaml")]:
+        given = merged(given, read_config(path))
     config, sizes, chosen = load_config(given), Sizes.of(facts), pick_device(device)
     speeds = probe(sizes, config, chosen)
     raw = forecast(sizes, config, given, speeds)

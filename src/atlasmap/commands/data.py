@@ -52,7 +52,7 @@ def fetch(
 ) -> None:
     """Download a data set, or make a builtin one.
 
-    Example: atlasmap fetch builtin:pbmc68k_reduced --out data/pbmc68k.h5ad
+    Example: atlasmap fetch builtin:pbmc68k --out data/pbmc68k.h5ad
 
     Parameters
     ----------
@@ -118,9 +118,34 @@ def find_batches(
     out
         List of batch names (.json).
     """
-    from atlasmap.data.prepare import query_batches
+    from atlasmap.data.prepare import sizes_of_batches
 
-    write_json(out, query_batches(dataset, path, config))
+    write_json(out, sorted(sizes_of_batches(dataset, path, config)))
+
+
+def check_kept(
+    *paths: Path, datasets: list[Dataset], contract: Path, config: DataConfig = DataConfig()
+) -> None:
+    """Compare data sets with the results that a run would overwrite: no batch has lost cells.
+
+    Example: atlasmap check-kept raw.h5ad --datasets '{"id": "raw", "path": "raw.h5ad", "role":
+    "reference", "batch_key": "donor"}' --contract results/ATLAS/data/contract.json
+
+    Parameters
+    ----------
+    paths
+        Files of the data sets, in their order.
+    datasets
+        Rows of the sheet (JSON).
+    contract
+        contract.json of the results.
+    """
+    from atlasmap.data.contract import check_kept, sizes_in
+    from atlasmap.data.prepare import sizes_of_batches
+
+    found = [sizes_of_batches(*of, config) for of in zip(datasets, paths, strict=True)]
+    now = {name: n for sizes in found for name, n in sizes.items()}
+    check_kept(sizes_in(contract, [dataset.id for dataset in datasets]), now, contract)
 
 
 def prepare_query(

@@ -20,7 +20,7 @@ class GivenCells:
     """Counts or minified (.h5ad); none: adata.h5ad beside the model, if it is there. Without it
     there is no latent, and so no kNN labels and no map."""
     layer: str = ""
-    """Where the counts are: X, or a layer; empty: where the model had them."""
+    """Where the counts are: X, a layer, or raw (raw.X); empty: where the model had them."""
     counts: Literal["integer", "corrected_float"] = "integer"
     """corrected_float admits non-integer counts (SoupX, CellBender)."""
     in_order: bool = False
@@ -30,7 +30,7 @@ class GivenCells:
 
 def read_cells(given: GivenCells, model: Path):
     """The cells that were given, or those beside the model; None if there are none."""
-    from atlasmap.data.readers import read_any
+    from atlasmap.data.readers import Wanted, read_any
     from atlasmap.exchange.files import cells_file
     from atlasmap.exchange.importing import Cells
 
@@ -39,7 +39,8 @@ def read_cells(given: GivenCells, model: Path):
     if path is None:
         return None
     own = given.in_order or path == beside
-    return Cells(read_any(path), str(path), given.layer, given.counts, own)
+    adata = read_any(path, Wanted(given.layer or None))
+    return Cells(adata, str(path), given.layer, given.counts, own)
 
 
 def import_scvi(
@@ -66,16 +67,19 @@ def import_scvi(
     """
     from atlasmap.bundle import save
     from atlasmap.device import pick_device
+    from atlasmap.errors import said_as_flags
     from atlasmap.exchange.files import model_file
     from atlasmap.exchange.importing import bundle_of, latent_in, symbols_in
     from atlasmap.exchange.saves import read_save
     from atlasmap.files import sha256
 
     read, file = read_save(path, prefix), model_file(path, prefix)
-    found = read_cells(cells, file)
+    with said_as_flags("--", counts="layer"):
+        found = read_cells(cells, file)
     bundle = bundle_of(read, file, symbols_in(found.adata, read.genes) if found else None)
     bundle.model.to(pick_device(device))
-    latent = latent_in(found, bundle, read) if found else None
+    with said_as_flags("--", counts="layer"):
+        latent = latent_in(found, bundle, read) if found else None
     save(bundle, out)
     variant = f", classifier {bundle.about['variant']}" if "variant" in bundle.about else ""
     print(f"{read.model} of scvi-tools {read.version}{variant}: {out}")

@@ -29,7 +29,8 @@ def plot_loss_curves(history: Path, *, out: Figure, seed: int | None = None) -> 
         Only this seed; otherwise all, and their mean.
     """
     from atlasmap.figures.loss_curves import draw_loss_curves
-    from atlasmap.figures.style import read_table, save
+    from atlasmap.figures.style import save
+    from atlasmap.files import read_table
 
     save(draw_loss_curves(read_table(history), seed), out)
 
@@ -48,7 +49,8 @@ def plot_confusion(confusion: Path, *, out: Figure, split: Literal["validation",
         Held-out reference cells, or query cells with a known label.
     """
     from atlasmap.figures.confusion import draw_confusion
-    from atlasmap.figures.style import read_table, save
+    from atlasmap.figures.style import save
+    from atlasmap.files import read_table
 
     save(draw_confusion(read_table(confusion), split), out)
 
@@ -103,7 +105,8 @@ def plot_scib_table(scib: Path, *, out: Figure) -> None:
         Table of score-embeddings (.csv), of any number of seeds.
     """
     from atlasmap.figures.scib_table import draw_scib_table
-    from atlasmap.figures.style import read_table, save
+    from atlasmap.figures.style import save
+    from atlasmap.files import read_table
 
     save(draw_scib_table(read_table(scib)), out)
 
@@ -156,7 +159,8 @@ def plot_reliability(reliability: Path, *, out: Figure) -> None:
         reliability.csv of score-labels.
     """
     from atlasmap.figures.reliability import draw_reliability
-    from atlasmap.figures.style import read_table, save
+    from atlasmap.figures.style import save
+    from atlasmap.files import read_table
 
     save(draw_reliability(read_table(reliability)), out)
 
@@ -175,7 +179,8 @@ def plot_risk_coverage(risk_coverage: Path, *, out: Figure, risk: float | None =
         The risk that confident cells may have, drawn as a line.
     """
     from atlasmap.figures.risk_coverage import draw_risk_coverage
-    from atlasmap.figures.style import read_table, save
+    from atlasmap.figures.style import save
+    from atlasmap.files import read_table
 
     save(draw_risk_coverage(read_table(risk_coverage), risk), out)
 
@@ -198,7 +203,8 @@ def plot_shifts(shifts: Path, *, out: Figure, variant: str, strategy: str, seed:
         Its seed.
     """
     from atlasmap.figures.shifts import draw_shifts
-    from atlasmap.figures.style import read_table, save
+    from atlasmap.figures.style import save
+    from atlasmap.files import read_table
 
     table = read_table(shifts)
     for key, value in {"variant": variant, "strategy": strategy, "seed": seed}.items():

@@ -17,7 +17,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import atlasmap
-from atlasmap.commands.saying import in_red, listen, used
+from atlasmap.commands.saying import in_red, keep_terminal, listen, used
 from atlasmap.errors import AtlasmapError
 from atlasmap.jobs import slurm
 from atlasmap.jobs.failures import (
@@ -46,6 +46,7 @@ COMMANDS = {
     "prepare-reference": ("data:prepare_reference", "Check reference data, choose genes."),
     "find-batches": ("data:find_batches", "List the batches of a query data set."),
     "prepare-query": ("data:prepare_query", "Check a query batch and align its genes."),
+    "check-kept": ("data:check_kept", "Whether data have all cells that results were made of."),
     "write-contract": ("data:write_contract", "Gather what was checked and decided."),
     "take-reference": ("reference:take_reference", "Take over a trained reference."),
     "describe-reference": ("reference:describe_reference", "Facts of a reference taken over."),
@@ -200,6 +201,7 @@ def give_up(
 
 def attempted(words: list[str], path: Path, attempt: int) -> int:
     """Run a job's command, its output in `path`, unless it would only fail again."""
+    keep_terminal()
     kept = write_to(path, attempt)
     say_where(words, attempt)
     before = hopeless(path, words, attempt)

@@ -202,7 +202,7 @@ def map_file(
     reference
         Folder of the reference's bundle, with its reference_latent.h5ad.
     query
-        The query (.h5ad, 10x .h5, mtx folder, .zarr).
+        The query (.h5ad, .h5mu, 10x .h5, mtx folder, .zarr).
     out
         Folder: atlas.h5ad, labels.csv, soft_labels.parquet, contract.json, mapping/.
     strategy
@@ -211,13 +211,15 @@ def map_file(
     from atlasmap.api import MapRequest, map_dataset
     from atlasmap.commands.results import write_atlas
     from atlasmap.device import pick_device
+    from atlasmap.errors import said_as_flags
     from atlasmap.files import slug
 
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", query.stem).lstrip("_.-") or "query"
     dataset = Dataset(id=name, path=str(query), role="query", **asdict(columns))
     settings = (config, how.on(reference), transfer, umap, label_tree, how.denoise)
     request = MapRequest(dataset, strategy, seed, *settings)
-    mapped = map_dataset(reference, request, pick_device(device))
+    with said_as_flags():
+        mapped = map_dataset(reference, request, pick_device(device))
     write_json(out / "contract.json", {"queries": mapped.facts})
     for group, mapping in mapped.mappings.items():
         folder = out / "mapping" / slug(group)

@@ -115,12 +115,22 @@ def explore(atlas: Path, *, port: int = 8000) -> None:
         serve(page, port)
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves one page, whatever is asked for, and says nothing of it."""
+    """Serves one page, whatever is asked for, and says nothing of it; to this machine alone, by
+    whatever name another site would have it called."""
 
     def __init__(self, *given, page: Path):
         self.page = page
         super().__init__(*given)
+
+    def do_GET(self) -> None:
+        if self.headers.get("Host", "").rpartition(":")[0].strip("[]") in LOOPBACK:
+            super().do_GET()
+        else:
+            self.send_error(403, "Only localhost is served")
 
     def translate_path(self, path: str) -> str:
         return str(self.page)
@@ -130,7 +140,14 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def serve(page: Path, port: int) -> None:
-    """Serve `page` on the loopback; returns at Ctrl-C. Raises PORT_TAKEN."""
+    """Serve `page` on the loopback; returns at Ctrl-C. Raises PORT_INVALID, PORT_TAKEN."""
+    if not 0 <= port < 2**16:
+        raise AtlasmapError(
+            "PORT_INVALID",
+            expected="a port from 1 to 65535, or 0 for any that is free",
+            found=f"--port {port}",
+            mend="give another: --port 8001",
+        )
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), partial(Quiet, page=page))
     except OSError as error:

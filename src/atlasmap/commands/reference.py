@@ -280,7 +280,7 @@ def card(
         The reference with its counts (.h5ad); without it the posterior predictive checks are left
         out.
     layer
-        Where the counts are: X, or a layer.
+        Where the counts are: X, a layer, or raw (raw.X).
     card
         What the data do not say.
     """
@@ -288,16 +288,19 @@ def card(
     from atlasmap.card.checks import tables_of
     from atlasmap.card.facts import facts_of
     from atlasmap.card.page import as_json, as_markdown
+    from atlasmap.data.readers import Wanted, read_any
     from atlasmap.device import pick_device
+    from atlasmap.errors import said_as_flags
     from atlasmap.labels.calibrated import read_calibration
     from atlasmap.mapping.given import read_latent
     from atlasmap.report.pages import as_html
 
-    cells = anndata.read_h5ad(counts) if counts else None
     model, latent = load(bundle, pick_device("cpu")), read_latent(bundle)
     learned = read_calibration(bundle / CALIBRATION) if (bundle / CALIBRATION).is_file() else None
     facts = facts_of(model, latent, card, learned)
-    tables = tables_of(model, latent, cells, layer, card)
+    with said_as_flags("--", counts="layer"):
+        cells = read_any(counts, Wanted(layer)) if counts else None
+        tables = tables_of(model, latent, cells, layer, card)
     out, text = out or bundle, as_markdown(facts, tables, bundle)
     write_json(out / "card.json", as_json(facts, tables))
     page = as_html(text.split("---\n", 2)[2])  # without the front matter

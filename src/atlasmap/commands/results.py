@@ -140,7 +140,8 @@ def gather_tables(*tables: Path, out: Table) -> None:
     tables
         Tables with the same columns (.csv).
     """
-    write_table(out, pd.concat([pd.read_csv(path) for path in tables]))
+    as_written = {"dtype": str, "keep_default_na": False}
+    write_table(out, pd.concat([pd.read_csv(path, **as_written) for path in tables]))
 
 
 def gather_certificates(*certificates: Path, out: Path) -> None:

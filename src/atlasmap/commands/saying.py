@@ -46,6 +46,17 @@ def listen(level: int = logging.INFO, *, as_json: bool = False) -> None:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
+def keep_terminal() -> None:
+    """Before stderr becomes a file: lines on how far a training is go on to the terminal, too, if
+    there is one."""
+    if not os.isatty(2):
+        return
+    handler = logging.StreamHandler(os.fdopen(os.dup(2), "w", encoding="utf-8"))
+    handler.addFilter(lambda record: hasattr(record, "progress"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.getLogger("atlasmap").addHandler(handler)
+
+
 def used() -> str:
     """Time and memory that this process has used so far."""
     spent = resource.getrusage(resource.RUSAGE_SELF)

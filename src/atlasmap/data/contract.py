@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from atlasmap.config import read_config
 from atlasmap.errors import AtlasmapError, listed
 
 
@@ -17,10 +18,39 @@ def gathered(queries: Sequence[Path], reference: Path, configfiles: Sequence[Pat
     }
 
 
+def left_out(contract: dict) -> list[str]:
+    """What of the data a model is not given, or given otherwise than it seems: a line each."""
+    found, lines = contract["reference"], []
+    rare = found.get("rare_labels_unlabelled", {})
+    unlabelled = found.get("n_unlabelled", 0) - sum(rare.values())
+    if unlabelled > 0 and isinstance(found.get("labels"), dict):
+        share = unlabelled / found["n_cells"]
+        lines.append(f"{unlabelled:,} reference cells ({share:.1%}) have no label")
+    if rare:
+        named = listed(
+            f"{label} ({n} {'cell' if n == 1 else 'cells'})" for label, n in rare.items()
+        )
+        lines.append(
+            f"labels of too few cells to be learned, which no query cell can be called: {named}; "
+            "data.min_cells_per_label"
+        )
+    sizes = found.get("n_genes_of_datasets", {})
+    if len(sizes) > 1:
+        of_each = listed(f"{name} {n:,}" for name, n in sizes.items())
+        lines.append(f"genes: {of_each}; shared by all {found['n_genes_shared']:,}")
+    for facts in (found, *contract["queries"].values()):
+        odd = facts.get("unreadable", {}).items()
+        lines += [f"left out of {name}, as it cannot be read: {why}" for name, why in odd]
+    for batch, fact in contract["queries"].items():
+        lines += [f"query batch {batch}: {warning}" for warning in gene_warnings(fact)]
+    return lines
+
+
 def in_words(contract: dict) -> str:
     """What is printed of it."""
     found = contract["reference"]
     lines = [f"reference: {found['n_cells']} cells, {found['n_genes']} genes"]
+    lines += left_out(contract)
     panel = found.get("panel", {"proteins": [], "proteins_missing": {}})
     if panel["proteins"]:
         lines.append(f"panel: {len(panel['proteins'])} proteins")
@@ -34,6 +64,18 @@ def in_words(contract: dict) -> str:
     return "\n".join(lines)
 
 
+def gene_warnings(fact: dict) -> list[str]:
+    """What of a query's missing genes is odd."""
+    spelled, lines = fact.get("genes_spelled_otherwise", {}), []
+    if spelled:
+        pairs = listed(f"{ours} is {theirs} there" for ours, theirs in spelled.items())
+        lines.append(f"{len(spelled)} genes are missing by their spelling alone: {pairs}")
+    for name, family in fact.get("gene_families_missing", {}).items():
+        said = f"{len(family['missing'])} of {family['of']} {name} genes"
+        lines.append(f"lacks {said}: {listed(family['missing'])}")
+    return lines
+
+
 def protein_overlap(fact: dict, n: int) -> str:
     """A query's proteins beside the reference's `n`: clones of one antigen have other names."""
     said = f"{fact['n_proteins']} of {n} proteins"
@@ -43,6 +85,78 @@ def protein_overlap(fact: dict, n: int) -> str:
         said += "; left out, as the reference lacks them: "
         said += listed(fact["proteins_not_in_reference"])
     return said
+
+
+def read_before(contract: Path) -> dict:
+    """The contract of the results that a run would overwrite; empty where there are none."""
+    try:
+        said = json.loads(contract.read_text(encoding="utf-8"))
+        return said if isinstance(said.get("queries"), dict) else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def sizes_in(contract: Path, datasets: Sequence[str]) -> dict[str, int]:
+    """Cells of each batch of these data sets in the results; of the reference, whose batches are
+    not told apart by data set, if all of its data sets are among them."""
+    before = read_before(contract)
+    if not before:
+        return {}
+    queries, reference = before["queries"].items(), before["reference"]
+    sizes = {name: fact["n_cells"] for name, fact in queries if fact["dataset"] in datasets}
+    if set(reference.get("datasets", [])) <= set(datasets):
+        sizes |= reference.get("batches", {})
+    return sizes
+
+
+def check_kept(before: dict[str, int], now: dict[str, int], contract: Path) -> None:
+    """Raise CELLS_LOST if batches of the results that are there (cells of each) have fewer now."""
+    lost = [
+        f"{name} ({n} cells, {f'now {now[name]}' if name in now else 'gone'})"
+        for name, n in before.items()
+        if now.get(name, 0) < n
+    ]
+    if lost:
+        raise AtlasmapError(
+            "CELLS_LOST",
+            expected=f"every cell that the results have (by {contract})",
+            found=f"fewer in the data: {listed(lost)}",
+            mend="put them back (file, sheet, `obs_filter` in the sheet); or give `atlas` another "
+            f"name, which keeps these results; or, if they are to go, remove {contract}",
+        )
+
+
+def check_same_atlas(contract: Path, configfiles: Sequence[Path], datasets: Sequence[str]) -> None:
+    """What is there under this name is of this config, and of no more data sets than the sheet's:
+    raises ATLAS_TAKEN, CELLS_LOST."""
+    before = read_before(contract)
+    if not before:
+        return
+    own = {path.resolve() for path in configfiles}
+    others = [path for path in map(Path, before["configfiles"]) if path.resolve() not in own]
+    name = contract.parent.parent.name
+    if own and len(others) == len(before["configfiles"]):
+        taken = [path for path in others if path.is_file() and names_atlas(path, name)]
+        if taken:
+            raise AtlasmapError(
+                "ATLAS_TAKEN",
+                expected=f"one config for the results in {contract.parent.parent}",
+                found=f"made by {listed(taken)}, which names the same atlas; this run is of "
+                f"{listed(configfiles)}",
+                mend="give `atlas` another name in one of them; or, if this one is to overwrite "
+                f"what the other made, remove {contract}",
+            )
+    queries = before["queries"].items()
+    gone = {name: fact["n_cells"] for name, fact in queries if fact["dataset"] not in datasets}
+    check_kept(gone, {}, contract)
+
+
+def names_atlas(config: Path, name: str) -> bool:
+    """Whether a config is of the atlas of that name."""
+    try:
+        return read_config(config).get("atlas") == name
+    except AtlasmapError:
+        return False
 
 
 def check_masked(masked: list[str], contract: dict) -> None:

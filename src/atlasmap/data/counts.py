@@ -13,6 +13,7 @@ from atlasmap.data.structure import Damaged
 from atlasmap.errors import AtlasmapError, listed
 
 CORRECTED = "corrected_float"  # what `counts` in the config may say of ambient-corrected counts
+RAW = "raw"  # what `counts` says of raw.X, as CELLxGENE and scanpy keep counts
 SAMPLE, LEAST = 200, 10  # cells looked at, and counts above zero that such a cell must have
 # What normalisation does to counts scaled to one depth, undone.
 LARGEST_LOG = 20.0
@@ -25,18 +26,22 @@ UNDONE = {
 
 
 def matrix_at(adata: anndata.AnnData, where: str, name: str):
-    """The matrix in X or in a layer; raises LAYER_MISSING, FILE_UNREADABLE."""
+    """The matrix in X (of what was read of raw, too) or in a layer; raises LAYER_MISSING,
+    FILE_UNREADABLE."""
     check_readable(adata, "X" if where == "X" else f"layers/{where}", name)
     if where == "X" and adata.X is not None:
         return adata.X
     if where in adata.layers:
         return adata.layers[where]
+    if where == RAW and adata.X is not None:
+        return adata.X
+    raw = "" if adata.raw is None else f"; raw.X with {adata.raw.n_vars} genes"
     raise AtlasmapError(
         "LAYER_MISSING",
         expected=f"counts in {where!r}",
-        found=f"X{' (empty)' if adata.X is None else ''}; layers: {listed(adata.layers)}",
-        mend="name the right one: `counts` in the sheet, or --layer"
-        + ("; `counts: corrected_float` goes into the config" if where == CORRECTED else ""),
+        found=f"X{' (empty)' if adata.X is None else ''}; layers: {listed(adata.layers)}{raw}",
+        mend=counts_elsewhere(adata, where)
+        + ("; or set `counts: corrected_float` in the config" if where == CORRECTED else ""),
     )
 
 
@@ -60,16 +65,17 @@ def holds_counts(matrix) -> bool:
 
 
 def counts_elsewhere(adata: anndata.AnnData, where: str) -> str:
-    """Where in the file counts are, for the mend of COUNTS_NOT_INTEGER."""
+    """Where else in the file counts are, for the mend of an error."""
     places = {name: adata.layers[name] for name in adata.layers if name != where}
     if where != "X" and adata.X is not None:
         places["X"] = adata.X
     if adata.raw is not None:
-        places["raw.X (make it a layer)"] = adata.raw.X
+        places[RAW] = adata.raw.X
     found = [name for name, matrix in places.items() if holds_counts(matrix)]
+    looked_at = f"looked at: {listed(places)}" if places else "there is nothing else"
     if found:
         return f"counts seem to be in {listed(found)}: name it as `counts` in the sheet"
-    return "no other layer holds counts either: go back to the count matrix"
+    return f"go back to the count matrix: nothing else in the file holds counts ({looked_at})"
 
 
 @dataclass(frozen=True)

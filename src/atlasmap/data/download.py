@@ -15,6 +15,7 @@ import urllib3
 from tqdm import tqdm
 
 from atlasmap.errors import AtlasmapError
+from atlasmap.files import check_url
 
 log = logging.getLogger("atlasmap")
 # At INFO pooch advises on arguments of pooch.retrieve, which users here never see.
@@ -86,6 +87,7 @@ class Downloader:
                     raise self.failed(url, f"{found} (try {k} of {k})", AGAIN) from error
                 time.sleep(self.wait_s * 2 ** (k - 1))
         self.check_sum(url)
+        self.check_data(url)
         os.replace(self.partial, output_file)
         self.facts.unlink(missing_ok=True)
 
@@ -141,8 +143,8 @@ class Downloader:
         if status not in (200, 206):
             raise Interrupted(f"the server answered {answer}")
         if status == 200:
-            length = response.headers.get("Content-Length")
-            self.total = int(length) if length else None
+            length = response.headers.get("Content-Length", "")
+            self.total = int(length) if length.isdecimal() else None
             if self.total is None and not (response.raw.chunked or self.sha256):
                 found = "a server that does not say how long the file is"
                 raise self.failed(url, found, "give `sha256` in the sheet, to know it is whole")
@@ -181,6 +183,23 @@ class Downloader:
             check_answer(str(error)[:3], str(error), url)
             raise Interrupted(f"{type(error).__name__}: {error}") from error
 
+    def check_data(self, url: str) -> None:
+        """Raise DOWNLOAD_NOT_DATA, leaving nothing, if what came is nothing, or a page to read."""
+        with open(self.partial, "rb") as file:
+            begins = file.read(1024).lstrip().lower()
+        page = begins.startswith((b"<!doctype html", b"<html"))
+        if self.size() and not page:
+            return
+        found = "a page of HTML" if page else "nothing: a file of 0 bytes"
+        self.discard()
+        raise AtlasmapError(
+            "DOWNLOAD_NOT_DATA",
+            expected=f"a file of data at {url}",
+            found=found,
+            mend="give the URL that the page's download button leads to (open it in a browser: a "
+            "login or a licence may come first), or download by hand and give the path",
+        )
+
     def check_sum(self, url: str) -> None:
         """Raise DOWNLOAD_CHECKSUM, leaving no wrong file, if the sum is not the known one."""
         found = pooch.file_hash(str(self.partial))
@@ -210,13 +229,13 @@ def download(
 
     `wait_s` (seconds) is the wait after the first try and doubles; `timeout_s` (seconds) is how
     long a server may be silent. An `out` that is there is kept if it has `sha256`, or if none is
-    known. Raises DOWNLOAD_NOT_FOUND, _REFUSED, _CHECKSUM, and _FAILED (all tries used, or the
-    disk or the URL is wrong); after DOWNLOAD_FAILED the next call resumes.
+    known. Raises URL_SCHEME, DOWNLOAD_NOT_FOUND, _REFUSED, _CHECKSUM, _NOT_DATA (a page, or
+    nothing), and _FAILED (all tries used, or the disk is wrong); after DOWNLOAD_FAILED the next
+    call resumes.
     """
+    check_url(url, "a file to download")
     out, sha256 = Path(out), sha256.lower()
     fetch = Downloader(out, sha256, tries, wait_s, timeout_s)
-    if not url.startswith(("http://", "https://", "ftp://")):
-        raise fetch.failed(url, "another kind of URL", "give one of http, https or ftp")
     try:
         pooch.retrieve(url, sha256 or None, fname=out.name, path=out.parent, downloader=fetch)
     except OSError as error:

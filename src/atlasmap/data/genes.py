@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from atlasmap.data.blocks import each_block, is_lazy
+from atlasmap.data.missing_genes import spelled_otherwise
 from atlasmap.data.stored import check_readable
 from atlasmap.data.variable import variable_genes
 from atlasmap.errors import AtlasmapError, listed
@@ -19,6 +20,8 @@ from atlasmap.settings import DataSettings
 log = logging.getLogger("atlasmap")
 VERSIONED = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
 SYMBOLS = ("feature_name", "gene_symbol", "gene_symbols", "gene_name", "gene_names", "symbol")
+RAW_GENES = "_genes_of_raw"  # key of uns: raw's genes, where counts were not taken from there
+FEW = 0.2  # of the reference's genes; who has fewer names genes otherwise
 SPANS = (0.3, 0.5, 0.8, 1.0)  # loess spans tried in turn: small batches need a wider one
 
 
@@ -58,18 +61,24 @@ def gene_symbols(adata: anndata.AnnData) -> np.ndarray | None:
     return None
 
 
-def choose_genes(reference: anndata.AnnData, settings: DataSettings) -> tuple[np.ndarray, dict]:
+def choose_genes(
+    reference: anndata.AnnData, settings: DataSettings, sizes: dict[str, int]
+) -> tuple[np.ndarray, dict]:
     """Mask of the genes to keep (seurat_v3 by batch) and how they were chosen.
 
-    Raises HVG_TOO_MANY if more are asked for than there are.
+    Raises HVG_TOO_MANY if more are asked for than there are (`sizes`: genes of each data set).
     """
     n = settings.n_top_genes
     if n is not None and n > reference.n_vars:
+        of_each = listed(f"{name}: {size}" for name, size in sizes.items())
         raise AtlasmapError(
             "HVG_TOO_MANY",
-            expected=f"data.n_top_genes ≤ {reference.n_vars}, the genes all references share",
-            found=f"data.n_top_genes: {n}",
-            mend="lower it, or set it to null to keep all genes",
+            expected=f"data.n_top_genes ≤ {reference.n_vars}, the genes all data sets share",
+            found=f"data.n_top_genes: {n}; genes of each data set: {of_each}",
+            mend="lower it, or set it to null to keep all genes"
+            if min(sizes.values()) == reference.n_vars
+            else "leave out the data set that shares few genes with the others, or take it from "
+            "before genes were filtered; or lower data.n_top_genes",
         )
     if n is None or n == reference.n_vars:
         return np.ones(reference.n_vars, bool), {"flavor": "all"}
@@ -120,12 +129,13 @@ class Match:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Counts in the reference's gene order (cells × genes, CSR or lazy; missing genes are zero) and
-    how the genes were matched."""
+    """Counts in the reference's gene order (cells × genes, CSR or lazy; missing genes are zero),
+    how the genes were matched, and the query's names of those that were matched so."""
 
     counts: Any
     match: Match
     missing: list[str]
+    names: pd.Index
 
 
 def places(names: pd.Index, wanted: pd.Index) -> np.ndarray:
@@ -157,6 +167,62 @@ def best_match(
     return max(others, key=lambda match: match.overlap)
 
 
+def named_as(
+    first: anndata.AnnData, other: anndata.AnnData, name: str, least: float
+) -> anndata.AnnData:
+    """Another data set of the reference with the `first` one's gene ids, where both name genes
+    differently (ids in one, symbols in the other); raises GENES_LOW_OVERLAP where they share less
+    than `least` of the smaller one's genes."""
+    genes, symbols = first.var_names, first.var.get("symbol")
+    match = best_match(other, list(genes), None if symbols is None else list(symbols), least)
+    found = match.at >= 0
+    share = found.sum() / min(len(genes), other.n_vars)
+    if share < least or not found.any():
+        raise low_overlap(other, match, genes, least, name, share)
+    if not match.column and match.names == "ids":
+        return other
+    out = other[:, match.at[found]].copy()
+    out.var_names = genes[found]
+    return out
+
+
+def names_of(adata: anndata.AnnData, match: Match) -> pd.Index:
+    """The names of a query's genes that were read."""
+    return pd.Index(adata.var[match.column].astype(str)) if match.column else adata.var_names
+
+
+def low_overlap(
+    adata: anndata.AnnData, match: Match, genes: pd.Index, least: float, name: str, share: float
+) -> AtlasmapError:
+    """GENES_LOW_OVERLAP, which tells names that are written otherwise from genes that are not
+    there."""
+    missing = [str(gene) for gene in genes[match.at < 0]]
+    spelled = spelled_otherwise(missing, names_of(adata, match))
+    found = f"{share:.1%} in {name} at best ({match.column or 'its ids'} against the reference's "
+    found += f"{match.names}); missing: {listed(missing)}"
+    raw = adata.uns.get(RAW_GENES, [])
+    if len(set(raw) & set(missing)) > len(missing) / 2:
+        mend = f"its raw has {len(raw)} genes, these among them: name raw as `counts` in the sheet"
+    elif len(spelled) > len(missing) / 2:
+        pairs = listed(f"{ours} is {theirs} there" for ours, theirs in spelled.items())
+        found += f"; spelled otherwise: {len(spelled)} ({pairs})"
+        mend = "rename its genes as the reference spells them"
+    elif match.overlap > FEW:
+        mend = (
+            "the ids are right, these genes are not in the file: take it from before genes were "
+            "filtered; or accept fewer by `data.min_gene_overlap` in the config"
+        )
+    else:
+        mend = "convert the gene ids, or name a column of var as `gene_id` in the sheet"
+    return AtlasmapError(
+        "GENES_LOW_OVERLAP",
+        expected=f"at least {least:.0%} of the reference's {len(genes)} genes "
+        "(data.min_gene_overlap)",
+        found=found,
+        mend=mend,
+    )
+
+
 def align(
     adata: anndata.AnnData, genes: list[str], symbols: list[str] | None, least: float, name: str
 ) -> Alignment:
@@ -168,16 +234,7 @@ def align(
     found = match.at >= 0
     missing = [gene for gene, there in zip(genes, found, strict=True) if not there]
     if match.overlap < least:
-        raise AtlasmapError(
-            "GENES_LOW_OVERLAP",
-            expected=f"at least {least:.0%} of the reference's {len(genes)} genes "
-            "(data.min_gene_overlap)",
-            found=f"{match.overlap:.1%} in {name} at best ({match.column or 'its ids'} against "
-            f"the reference's {match.names}); missing: {listed(missing)}",
-            mend="convert the gene ids"
-            + ("" if symbols else "; the reference has no symbols to try")
-            + ", or name a column of var as `gene_id` in the sheet",
-        )
+        raise low_overlap(adata, match, pd.Index(genes), least, name, match.overlap)
     place = sparse.csr_matrix(
         (np.ones(found.sum(), np.float32), (match.at[found], np.flatnonzero(found))),
         shape=(adata.n_vars, len(genes)),
@@ -188,4 +245,5 @@ def align(
         out.sort_indices()
         return out
 
-    return Alignment(each_block(adata.X, placed, len(genes)), match, missing)
+    counts = each_block(adata.X, placed, len(genes))
+    return Alignment(counts, match, missing, names_of(adata, match))

@@ -1,5 +1,7 @@
 """Cells' metadata: filter, batch, label, covariates, each checked."""
 
+import re
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -11,11 +13,26 @@ from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import slug
 from atlasmap.settings import DataConfig
 
+UNLABELED_CATEGORY = DataConfig().unlabeled_category
+
 ONTOLOGY = "label_ontology_term_id"  # as CELLxGENE's schema calls such columns
 LONGEST_NAME = 200  # of a batch as a file name; file systems allow 255 with our endings
 
 
 MISSING = ("", "nan", "NaN", "<NA>", "None")  # what text columns hold where there was no value
+# Words (without case, spaces, hyphens, underscores) that stand in label columns for: no label.
+NO_LABEL = {
+    "", "?", "/", ".", "na", "n/a", "#n/a", "null", "none", "missing", "unknown", "unknowns",
+    "unknowncell", "unknowncells", "unkn", "unk", "unassigned", "notassigned", "notavailable",
+    "notapplicable", "unlabeled", "unlabelled", "nolabel", "unannotated", "notannotated",
+    "unclassified", "unclassifiable", "undetermined", "undefined", "unidentified", "unclear",
+    "uncertain", "ambiguous", "tbd", "todo", "rejected", "remove", "removed",
+    "excluded", "exclude", "discard", "filtered", "failed", "failedqc", "lowquality",
+    "lowqualitycell", "lowqualitycells", "lowq", "lq", "poorquality", "badquality", "doublet",
+    "doublets", "multiplet", "multiplets", "debris", "emptydroplet", "emptydroplets", "empty",
+    "artifact", "artefact", "noise", "contamination", "contaminated", "dead", "deadcell",
+    "deadcells", "dying", "junk", "trash",
+}  # fmt: skip
 
 
 def as_text(values: pd.Series) -> pd.Series:
@@ -28,16 +45,16 @@ def as_text(values: pd.Series) -> pd.Series:
     return text.mask(text.isin(MISSING), "")
 
 
-def column(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
-    """A column of obs; raises OBS_KEY_MISSING naming those there are, FILE_UNREADABLE."""
+def column(adata: anndata.AnnData, key: str, what: str, name: str, said: str) -> pd.Series:
+    """A column of obs, which somebody `said` to be `what`; raises OBS_KEY_MISSING naming those
+    there are, FILE_UNREADABLE."""
     check_readable(adata, f"obs/{key}", name)
     if key not in adata.obs:
         raise AtlasmapError(
             "OBS_KEY_MISSING",
             expected=f"{what} of {name} in obs column {key!r}",
             found=f"columns: {listed(adata.obs.columns, 40)}",
-            mend="name the right column: batch_key, label_key or truth_key in the sheet, "
-            "covariates or label_levels in the config, a flag of `atlasmap map`",
+            mend=f"name the right column: {said}",
         )
     return adata.obs[key]
 
@@ -56,7 +73,7 @@ def filtered(adata: anndata.AnnData, dataset: Dataset) -> anndata.AnnData:
             "FILTER_EMPTY",
             expected=f"cells in {dataset.id}",
             found=f"none left after obs_filter {dataset.obs_filter!r}",
-            mend="correct obs_filter in the sheet",
+            mend="correct `obs_filter` in the sheet",
         )
     twice = adata.obs_names[adata.obs_names.duplicated()].unique()
     if len(twice):
@@ -74,7 +91,8 @@ def batches(adata: anndata.AnnData, dataset: Dataset, least: int) -> pd.Series:
     if not dataset.batch_key:
         values = pd.Series(dataset.id, index=adata.obs_names)
     else:
-        values = column(adata, dataset.batch_key, "the batch", dataset.id)
+        said = "`batch_key` in the sheet"
+        values = column(adata, dataset.batch_key, "the batch", dataset.id, said)
     text = as_text(values)
     if (text == "").any():
         raise AtlasmapError(
@@ -82,7 +100,8 @@ def batches(adata: anndata.AnnData, dataset: Dataset, least: int) -> pd.Series:
             expected=f"a batch for every cell of {dataset.id}",
             found=f"{int((text == '').sum())} cells without one: "
             f"{listed(adata.obs_names[text == ''])}",
-            mend=f"fill obs column {dataset.batch_key!r}, or leave these cells out (obs_filter)",
+            mend=f"fill obs column {dataset.batch_key!r}, or leave these cells out "
+            "(`obs_filter` in the sheet)",
         )
     check_names(text.unique(), dataset)
     sizes = text.value_counts()
@@ -92,7 +111,7 @@ def batches(adata: anndata.AnnData, dataset: Dataset, least: int) -> pd.Series:
             "BATCH_TOO_SMALL",
             expected=f"at least {least} cells in every batch (data.min_cells_per_batch)",
             found=listed(f"{batch}: {n}" for batch, n in small.items()) + f" in {dataset.id}",
-            mend="leave these batches out (obs_filter) or merge them",
+            mend="leave these batches out (`obs_filter` in the sheet) or merge them",
         )
     return text
 
@@ -116,22 +135,48 @@ def check_names(names, dataset: Dataset) -> None:
         )
 
 
+def means_none(name: str) -> bool:
+    """Whether a label reads like no label at all."""
+    return re.sub(r"[\s_-]", "", name.casefold()) in NO_LABEL
+
+
 def labels(values: pd.Series, config: DataConfig, name: str) -> pd.Series:
     """Labels as strings, cells without one called `unlabeled_category`.
 
-    Raises LABEL_UNLABELED_COLLIDES if that name is itself a label and not declared to mean none.
+    Raises LABEL_UNLABELED_COLLIDES if that name is itself a label and not declared to mean none,
+    LABEL_MEANS_NONE if other labels read as if they did.
     """
     text = as_text(values)
-    token = config.unlabeled_category
-    if (text == token).any() and token not in config.unlabeled_values:
+    token, none = config.unlabeled_category, config.unlabeled_values
+    declared = token != UNLABELED_CATEGORY and means_none(token)
+    if (text == token).any() and token not in none and not declared:
         raise AtlasmapError(
             "LABEL_UNLABELED_COLLIDES",
             expected=f"no label of {name} called {token!r}, the unlabeled_category",
             found=f"{int((text == token).sum())} cells with it",
-            mend=f"if they have no label, set unlabeled_values: [{token}]; "
+            mend=f"if they have no label, set `unlabeled_values: [{token}]` in the config; "
             "else choose another unlabeled_category",
         )
-    return text.mask(text.isin([*config.unlabeled_values, ""]), token)
+    meant = {"", token, *none, *config.keep_labels}
+    sizes = text[~text.isin(meant)].value_counts()
+    odd = {word: int(n) for word, n in sizes.items() if means_none(word)}
+    if odd:
+        words = ", ".join(odd)
+        raise AtlasmapError(
+            "LABEL_MEANS_NONE",
+            expected=f"types of cells as labels of {name}",
+            found="words for no label: " + listed(f"{word} ({n} cells)" for word, n in odd.items()),
+            mend=f"if they have no label, set unlabeled_values: [{words}] in the config; if these "
+            f"are types that you want to find, keep_labels: [{words}]",
+        )
+    return text.mask(text.isin([*none, ""]), token)
+
+
+def truths(values: pd.Series, config: DataConfig) -> pd.Series:
+    """Known labels of query cells; a word for no label is none."""
+    text = as_text(values)
+    odd = [word for word in text.unique() if means_none(word) and word not in config.keep_labels]
+    return text.mask(text.isin([*config.unlabeled_values, *odd]), config.unlabeled_category)
 
 
 def ontology_ids(adata: anndata.AnnData, label_key: str) -> pd.Series:
@@ -145,9 +190,12 @@ def covariates(adata: anndata.AnnData, config: DataConfig, name: str) -> pd.Data
     """Covariate columns of the config; raises COVARIATE_MISSING_VALUES."""
     table = pd.DataFrame(index=adata.obs_names)
     for key in config.categorical_covariates:
-        table[key] = as_text(column(adata, key, "a covariate", name)).replace("", np.nan)
+        said = "`categorical_covariates` in the config"
+        values = column(adata, key, "a covariate", name, said)
+        table[key] = as_text(values).replace("", np.nan)
     for key in config.continuous_covariates:
-        values = pd.to_numeric(column(adata, key, "a covariate", name), errors="coerce")
+        said = "`continuous_covariates` in the config"
+        values = pd.to_numeric(column(adata, key, "a covariate", name, said), errors="coerce")
         table[key] = values.replace([np.inf, -np.inf], np.nan)
     gaps = [key for key in table if table[key].isna().any()]
     if gaps:

@@ -10,9 +10,18 @@ import pandas as pd
 from atlasmap.data import proteins
 from atlasmap.data.blocks import BYTES, in_blocks, is_lazy
 from atlasmap.data.counts import check_cells_not_empty, checked_counts
-from atlasmap.data.genes import align, choose_genes, gene_ids, gene_symbols
+from atlasmap.data.genes import (
+    RAW_GENES,
+    Alignment,
+    align,
+    choose_genes,
+    gene_ids,
+    gene_symbols,
+    named_as,
+)
 from atlasmap.data.lengths import per_length, read_lengths
 from atlasmap.data.memory import has_room, room_for_counts
+from atlasmap.data.missing_genes import families_missing, spelled_otherwise
 from atlasmap.data.obs import (
     ONTOLOGY,
     batches,
@@ -21,6 +30,7 @@ from atlasmap.data.obs import (
     filtered,
     labels,
     ontology_ids,
+    truths,
 )
 from atlasmap.data.readers import Wanted, read_any
 from atlasmap.data.registry import (
@@ -71,8 +81,9 @@ def checked_dataset(
     Of a `batch` alone no other counts are read, where the format allows it (CSR, dense).
 
     X is CSR float32 (cells × genes), or `lazily` a dask array of such blocks; var is indexed by
-    gene id, with `symbol` where known; CITE-seq has proteins in obsm. uns has `gene_lengths`, what
-    was found, where counts were divided by them, and what was left out as unreadable.
+    gene id, with `symbol` where known; CITE-seq has proteins in obsm. Cells are named
+    dataset:barcode, as they are in every output. uns has `gene_lengths`, what was found, where
+    counts were divided by them, and what was left out as unreadable.
     """
     citeseq = config.modality == "citeseq"
     wanted = Wanted(dataset.counts, lazily or batch is not None, obsm=citeseq)
@@ -88,7 +99,9 @@ def checked_dataset(
     if (symbols := gene_symbols(raw)) is not None:
         var["symbol"] = symbols
     out = anndata.AnnData(counts, obs=checked_obs(raw, dataset, config), var=var)
-    unreadable = {key: raw.uns[key] for key in (UNREADABLE,) if key in raw.uns}
+    kept = {key: raw.uns[key] for key in (UNREADABLE,) if key in raw.uns}
+    if raw.raw is not None and raw.raw.n_vars > raw.n_vars:
+        kept[RAW_GENES] = list(raw.raw.var_names)
     if dataset.gene_lengths:
         lengths = read_lengths(Path(dataset.gene_lengths))
         divided = per_length(counts, var.index, symbols, lengths, dataset.id)
@@ -96,9 +109,10 @@ def checked_dataset(
         check_cells_not_empty(divided.counts, raw.obs_names, dataset.id, among)
         uns = {"gene_lengths": divided.facts}
         out = anndata.AnnData(divided.counts, obs=out.obs, var=var[divided.keep], uns=uns)
-    out.uns |= unreadable
+    out.uns |= kept
     if citeseq:
         proteins.put(out, proteins.checked_proteins(raw, out.obs["batch"], dataset, config))
+    out.obs_names = [f"{dataset.id}:{barcode}" for barcode in raw.obs_names]
     return out
 
 
@@ -106,17 +120,20 @@ def checked_obs(raw: anndata.AnnData, dataset: Dataset, config: DataConfig) -> p
     """Columns of a data set under our names."""
     obs = covariates(raw, config, dataset.id)
     obs.insert(0, "batch", batches(raw, dataset, config.data.min_cells_per_batch))
-    obs["dataset"] = dataset.id
-    key = dataset.label_key if dataset.role == "reference" else dataset.truth_key
+    obs["dataset"], obs["barcode"] = dataset.id, raw.obs_names.to_numpy(object)
+    is_reference = dataset.role == "reference"
+    key = dataset.label_key if is_reference else dataset.truth_key
     if key and config.labels == "given":
-        what = "label" if dataset.role == "reference" else "truth"
-        obs[what] = labels(column(raw, key, f"the {what}", dataset.id), config, dataset.id)
-    elif dataset.role == "reference":
+        what = "label" if is_reference else "truth"
+        values = column(raw, key, f"the {what}", dataset.id, f"`{what}_key` in the sheet")
+        obs[what] = labels(values, config, dataset.id) if is_reference else truths(values, config)
+    elif is_reference:
         obs["label"] = config.unlabeled_category
-    if dataset.role == "reference":
+    if is_reference:
         obs[ONTOLOGY] = ontology_ids(raw, key)
-    for level in config.label_levels if dataset.role == "reference" else []:
-        values = column(raw, level, "a level of the label", dataset.id)
+    for level in config.label_levels if is_reference else []:
+        said = "`label_levels` in the config"
+        values = column(raw, level, "a level of the label", dataset.id, said)
         obs[level] = labels(values, config, dataset.id)
     return obs
 
@@ -136,21 +153,15 @@ def check_batches_apart(parts: list[anndata.AnnData], names: list[str]) -> None:
             owner[batch] = name
 
 
-def join_reference(parts: list[anndata.AnnData], names: list[str]) -> anndata.AnnData:
-    """Reference data sets on their common genes (the first one's order); GENES_NONE_SHARED."""
+def join_reference(parts: list[anndata.AnnData], names: list[str], least: float) -> anndata.AnnData:
+    """Reference data sets on their common genes (the first one's order and names); raises
+    GENES_LOW_OVERLAP."""
     check_batches_apart(parts, names)
+    (first, _), *others = zip(parts, names, strict=True)
+    parts = [first, *(named_as(first, part, name, least) for part, name in others)]
     citeseq = PROTEINS in parts[0].obsm
     panel = proteins.joined(parts) if citeseq else None
     joined = anndata.concat(parts, join="inner", merge="first")
-    if joined.n_vars == 0:
-        raise AtlasmapError(
-            "GENES_NONE_SHARED",
-            expected="reference data sets that share genes",
-            found=f"no gene id is in all of {listed(names)}",
-            mend="use one kind of gene id everywhere (`gene_id` in the sheet)",
-        )
-    if joined.obs_names.has_duplicates:
-        joined.obs_names = joined.obs["dataset"].astype(str) + ":" + joined.obs_names.astype(str)
     if citeseq:
         proteins.put(joined, panel)
     return joined
@@ -192,10 +203,12 @@ def prepare_reference(
     rows, lazily = [*datasets, *queries], stay_on_disk(paths, config)
     parts = [checked_dataset(d, p, config, lazily=lazily) for d, p in zip(rows, paths, strict=True)]
     names, n = [row.id for row in rows], len(datasets)
-    joined = join_reference(parts[:n], names[:n])
+    least = config.data.min_gene_overlap
+    joined = join_reference(parts[:n], names[:n], least)
     label_facts = drop_rare_labels(joined.obs, config)
-    everyone = join_reference(parts, names) if queries else joined
-    keep, how = choose_genes(everyone, config.data)
+    everyone = join_reference(parts, names, least) if queries else joined
+    sizes = {name: part.n_vars for name, part in zip(names, parts, strict=True)}
+    keep, how = choose_genes(everyone, config.data, sizes)
     chosen = joined[:, everyone.var_names[keep]].copy()
     chosen.var = chosen.var[[key for key in ("symbol",) if key in chosen.var]]
     chosen = settled(chosen, config)
@@ -214,6 +227,7 @@ def prepare_reference(
         "n_cells": chosen.n_obs,
         "n_genes": chosen.n_vars,
         "n_genes_shared": everyone.n_vars,
+        "n_genes_of_datasets": sizes,
         "genes_chosen": how | {"from": names},
         "gene_lengths": {
             row.id: part.uns["gene_lengths"]
@@ -228,6 +242,20 @@ def prepare_reference(
         proteins.check_somewhere(proteins.get(chosen))
         facts["panel"] = proteins.panel_facts(chosen.uns[PROTEIN_NAMES], lacking(chosen))
     return Prepared(chosen, facts | label_facts)
+
+
+def why_missing(aligned: Alignment, reference: Registry) -> dict:
+    """Facts of genes that a query lacks: those that it spells otherwise, and whole families; empty
+    where there are none."""
+    spelled = spelled_otherwise(aligned.missing, aligned.names)
+    symbols = reference.symbols or reference.genes
+    families = families_missing(symbols, aligned.match.at < 0)
+    found = {"genes_spelled_otherwise": spelled} if spelled else {}
+    if families:
+        found["gene_families_missing"] = {
+            family.name: {"of": family.n, "missing": family.missing} for family in families
+        }
+    return found
 
 
 def unreadable_in(parts: list[anndata.AnnData], names: list[str]) -> dict:
@@ -256,11 +284,12 @@ def count_facts(adata: anndata.AnnData) -> dict:
     }
 
 
-def query_batches(dataset: Dataset, path: Path, config: DataConfig) -> list[str]:
-    """Names of a query data set's batches, sorted (reads metadata and checks it)."""
+def sizes_of_batches(dataset: Dataset, path: Path, config: DataConfig) -> dict[str, int]:
+    """A data set's batches and their numbers of cells (reads metadata and checks it)."""
     wanted = Wanted(dataset.counts, lazily=True, obsm=False)
     adata = filtered(read_any(path, wanted), dataset)
-    return sorted(batches(adata, dataset, config.data.min_cells_per_batch).unique())
+    found = batches(adata, dataset, config.data.min_cells_per_batch).value_counts()
+    return {str(name): int(n) for name, n in found.items()}
 
 
 def prepare_query(
@@ -277,7 +306,7 @@ def prepare_query(
             "QUERY_BATCH_IS_REFERENCE",
             expected="query batches that are not in the reference",
             found=f"batch {batch!r} of {dataset.id} is a reference batch",
-            mend="rename it, or leave it out of the query (obs_filter)",
+            mend="rename it, or leave it out of the query (`obs_filter` in the sheet)",
         )
     cells = whole[whole.obs["batch"] == batch].copy()
     least = config.data.min_gene_overlap
@@ -299,6 +328,7 @@ def prepare_query(
         },
         "gene_overlap": round(aligned.match.overlap, 4),
         "genes_missing": aligned.missing,
+        **why_missing(aligned, reference),
         "counts": count_facts(adata),
         **{key: whole.uns[key] for key in ("gene_lengths",) if key in whole.uns},
         **unreadable_in([whole], [dataset.id]),
@@ -312,4 +342,5 @@ def prepare_query(
             set(cells.obs["truth"]) - set(reference.labels) - {config.unlabeled_category}
         )
         facts["truth_not_in_reference"] = absent
+        facts["n_without_truth"] = int((cells.obs["truth"] == config.unlabeled_category).sum())
     return Prepared(adata, facts)

@@ -91,8 +91,8 @@ def checked_proteins(
             "PROTEIN_ALL_ZERO",
             expected=f"every protein of {dataset.id} in some cell of each batch",
             found=f"only zeros: {listed(found)}",
-            mend="say in the sheet what that means: protein_zeros missing (it was not measured "
-            "there) or measured (no cell has it)",
+            mend="say what that means as `protein_zeros` in the sheet: missing (it was not "
+            "measured there) or measured (no cell has it)",
         )
     if dataset.protein_zeros == "missing":
         table = table.mask(zero.loc[batch].set_axis(table.index))
@@ -118,7 +118,7 @@ def check_values(table: pd.DataFrame, dataset: Dataset, *, corrected: bool) -> N
             expected=f"finite protein counts in {dataset.id}",
             found=f"NaN or infinity in {int(bad.sum())} cells: {listed(table.index[bad])}",
             mend="remove these cells or restore their counts; a protein that a batch lacks is zero "
-            "in all its cells, with protein_zeros missing in the sheet",
+            "in all its cells, with missing as `protein_zeros` in the sheet",
         )
     too_large = values.max(initial=0) > LARGEST_EXACT
     fractional = not corrected and not_integer(values.ravel())

@@ -14,9 +14,11 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from atlasmap.data.blocks import BYTES
+from atlasmap.data.counts import RAW
 from atlasmap.data.stored import (
     UNREADABLE,
     attribute,
+    check_readable,
     child,
     close,
     has_rows,
@@ -32,7 +34,7 @@ from atlasmap.data.stored import (
 )
 from atlasmap.data.structure import Damaged, check_sparse, numbers
 from atlasmap.data.tenx import is_10x_folder, read_10x_h5, read_10x_mtx
-from atlasmap.errors import AtlasmapError
+from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import check_input
 
 log = logging.getLogger("atlasmap")
@@ -63,7 +65,7 @@ def read_by(read: Callable[[], anndata.AnnData], path: Path, kind: str) -> annda
     """What `read` gives, with the reader's complaints made readable: FILE_UNREADABLE."""
     try:
         return read()
-    except MemoryError:
+    except (MemoryError, AtlasmapError):
         raise
     except Exception as error:
         damaged = isinstance(error, Damaged)
@@ -83,9 +85,9 @@ def read_by(read: Callable[[], anndata.AnnData], path: Path, kind: str) -> annda
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which of a file's matrices are needed: that of the counts (X, or a layer's name; None: all)
-    in memory, or `lazily`; obsm and uns where asked for (embeddings of millions of cells are
-    large)."""
+    """Which of a file's matrices are needed: that of the counts (X, a layer's name, or RAW; None:
+    all but raw) in memory, or `lazily`; obsm and uns where asked for (embeddings of millions of
+    cells are large)."""
 
     counts: str | None = None
     lazily: bool = False
@@ -123,7 +125,8 @@ def read_cells(file, at: str, path: Path, wanted: Wanted) -> anndata.AnnData:
         elif found is not None:
             out.layers[name] = found
     if "raw" in group and attribute(group["raw"], "encoding-type", "") != "null":
-        out.raw = tolerant("raw", unreadable, lambda: read_raw(group["raw"], matrix, obs))
+        needed = wanted.counts == RAW
+        out.raw = tolerant("raw", unreadable, lambda: read_raw(group["raw"], matrix, obs, needed))
     if wanted.obsm:
         read_beside(group, out, unreadable)
     note(path, out, unreadable)
@@ -146,10 +149,10 @@ def names_in(group, key: str) -> list[str]:
         return []
 
 
-def read_raw(group, matrix: Callable, obs: pd.DataFrame) -> anndata.AnnData:
-    """raw: its genes, and its matrix on disk; raises Damaged."""
+def read_raw(group, matrix: Callable, obs: pd.DataFrame, needed: bool) -> anndata.AnnData:
+    """raw: its genes, and its matrix, on disk unless it is needed; raises Damaged."""
     var = read_table(child(group, "var", "raw"), "raw/var", {})
-    x = matrix("raw/X", (len(obs), len(var)), False)
+    x = matrix("raw/X", (len(obs), len(var)), needed)
     return anndata.AnnData(x, obs=pd.DataFrame(index=obs.index), var=var)
 
 
@@ -240,15 +243,41 @@ def read_elements(path: Path, wanted: Wanted) -> anndata.AnnData:
         close(file)
 
 
+def of_raw(adata: anndata.AnnData, path: Path) -> anndata.AnnData:
+    """The cells with raw's counts and genes as X and var; where there is no raw but a layer of that
+    name, as they are. Raises LAYER_MISSING, LAYER_AMBIGUOUS, FILE_UNREADABLE."""
+    check_readable(adata, "raw", str(path))
+    if adata.raw is None and RAW in adata.layers:
+        return adata
+    if adata.raw is None:
+        raise AtlasmapError(
+            "LAYER_MISSING",
+            expected="counts in raw.X, as `counts` says",
+            found=f"no raw in {path}; X, layers: {listed(adata.layers)}",
+            mend="name the right one as `counts` in the sheet",
+        )
+    if RAW in adata.layers:
+        raise AtlasmapError(
+            "LAYER_AMBIGUOUS",
+            expected="one place that is called raw",
+            found=f"raw.X and a layer 'raw' in {path}",
+            mend="give the layer another name",
+        )
+    raw = adata.raw
+    return anndata.AnnData(
+        raw.X, obs=adata.obs, var=raw.var, obsm=dict(adata.obsm), uns=dict(adata.uns)
+    )
+
+
 def stored_bytes(path: str | Path) -> int:
-    """Bytes that the counts of an .h5ad or .zarr take in memory, by what X or the largest layer
-    stores; 0 of other formats."""
+    """Bytes that the counts of an .h5ad or .zarr take in memory, by what the largest of X, layers
+    and raw.X stores; 0 of other formats."""
     path = Path(path)
-    if path.suffix not in (".h5ad", ".zarr") or not path.exists():
+    if ending(path) not in (".h5ad", ".zarr") or not path.exists():
         return 0
     try:
         file = opened(path)
-        found = [file[key] for key in ("X",) if key in file]
+        found = [file[key] for key in ("X", "raw/X") if key in file]
         found += [file["layers"][name] for name in names_in(file, "layers")]
         sizes = [x["data"].shape[0] if is_sparse(x) else x.size for x in found]
         close(file)
@@ -261,8 +290,19 @@ def read_any(path: str | Path, wanted: Wanted = Wanted()) -> anndata.AnnData:
     """The AnnData in `path`; raises FILE_* errors. What is wanted `lazily` is on disk where the
     format allows it (.h5ad, .h5mu, .zarr)."""
     path = Path(path)
+    adata = read_file(path, wanted)
+    return of_raw(adata, path) if wanted.counts == RAW else adata
+
+
+def ending(path: Path) -> str:
+    """What a file's name ends in, however it is written."""
+    return path.suffix.lower()
+
+
+def read_file(path: Path, wanted: Wanted) -> anndata.AnnData:
+    """What is in a file, by its ending."""
     check_input(path, "`path`")
-    if path.suffix in (".h5ad", ".h5", ".h5mu"):
+    if ending(path) in (".h5ad", ".h5", ".h5mu"):
         open_hdf5(path)
     readers = {
         ".h5ad": lambda: read_elements(path, wanted),
@@ -270,8 +310,8 @@ def read_any(path: str | Path, wanted: Wanted = Wanted()) -> anndata.AnnData:
         ".h5mu": lambda: read_h5mu(path, wanted),
         ".h5": lambda: read_10x_h5(path),
     }
-    if read := readers.get(path.suffix):
-        return read_by(read, path, f"an {path.suffix}")
+    if read := readers.get(ending(path)):
+        return read_by(read, path, f"an {ending(path)}")
     if is_10x_folder(path):
         return read_by(lambda: read_10x_mtx(path), path, "a 10x mtx folder")
     raise AtlasmapError(

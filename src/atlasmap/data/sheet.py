@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from atlasmap.config import checked
 from atlasmap.data.filters import parsed
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import read_text
+from atlasmap.files import check_url, read_text
 from atlasmap.settings import CLOSED
 
 BUILTIN = ("builtin:pbmc68k", "builtin:simulated")
@@ -25,7 +25,7 @@ class Columns:
     batch_key: str = ""
     """Column of obs that holds the batch; empty: the whole data set is one batch, named by id."""
     counts: str = "X"
-    """Where the counts are: X, or the name of a layer."""
+    """Where the counts are: X, the name of a layer, or raw (raw.X, with the genes of raw)."""
     gene_id: str = ""
     """Column of var that holds the gene id; empty: the index."""
     gene_lengths: str = ""
@@ -70,7 +70,7 @@ class Dataset(Columns):
     @property
     def fetched_as(self) -> str:
         """File name once it is fetched: a URL that does not say what it gives is an .h5ad."""
-        ending = Path(urlsplit(self.path).path).suffix
+        ending = Path(urlsplit(self.path).path).suffix.lower()
         return self.id + (ending if ending in (".h5", ".h5mu") else ".h5ad")
 
 
@@ -90,7 +90,7 @@ def read_sheet(path: Path, *, trained: bool = False) -> list[Dataset]:
     datasets = []
     for n, row in enumerate(rows, start=1):
         given = {key: value for key, value in zip(header, row, strict=True) if value}
-        datasets.append(checked(Dataset, given, f"{path}, row {n}", "SHEET"))
+        datasets.append(checked(Dataset, given, f"{path}, row {n}", "SHEET_INVALID"))
     check_sheet(datasets, path, trained)
     return datasets
 
@@ -179,13 +179,20 @@ def check_sheet(datasets: list[Dataset], path: Path, trained: bool) -> None:
         )
     for dataset in datasets:
         check_filter(dataset)
-    unknown = [d.path for d in datasets if d.path.startswith("builtin:") and d.path not in BUILTIN]
-    if unknown:
+        for path in (dataset.path, dataset.gene_lengths):
+            check_builtin(path)
+            if "://" in path:
+                check_url(path, f"data of {dataset.id}")
+
+
+def check_builtin(path: str) -> None:
+    """Raise SHEET_BUILTIN for a name that no builtin data set has."""
+    if path.startswith("builtin:") and path not in BUILTIN:
         raise AtlasmapError(
             "SHEET_BUILTIN",
             expected=f"one of {listed(BUILTIN)}",
-            found=listed(unknown),
-            mend="correct the path",
+            found=path,
+            mend="correct the name",
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from atlasmap.data.sheet import check_builtin
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import written_aside
 from atlasmap.settings import SimulateSettings
@@ -48,8 +49,12 @@ def pbmc68k() -> anndata.AnnData:
 
 
 def fetch(source: str, out: Path, sha256: str, simulation: SimulateSettings) -> str:
-    """Write the data set that `source` (URL or builtin:…) names to `out`; returns its sha256."""
-    if "://" in source:
+    """Write the data set that `source` (URL or builtin:…) names to `out`; returns its sha256.
+
+    Raises DOWNLOAD_*, URL_SCHEME, SHEET_BUILTIN.
+    """
+    check_builtin(source)
+    if not source.startswith("builtin:"):
         from atlasmap.data.download import download
 
         return download(source, out, sha256).sha256

@@ -38,7 +38,7 @@ SMALL, LARGEST_RATIO = (
 
 def opened(path: Path):
     """The HDF5 file or zarr store at `path`, for reading."""
-    if path.suffix == ".zarr":
+    if path.suffix.lower() == ".zarr":
         import zarr
 
         return zarr.open_group(path, mode="r")

@@ -10,6 +10,7 @@ import pandas as pd
 
 from atlasmap.data.stored import SparseParts, child, naming, plain_text
 from atlasmap.data.structure import Damaged, check_sparse, numbers
+from atlasmap.errors import AtlasmapError, listed
 
 GENE, ANTIBODY = "Gene Expression", "Antibody Capture"  # feature types
 LARGEST_RATIO = 300  # entries of a matrix for each byte of its (compressed) text
@@ -56,9 +57,17 @@ def is_10x_folder(path: Path) -> bool:
 
 def read_10x_mtx(path: Path) -> anndata.AnnData:
     """A folder with {prefix}matrix.mtx[.gz] and its features (or genes) and barcodes, compressed
-    or not; names are texts as they stand there. Raises Damaged."""
-    (matrix,) = path.glob("*matrix.mtx*")
-    prefix = matrix.name.partition("matrix.mtx")[0]
+    or not; names are texts as they stand there. Raises Damaged, FOLDER_SAMPLES."""
+    found = sorted(path.glob("*matrix.mtx*"))
+    samples = sorted({name.name.partition("matrix.mtx")[0] for name in found})
+    if len(samples) > 1:
+        raise AtlasmapError(
+            "FOLDER_SAMPLES",
+            expected=f"one sample in the folder {path}",
+            found=f"{len(samples)}, whose files begin with: {listed(samples)}",
+            mend="give each sample a folder of its own, and a row of the sheet",
+        )
+    (prefix,), matrix = samples, found[0]
     features = table(path, prefix, ("features.tsv", "genes.tsv"))
     barcodes = table(path, prefix, ("barcodes.tsv",))[0]
     ids = features[0]

@@ -9,6 +9,7 @@ import pandas as pd
 from atlasmap.data.registry import unlabeled_in
 from atlasmap.evaluation.classification import score
 from atlasmap.evaluation.trust import score_trust
+from atlasmap.files import read_table
 from atlasmap.labels.knn import label_table, soft_labels_of
 from atlasmap.labels.verdict import fitness
 from atlasmap.mapping.given import read_reference
@@ -89,7 +90,7 @@ def of_batches(run: LabelRun, obs: pd.DataFrame, unlabeled: str, known: set[str]
     query, rows = obs[obs["role"] == "query"], {"trust": [], "fitness": [], "shifts": []}
     beside = run.atlas.with_name("shifts.csv")
     if "verdict" in obs and beside.is_file():
-        shifts = pd.read_csv(beside, dtype={"batch": str, "label": str}, keep_default_na=False)
+        shifts = read_table(beside)
         rows["shifts"] = [run.key | row for row in shifts.to_dict("records")]
     for batch, part in [("all", query), *query.groupby("batch")]:
         key = run.key | {"batch": batch}

@@ -129,9 +129,12 @@ def posterior_in(adata: anndata.AnnData, save: Save, kind: str) -> dict[str, np.
     return found
 
 
+AS_SAVED = "the model was saved with this one: give its cells with all their columns"
+
+
 def texts(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
     """A column as the save spells its categories, empty where missing; OBS_KEY_MISSING."""
-    values = column(adata, key, what, name)
+    values = column(adata, key, what, name, AS_SAVED)
     known = values.notna().to_numpy()
     spelt = np.array([str(value) for value in values.astype(object)], object)
     return pd.Series(np.where(known, spelt, ""), index=adata.obs_names)
@@ -168,7 +171,7 @@ def reference_obs(
     for key, known in registry.categorical.items():
         out[key] = pd.Categorical(texts(adata, key, "a covariate", name), known)
     for key in registry.continuous:
-        out[key] = pd.to_numeric(column(adata, key, "a covariate", name))
+        out[key] = pd.to_numeric(column(adata, key, "a covariate", name, AS_SAVED))
     out["dataset"] = pd.Categorical(["reference"] * len(out))
     part = np.full(len(out), "train", dtype=object)
     if split and sum(map(len, save.split.values())) == len(out):

@@ -295,7 +295,8 @@ def settings_of(save: Save, path: Path) -> ScviSettings | TotalviSettings:
     if totalvi and numbers(save.version) < SCALED:
         given["input_scaling"] = "none"
     try:
-        settings = checked(TotalviSettings if totalvi else ScviSettings, given, str(path), "SAVE")
+        kind = TotalviSettings if totalvi else ScviSettings
+        settings = checked(kind, given, str(path), "SAVE_INVALID")
     except AtlasmapError as error:
         raise unsupported(path, error.found) from error
     layers = "encoder.encoder.fc_layers.Layer {}.0.bias"

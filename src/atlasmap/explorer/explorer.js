@@ -222,7 +222,7 @@ function selectShown() {
 }
 
 function download() {
-  const quoted = (text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const quoted = (text) => /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   const batch = columns.get("batch");
   const rows = state.selected.map((k) => `${quoted(ids[k])},${quoted(said(batch, k))}`);
   const file = new Blob(["cell_id,batch\n" + rows.join("\n") + "\n"], { type: "text/csv" });
@@ -292,7 +292,7 @@ async function start() {
   const buffer = await unpacked();
   for (const column of about.columns) column.values = arrayAt(buffer, column.data);
   [x, y] = [arrayAt(buffer, about.x), arrayAt(buffer, about.y)];
-  ids = new TextDecoder().decode(new Uint8Array(buffer, about.ids.at, about.ids.bytes)).split("\n");
+  ids = new TextDecoder().decode(new Uint8Array(buffer, about.ids.at, about.ids.bytes)).split("\0");
   const { width, height } = $("map").getBoundingClientRect();
   plot = scatterplot.default({
     canvas: $("canvas"), width, height, backgroundColor: "#ffffff", lassoColor: "#0072b2",

@@ -57,8 +57,7 @@ def places(obs: pd.DataFrame, atlas: pd.Index) -> np.ndarray:
 
 def cells_of(atlas: pd.DataFrame) -> pd.MultiIndex:
     """Batch and name of each cell of an atlas's obs."""
-    name = atlas.get("barcode", atlas.index)
-    return pd.MultiIndex.from_arrays([atlas["batch"].astype(str), name.astype(str)])
+    return pd.MultiIndex.from_arrays([atlas["batch"].astype(str), atlas.index.astype(str)])
 
 
 def markers(counts: list[Path], atlas: pd.DataFrame, labels: np.ndarray) -> list[str]:

@@ -114,7 +114,7 @@ def explorer_page(
     about = {
         "title": title, "n": len(order), "n_all": adata.n_obs,
         "x": packed.add(positions[:, 0]), "y": packed.add(positions[:, 1]),
-        "ids": packed.add("\n".join(adata.obs_names[order]).encode()),
+        "ids": packed.add("\0".join(adata.obs_names[order]).encode()),
         "columns": described(packed, cells, "Cells", order)
         + described(packed, proteins_of(adata), "Proteins", order)
         + described(packed, genes_of(adata, counts, settings), "Genes", order),

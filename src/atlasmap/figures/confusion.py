@@ -54,7 +54,7 @@ def draw_confusion(confusion: pd.DataFrame, split: Literal["validation", "query"
     novel = sorted(set(table["truth"]) - set(columns), key=str.casefold)
     rows = [name for name in columns if name in set(table["truth"])] + novel
     figure = draw_grid(panels(table, rows, columns), len(novel))
-    notes = ["† The reference has no cell with this label."] if novel else []
+    notes = ["† The model was trained on no cell with this label."] if novel else []
     if (n_seeds := table["seed"].nunique()) > 1:
         notes.append(f"Numbers of cells are means of {n_seeds} seeds.")
     # Below the figure's edge: what is written includes it.

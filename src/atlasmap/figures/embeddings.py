@@ -14,9 +14,10 @@ from atlasmap.figures.style import new_figure, place, sentence, size_of, styled
 from atlasmap.labels.palette import GREY, ROLES, colors_of, colors_of_labels
 
 SIDE, GAP, LEFT, TOP, LEGEND_GAP = 2.8, 0.12, 0.3, 0.28, 0.25
-# Height of a legend's entry, and the least a figure gives to legends.
-PITCH, LEAST = 0.125, 3.6
+LARGE = 4.6  # side of the panels of a single map whose labels are numbered
+PITCH = 0.125  # height of a legend's entry
 NUMBERED_ABOVE = 12
+NUMBER = np.array([0.11, 0.085])  # inches that a label's number takes, and must have to itself
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,23 @@ def draw_embeddings(maps: dict[str, pd.DataFrame], unlabeled: str = "Unknown") -
 
 def draw_grid(maps: dict[str, pd.DataFrame], keys: list[Key]) -> Figure:
     """Panels by maps and keys, then the legends in as many columns as they need."""
-    height = max(TOP + len(maps) * (SIDE + GAP), LEAST if keys[0].numbers else 0)
-    right = LEFT + len(keys) * (SIDE + GAP)
+    side = LARGE if len(maps) == 1 and keys[0].numbers else SIDE
+    height = TOP + len(maps) * (side + GAP)
+    right = LEFT + len(keys) * (side + GAP)
     figure = new_figure(right + legends_width(keys, height), height)
     for i, (title, cells) in enumerate(maps.items()):
         for j, key in enumerate(keys):
-            ax = place(figure, LEFT + j * (SIDE + GAP), TOP + i * (SIDE + GAP), SIDE, SIDE)
-            draw_panel(ax, cells, key)
+            ax = place(figure, LEFT + j * (side + GAP), TOP + i * (side + GAP), side, side)
+            draw_panel(ax, cells, key, side)
             ax.set_title(key.title if i == 0 else "", fontweight="bold")
             ax.set_ylabel(title if j == 0 else "", fontsize=9, labelpad=3)
     draw_legends(figure, keys, right + LEGEND_GAP)
     return figure
 
 
-def draw_panel(ax: Axes, cells: pd.DataFrame, key: Key) -> None:
-    """One map: grey cells first, in the role panel the query last, otherwise in random order."""
+def draw_panel(ax: Axes, cells: pd.DataFrame, key: Key, side: float) -> None:
+    """One map, `side` inches wide: grey cells first, in the role panel the query last, otherwise in
+    random order."""
     shuffled = cells.iloc[np.random.default_rng(0).permutation(len(cells))]
     codes, values = pd.factorize(shuffled[key.column])
     colors = [key.colors[value] for value in values]
@@ -90,19 +93,45 @@ def draw_panel(ax: Axes, cells: pd.DataFrame, key: Key) -> None:
     ax.set_aspect("equal", adjustable="datalim")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=True, color="#b0b0b0", linewidth=0.5)
-    for name, number in key.numbers.items():
-        draw_number(ax, cells[cells[key.column] == name], number)
+    draw_numbers(ax, cells, key, side)
 
 
-def draw_number(ax: Axes, cells: pd.DataFrame, number: int) -> None:
-    """A label's number on the cell that is nearest the median of its cells."""
-    if cells.empty:
+def draw_numbers(ax: Axes, cells: pd.DataFrame, key: Key, side: float) -> None:
+    """Each label's number beside the cell that is nearest the median of its cells, with a line to
+    it where it had to make room for others."""
+    middles = {}
+    for name, own in cells[cells[key.column].isin(list(key.numbers))].groupby(key.column):
+        xy = own[["x", "y"]].to_numpy(float)
+        middles[name] = xy[np.square(xy - np.median(xy, axis=0)).sum(axis=1).argmin()]
+    if not middles:
         return
-    xy = cells[["x", "y"]].to_numpy(float)
-    x, y = xy[np.square(xy - np.median(xy, axis=0)).sum(axis=1).argmin()]
+    at = np.array(list(middles.values()))
+    inch = np.ptp(np.array([ax.get_xlim(), ax.get_ylim()]), axis=1).max() / side
+    moved = spread(at / inch, NUMBER) * inch
     halo = [patheffects.withStroke(linewidth=1.4, foreground="white")]
     style = {"ha": "center", "va": "center", "fontsize": 5.5, "path_effects": halo}
-    ax.text(x, y, str(number), **style)
+    for name, own, text in zip(middles, at, moved, strict=True):
+        if np.abs(text - own).max() > NUMBER.max() * inch:
+            ax.plot(*np.transpose([own, text]), color="black", linewidth=0.35, scalex=False,
+                    scaley=False)  # fmt: skip
+        ax.text(*text, str(key.numbers[name]), **style)
+
+
+def spread(at: np.ndarray, size: np.ndarray, n_rounds: int = 200) -> np.ndarray:
+    """Places (n × 2) moved apart until boxes of this size around them do not overlap, or the rounds
+    are over: of two that do, each gives way by half, along the axis that costs less."""
+    out = at + np.linspace(-1e-6, 1e-6, len(at))[:, None]  # two at one place have a direction
+    for _ in range(n_rounds):
+        apart = out[:, None] - out[None]
+        over = size - np.abs(apart)
+        np.einsum("iik->ik", over)[:] = 0
+        touching = (over > 0).all(2)
+        if not touching.any():
+            break
+        along = over.argmin(2)[..., None] == np.arange(2)
+        push = np.where(touching[..., None] & along, np.sign(apart) * over / 2, 0)
+        out = out + push.sum(1) / np.maximum(touching.sum(1), 1)[:, None]
+    return out
 
 
 def draw_legends(figure: Figure, keys: list[Key], left: float) -> float:

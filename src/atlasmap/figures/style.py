@@ -47,7 +47,6 @@ MOST_PIXELS = 12_000
 
 VARIANTS = ("prefix", "fixed", "linear")
 STRATEGIES = ("per_batch", "joint", "frozen", "de_novo")
-NUMBERS = ("seed", "epoch", "value", "n", "n_shifted", "bin", "confidence", "accuracy")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -116,16 +115,6 @@ def one_kind(table: pd.DataFrame, probabilities: str = "raw") -> pd.DataFrame:
 def text_color(background) -> str:
     """Black or white, whichever reads better on an RGB(A) colour."""
     return BLACK if np.dot(background[:3], (0.299, 0.587, 0.114)) > 0.55 else "white"
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A table in which text is text: no strategy is "", and a label may be called NA."""
-    try:
-        table = pd.read_csv(path, keep_default_na=False)
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
-    numbers = table.columns.intersection(NUMBERS)
-    return table.assign(**table[numbers].apply(pd.to_numeric, errors="coerce"))
 
 
 @styled

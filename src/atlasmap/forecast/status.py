@@ -1,18 +1,21 @@
 """How far a run is: what its logs, records and measurements say, and what the forecast leaves."""
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from atlasmap.errors import AtlasmapError
+from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import MANIFEST
 from atlasmap.forecast.cost import rule_of
 from atlasmap.jobs.failures import failure_path, read_failure
-from atlasmap.jobs.why import COMMAND, unfinished
+from atlasmap.jobs.why import command_of, name_of, unfinished
+from atlasmap.training.stopping import in_words
 
+EPOCH = re.compile(r"^\d\d:\d\d:\d\d (.+: epoch \d+ of \d+, .+)$", re.MULTILINE)
 STATES = ("done", "running", "failed")
 
 
@@ -30,10 +33,9 @@ class Job:
 
 def job_of(log: Path) -> Job | None:
     """What a log says of its job; None of one that never began."""
-    found = COMMAND.search(log.read_text(encoding="utf-8", errors="replace"))
-    if not found:
+    command = command_of(log)
+    if not command:
         return None
-    command = found.group(1).split()[1]
     quiet = (time.time() - log.stat().st_mtime) / 60
     if failure_path(log).exists():
         failure = read_failure(log)
@@ -90,9 +92,16 @@ def seconds_left(folder: Path, jobs: list[Job]) -> float | None:
     return sum(max(0, row["jobs"] - n.get(row["rule"], 0)) * row["seconds"] for row in rows)
 
 
-def in_words(seconds: float) -> str:
-    """Minutes or hours."""
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def said_last(log: Path) -> str:
+    """The last line of a log on how far a training is; empty where it has none."""
+    found = EPOCH.findall(log.read_text(encoding="utf-8", errors="replace"))
+    return found[-1] if found else ""
+
+
+def lost_results(folder: Path) -> list[str]:
+    """Results that a finished run had and that are no longer there."""
+    names = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    return [name for name in names if not (folder / name).exists()]
 
 
 def status_text(folder: Path) -> str:
@@ -102,10 +111,16 @@ def status_text(folder: Path) -> str:
     for job in jobs:
         if job.state == "failed":
             lines.append(f"failed:  {job.log}  {job.why}   (atlasmap why {job.log})")
+        if job.state == "running" and (said := said_last(job.log)):
+            lines.append(f"{name_of(job.log)}: {said}")
         if job.state == "running" and job.quiet > 10:
             lines.append(f"quiet for {job.quiet:.0f} min: {job.log}   (killed? look at its end)")
     left = seconds_left(folder, jobs)
-    if (folder / MANIFEST).is_file() and all(job.state == "done" for job in jobs):
+    ended = (folder / MANIFEST).is_file() and all(job.state == "done" for job in jobs)
+    if ended and (lost := lost_results(folder)):
+        lines.append(f"finished, but since then these results were removed: {listed(lost)}; run "
+                     "snakemake again to make them")  # fmt: skip
+    elif ended:
         lines.append("finished")
     elif left is None:
         lines.append(f"time left: not known; atlasmap plan {folder} makes a forecast")

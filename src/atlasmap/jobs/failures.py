@@ -37,9 +37,10 @@ EXIT_CODES = {
     "not_writable": 10,
     "io": 11,
     "crash": 12,
+    "interrupted": 13,
 }
 # Another attempt may succeed: it is given more memory and time, or another node.
-TRANSIENT = {"host_memory", "preempted", "walltime", "missing_gpu", "io"}
+TRANSIENT = {"host_memory", "preempted", "interrupted", "walltime", "missing_gpu", "io"}
 KIND_OF_CODE = {"TRAINING_NAN": "nan", "GPU_UNUSABLE": "missing_gpu", "DOWNLOAD_FAILED": "io"}
 KIND_OF_ERRNO = {
     errno.ENOSPC: "disk_full",
@@ -66,6 +67,7 @@ MEND = {
     "gpu_memory": "ask for a GPU with more memory (gpu_model in slurm/config.yaml), or set a "
     "smaller train.batch_size, which changes the result",
     "preempted": "run snakemake again: training is taken up where its checkpoint is",
+    "interrupted": "run snakemake again: training is taken up where its checkpoint is",
     "walltime": "run snakemake again: training is taken up where its checkpoint is; or "
     "--set-resources RULE:runtime=…",
     "disk_full": "free space where results/ and TMPDIR are (atlasmap doctor shows both)",

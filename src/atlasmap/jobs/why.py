@@ -89,17 +89,14 @@ def attempts(log: Path) -> list[Path]:
 
 
 def find_log(asked: str | None, results: Path) -> Path:
-    """The log that is meant by a path, a rule's name, or nothing: of the jobs that failed the one
-    that wrote last, else of those that run, else (of a rule) the last at all; raises
+    """The log that is meant by a path, the name of a rule or command, or nothing: of the jobs that
+    failed the one that wrote last, else of those that run, else (of a rule) the last at all; raises
     WHY_NO_LOG."""
     if asked and Path(asked).is_file():
         return Path(asked)
-    named = [
-        log
-        for log in results.glob("*/logs/**/*.log")
-        if ".attempt" not in log.name
-        and any(part.startswith(asked or "") for part in log.parts[log.parts.index("logs") + 1 :])
-    ]
+    logs = [log for log in results.glob("*/logs/**/*.log") if ".attempt" not in log.name]
+    named = [log for log in logs if of_rule(log, asked or "")]
+    named = named or [log for log in logs if command_of(log) == asked]
     begun = [log for log in named if unfinished(log)]
     found = [log for log in begun if not written_to(log)] or begun or (named if asked else [])
     if not found:
@@ -110,6 +107,18 @@ def find_log(asked: str | None, results: Path) -> Path:
             mend="see what Snakemake printed, or .snakemake/log",
         )
     return max(found, key=lambda log: log.stat().st_mtime)
+
+
+def of_rule(log: Path, asked: str) -> bool:
+    """Whether a log is of a job of the rule that is `asked` for, by where it is."""
+    rule = asked.replace("-", "_")
+    return any(part.startswith(rule) for part in log.parts[log.parts.index("logs") + 1 :])
+
+
+def command_of(log: Path) -> str | None:
+    """The command that a log begins with: map-batches."""
+    found = COMMAND.search(log.read_text(encoding="utf-8", errors="replace"))
+    return found.group(1).split()[1] if found else None
 
 
 def traces(log: Path) -> Traces:

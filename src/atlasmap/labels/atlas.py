@@ -32,6 +32,7 @@ from atlasmap.settings import TransferSettings
 
 LABELS = ("label", "predicted_label", "pooled_label", "genes_label", "knn_label", "runner_up",
           "truth")  # fmt: skip
+BESIDE = ["barcode", "dataset", "batch"]
 ID, NO_ID = "ontology_term_id", "unknown"  # as CELLxGENE's schema says
 
 
@@ -75,7 +76,8 @@ def knn_labels(
     # Levels mostly have the same labelled cells.
     found: dict[bytes, Neighbors] = {all_of_them: weighted(nearest.first(n_neighbors))}
     for level in levels:
-        labels = as_text(column(reference, level, "a label", "the reference")).to_numpy()
+        said = "`label_levels` in the config"
+        labels = as_text(column(reference, level, "a label", "the reference", said)).to_numpy()
         known = (labels != unlabeled) & (labels != "")
         if known.tobytes() not in found:
             latents = reference.obsm["X_latent"][known], query.obsm["X_latent"]
@@ -92,8 +94,7 @@ def query_labels(
     latents = reference.obsm["X_latent"], query.obsm["X_latent"]
     nearest = nearest or Nearest.of(*latents, settings.n_neighbors)
     soft = soft_labels_of(query)
-    table = label_table(soft, query.obs_names)
-    table.insert(0, "batch", query.obs["batch"].astype(str).to_numpy())
+    table = beside(query, label_table(soft, query.obs_names))
     columns = ["label", *levels]
     how = unlabeled, settings.n_neighbors, nearest
     for level, knn in knn_labels(reference, query, columns, *how):
@@ -109,7 +110,6 @@ def query_labels(
         shifts = found.shifts
     for level, to in (coarse.groups if coarse else {}).items():
         at_level(table, soft, calibrated, level, to)
-    table.index.name = "cell_id"
     return Named(table, by_cell(soft, query), calibrated, shifts)
 
 
@@ -148,11 +148,15 @@ def at_level(
 
 
 def by_cell(soft: SoftLabels, query: anndata.AnnData) -> pd.DataFrame:
-    """Soft labels as they are written: a row a cell, its batch first."""
-    frame = soft.frame(query.obs_names)
-    frame.insert(0, "batch", query.obs["batch"].astype(str).to_numpy())
-    frame.index.name = "cell_id"
-    return frame
+    """Soft labels as they are written: a row a cell, first what it is called elsewhere."""
+    return beside(query, soft.frame(query.obs_names))
+
+
+def beside(query: anndata.AnnData, table: pd.DataFrame) -> pd.DataFrame:
+    """A table of query cells with cell_id, and before its own columns barcode (as in the file),
+    dataset and batch."""
+    names = query.obs.reindex(columns=BESIDE).astype(object)
+    return pd.concat([names, table], axis=1).rename_axis(index="cell_id")
 
 
 def with_columns(obs: pd.DataFrame, table: pd.DataFrame) -> None:
@@ -176,12 +180,15 @@ def with_truth(query: anndata.AnnData, truth: pd.Series, unlabeled: str) -> None
     query.obs["truth"] = np.where(pd.isna(found), unlabeled, found)
 
 
-def unique_index(whole: anndata.AnnData) -> None:
-    """Query cells whose name occurs twice become batch:name; obs `barcode` keeps the name."""
-    whole.obs["barcode"] = whole.obs_names.to_numpy()
-    shared = whole.obs_names.duplicated(keep=False) & (whole.obs["role"] == "query").to_numpy()
-    renamed = whole.obs["batch"].astype(str) + ":" + whole.obs_names.astype(str)
-    whole.obs_names = np.where(shared, renamed, whole.obs_names)
+def with_cell_ids(reference: anndata.AnnData) -> None:
+    """Cells of a reference that was not prepared here are named dataset:barcode, too."""
+    if "barcode" in reference.obs:
+        return
+    names = reference.obs_names.to_numpy(object)
+    if "dataset" not in reference.obs:
+        reference.obs["dataset"] = "reference"
+    reference.obs["barcode"] = names
+    reference.obs_names = reference.obs["dataset"].astype(str) + ":" + names
 
 
 def shared_neighbors(
@@ -236,6 +243,7 @@ def assemble(
     named = reference_labels(reference, trust, coarse)
     ids = ids_of_labels(reference.obs)
     reference = in_latent_space(reference, ["label", "split", *levels, *shared])
+    with_cell_ids(reference)
     reference.obs["role"] = "reference"
     reference.obsm["X_umap"] = place(fitted, reference.obsm["X_latent"])
     classified = named is not None
@@ -255,7 +263,7 @@ def assemble(
         if classified:
             how = unlabeled, settings, trust, coarse, nearest
             made = query_labels(reference, query, levels, *how)
-            with_columns(query.obs, made.labels.drop(columns="batch"))
+            with_columns(query.obs, made.labels.drop(columns=BESIDE))
             tables.append(made)
         parts.append(query)
     proteins = [key for key in OF_PROTEINS if all(key in part.obsm for part in (reference, *parts))]
@@ -267,7 +275,6 @@ def assemble(
     if proteins:
         whole.uns[PROTEIN_NAMES] = reference.uns[PROTEIN_NAMES]
     whole.X = sparse.csr_matrix(whole.shape, dtype=np.float32)  # cellxgene wants one, of no genes
-    unique_index(whole)
     with_ids(whole.obs, ids)
     tidy_obs(whole.obs, unlabeled)
     with_colors(whole, unlabeled)

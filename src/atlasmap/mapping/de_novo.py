@@ -23,10 +23,6 @@ def cohort(reference: anndata.AnnData, queries: list[anndata.AnnData]) -> anndat
     whole.obs = whole.obs.drop(columns="truth", errors="ignore")
     named = whole.obs["label"].astype(object).where(whole.obs["role"] == "reference", unlabeled)
     whole.obs["label"] = pd.Categorical(named.astype(str))
-    if whole.obs_names.has_duplicates:  # batches may share names of cells
-        twice = whole.obs_names.duplicated(keep=False)
-        apart = whole.obs["batch"].astype(str) + ":" + whole.obs_names.astype(str)
-        whole.obs_names = whole.obs_names.where(~twice, apart)
     return whole
 
 

@@ -165,7 +165,7 @@ def map_query(
             reference, cells, settings, f"surgery {strategy} {what}", seed, checkpoints, about
         )
     bundle = Bundle(reference.model, registry, about, history)
-    keep = ["batch", "dataset", *registry.categorical, *registry.continuous]
+    keep = ["batch", "dataset", "barcode", *registry.categorical, *registry.continuous]
     said = embed(bundle.model, cells)
     latent = query_latent(query, said, registry.labels, keep)
     latent.obs["misfit"] = misfit(bundle.model, cells, said.mean)

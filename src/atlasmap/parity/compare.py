@@ -17,6 +17,7 @@ from atlasmap.bundle import read_about, read_registry
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.classification import score
+from atlasmap.files import read_table
 from atlasmap.mapping.query import joined
 from atlasmap.mapping.reference import SCANVI_EPOCHS, warmed_by_step, with_epochs
 from atlasmap.parity import peer
@@ -78,7 +79,7 @@ def runs_in(results: Path) -> Iterator[Run]:
 
 def of_validation(folder: Path) -> pd.DataFrame:
     """Validation metrics in a bundle's history (epochs × metrics)."""
-    history = pd.read_csv(folder / "history.csv")
+    history = read_table(folder / "history.csv")
     validation = history[history["split"] == "validation"]
     return validation.pivot(index="epoch", columns="metric", values="value").sort_index()
 

@@ -43,7 +43,7 @@ def remake(path: Path, folder: Path, *, force: bool) -> str:
     contract, run = folder / "data" / "contract.json", folder.parent.parent
     files = json.loads(contract.read_text())["configfiles"] if contract.is_file() else []
     words = ["snakemake", "--cores", "all"]
-    words += ["--configfile", *files] if files else []
+    words += ["--configfile", *(os.path.relpath(run / file) for file in files)] if files else []
     words += [] if run == Path.cwd() else ["--directory", str(run)]
     words += ["--force"] if force else []
     return shlex.join([*words, "--", str(path.relative_to(run))])

@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 
 from atlasmap.report.attention import notices
+from atlasmap.report.columns import EXPLAINED
 from atlasmap.report.found import VERDICTS, Found
 from atlasmap.report.pages import number
 from atlasmap.vendor import source
@@ -301,5 +302,5 @@ def report_page(found: Found, captions: Path | None) -> str:
         stages=shown(found.stages, "table-stages", "Seconds, GPU-hours and memory by stage"),
         commands=commands(found),
         config=yaml.safe_dump(found.config, sort_keys=False, allow_unicode=True),
-        css=source("tables.css") + css, vendor=source("tables.js"),
+        explained=EXPLAINED, css=source("tables.css") + css, vendor=source("tables.js"),
     )  # fmt: skip

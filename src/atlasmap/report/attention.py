@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from atlasmap.data.contract import left_out
 from atlasmap.report.found import Found
 from atlasmap.report.pages import number
 from atlasmap.settings import CalibrationSettings
@@ -154,7 +155,13 @@ def of_model(found: Found) -> Iterator[Notice]:
         )
 
 
+def of_data(found: Found) -> Iterator[Notice]:
+    """What of the data was left out, or is odd."""
+    for line in left_out(found.contract):
+        yield Notice("data", line)
+
+
 def notices(found: Found) -> list[Notice]:
     """All of them, the gravest kind first."""
-    kinds = (of_fit, of_shifts, of_promises, of_learned, of_genes, of_surgery, of_model)
+    kinds = (of_fit, of_shifts, of_promises, of_learned, of_data, of_genes, of_surgery, of_model)
     return [notice for kind in kinds for notice in kind(found)]

@@ -9,9 +9,8 @@ from pathlib import Path
 import anndata
 import pandas as pd
 
-from atlasmap.files import recorded, slug
+from atlasmap.files import read_table, recorded, slug
 
-TEXT = dict.fromkeys(("batch", "mapping", "label", "query", "predicted", "truth"), str)
 VERDICTS = ("confident", "ambiguous", "novel")
 COMMAND = re.compile(r"^\d\d:\d\d:\d\d atlasmap (\S+)", re.MULTILINE)
 DEVICE = re.compile(r"^\d\d:\d\d:\d\d device: (\w+)", re.MULTILINE)
@@ -45,15 +44,7 @@ class Found:
     def table(self, name: str) -> pd.DataFrame:
         """benchmark/{name}.csv, all of it."""
         path = self.folder / "benchmark" / f"{name}.csv"
-        if not path.is_file():
-            return pd.DataFrame()
-        try:
-            table = pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=[""])
-        except pd.errors.EmptyDataError:
-            return pd.DataFrame()
-        if "strategy" in table:
-            table["strategy"] = table["strategy"].fillna("")
-        return table
+        return read_table(path) if path.is_file() else pd.DataFrame()
 
     def of_final(self, name: str) -> pd.DataFrame:
         """Its rows of the final mapping."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from atlasmap.files import unslug
+from atlasmap.files import read_table, unslug
 
 
 def about_beside(path: Path) -> dict:
@@ -33,7 +33,7 @@ def keys_of(path: Path) -> dict:
 def read_histories(paths: tuple[Path, ...]) -> pd.DataFrame:
     """history.csv of bundles as one table: seed, model, variant, strategy, batch, epoch, split,
     metric, value."""
-    tables = [(keys_of(path), pd.read_csv(path)) for path in paths]
+    tables = [(keys_of(path), read_table(path)) for path in paths]
     return pd.concat([table.assign(**keys)[[*keys, *table]] for keys, table in tables])
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from atlasmap.data.contract import left_out
 from atlasmap.report.found import VERDICTS, Final, Found
 
 SHOWN = {"report": "report.html", "explorer": "explorer.html", "figures": "figures",
@@ -36,14 +37,12 @@ def checked_data(contract: dict) -> str:
     n, overlap = (
         [fact.get(key, 1.0) for fact in queries.values()] for key in ("n_cells", "gene_overlap")
     )
-    facts = [reference, *queries.values()]
-    odd = {k: why for fact in facts for k, why in fact.get("unreadable", {}).items()}
-    left_out = "".join(f"left out of {k}, as it cannot be read: {why}\n" for k, why in odd.items())
+    besides = "".join(f"  {line}\n" for line in left_out(contract))
     if not queries:
-        return f"{said}no query batches\n{left_out}"
+        return f"{said}no query batches\n{besides}"
     share = "all" if min(overlap) == 1 else f"at least {min(overlap):.1%}"
     query = f"{sum(n):,} query cells in {len(queries)} batches, with {share} of these genes\n"
-    return said + query + left_out
+    return said + query + besides
 
 
 def verdict_table(fitness: pd.DataFrame) -> str:

@@ -7,15 +7,17 @@ import time
 from tqdm import tqdm
 
 from atlasmap.training.history import History
-from atlasmap.training.stopping import Watch
+from atlasmap.training.stopping import Watch, in_words
 
 log = logging.getLogger("atlasmap")
-SECONDS_BETWEEN_LINES = 5
+SECONDS_BETWEEN_LINES = 5  # at first, and a twentieth of the training later
+LINES = 20
+FOR_TERMINAL = {"progress": True}  # of a line that whoever started the workflow wants to see
 
 
 class Progress:
-    """A bar on a terminal; one line every few seconds elsewhere. Says early if the job's time will
-    not do."""
+    """A bar on a terminal; elsewhere lines, ever more seldom. Says early if the job's time will not
+    do."""
 
     def __init__(self, name: str, n_epochs: int, epoch: int, watch: Watch):
         self.name, self.n_epochs, self.watch = name, n_epochs, watch
@@ -31,16 +33,18 @@ class Progress:
         shown = history.last("validation", metric) or history.last("train", metric)
         self.bar.set_postfix_str(f"{metric} {shown:.4g}")
         self.bar.update()
-        last = done == self.n_epochs
-        if not self.live and (last or time.monotonic() - self.said > SECONDS_BETWEEN_LINES):
-            self.said = time.monotonic()
-            said = (self.name, done, self.n_epochs, metric, shown)
-            log.info("%s: epoch %d of %d, %s %.2f", *said)
-        self.foresee(done)
+        now, last = time.monotonic(), done == self.n_epochs
+        wait = max(SECONDS_BETWEEN_LINES, (now - self.began) / LINES)
+        an_epoch = (now - self.began) / (done - self.first)
+        if not self.live and (last or now - self.said > wait):
+            self.said = now
+            left = in_words((self.n_epochs - done) * an_epoch)
+            said = (self.name, done, self.n_epochs, metric, shown, left)
+            log.info("%s: epoch %d of %d, %s %.2f, %s left", *said, extra=FOR_TERMINAL)
+        self.foresee(done, an_epoch)
 
-    def foresee(self, done: int) -> None:
+    def foresee(self, done: int, an_epoch: float) -> None:
         """Epochs left × seconds an epoch against the job's end."""
-        an_epoch = (time.monotonic() - self.began) / (done - self.first)
         need, have = (self.n_epochs - done) * an_epoch, self.watch.seconds_left()
         if need > have and not self.warned:
             self.warned = True

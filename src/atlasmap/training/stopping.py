@@ -41,6 +41,12 @@ class Stopped(BaseException):
         super().__init__(why)
 
 
+def stopped_by(number: int) -> Stopped:
+    """What a signal means: Ctrl-C is somebody's wish, others are the cluster's."""
+    kind = "interrupted" if number == signal.SIGINT else "preempted"
+    return Stopped(f"{signal.Signals(number).name} came", kind)
+
+
 def leave(number: int, _frame) -> None:
     """Signal handler of work that has nothing to save.
 
@@ -49,7 +55,7 @@ def leave(number: int, _frame) -> None:
     """
     signal.signal(signal.SIGALRM, lambda *_: leave(number, None))
     signal.setitimer(signal.ITIMER_REAL, AGAIN)
-    raise Stopped(f"{signal.Signals(number).name} came")
+    raise stopped_by(number)
 
 
 def ignore_signals() -> None:
@@ -68,6 +74,13 @@ def install() -> None:
     """From now on SIGTERM, SIGUSR1 and SIGINT raise Stopped."""
     for number in heeded():
         signal.signal(number, leave)
+
+
+def in_words(seconds: float) -> str:
+    """A time left: seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Watch:
@@ -104,7 +117,7 @@ class Watch:
     def reason(self) -> Stopped | None:
         """Why to leave now; None to go on."""
         if self.signal is not None:
-            return Stopped(f"{self.signal.name} came")
+            return stopped_by(self.signal)
         if self.seconds_left() > 0:
             return None
         # The limit may have been raised since.

@@ -6,9 +6,11 @@ for others, with sums in another order; which of the two runs would depend on wh
 
 import contextlib
 import hashlib
+import logging
 from pathlib import Path
 
 import numba
+from numba.core import event
 
 from atlasmap.models.compiled.threads import DIVIDES, LIMITS
 
@@ -19,6 +21,25 @@ SOURCES = hashlib.sha256(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     + bytes((DIVIDES, LIMITS))
 ).hexdigest()
+log = logging.getLogger("atlasmap")
+
+
+class Told(event.Listener):
+    """Says once that something is compiled, so that nobody wonders what takes so long."""
+
+    def on_start(self, _event) -> None:
+        event.unregister(COMPILING, self)
+        log.info(
+            "compiling for this processor, once: a minute or two, then it is kept",
+            extra={"progress": True},
+        )
+
+    def on_end(self, _event) -> None:
+        pass
+
+
+COMPILING = "numba:compile"
+event.register(COMPILING, Told())
 inlined = numba.njit(inline="always")
 
 

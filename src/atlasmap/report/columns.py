@@ -1,0 +1,77 @@
+"""What columns of tables mean, for whoever points at one."""
+
+EXPLAINED = {
+    # what was mapped and how
+    "seed": "Seed of the training and the mapping",
+    "variant": "Classifier of scANVI: prefix, fixed or linear",
+    "strategy": "How query batches were mapped: per_batch, joint, frozen or de_novo",
+    "batch": "Library or donor; all: every query batch together",
+    "mapping": "Query batch, or all of a joint mapping",
+    "split": "Cells that the model was trained on, validated on, or that were mapped",
+    "method": "What named the cells",
+    "probabilities": "raw: as the classifier gives them; calibrated: as held-out batches taught",
+    "level": "label, or a coarser level of the label tree",
+    "n": "Number of cells",
+    "n not in reference": "Cells whose known label the model never saw; counted, not scored",
+    # scores of labels
+    "accuracy": "Fraction of cells that are named right",
+    "macro f1": "F1 score, averaged over labels, each weighing the same",
+    "ece": "Expected calibration error: mean distance between confidence and accuracy, 0 is best",
+    # trust
+    "coverage": "Fraction of cells whose prediction set holds the known label",
+    "set size": "Mean number of labels in a prediction set",
+    "coverage ambiguous": "The same of ambiguous cells alone, of which it was asked",
+    "set size ambiguous": "Mean size of their sets",
+    "novel auroc": "How well novelty tells cells of labels that the model lacks from others; "
+    "0.5 is chance, 1 perfect",
+    "known called novel": "Fraction of cells with a label of the reference that are called novel",
+    "new called novel": "Fraction of cells with another label that are called novel",
+    "confident": "Confident: named right as often as was asked. A fraction, or a number of cells",
+    "ambiguous": "Could have several labels: the prediction set names them",
+    "novel": "Like no label of the reference",
+    "shifted": "Of their label, but in a state that no batch of the reference is in",
+    "accuracy confident": "Fraction of confident cells that are named right",
+    "accuracy ambiguous": "Fraction of ambiguous cells that are named right",
+    "reference": "Whether the reference fits the batch, told without any label of it",
+    "reference fits": "Whether the reference fits the batch, told without any label of it",
+    "strangeness": "0: as near the reference as its own batches are; 1: as far as cells of a label "
+    "that it lacks",
+    "calibrated confidence": "Mean probability of the predicted label, as held-out batches taught",
+    "n shifted": "Cells of the label that are shifted",
+    "markers kept": "How well the shifted cells keep the label's markers",
+    "top genes": "Genes in which cells called so differ most from the reference's",
+    # genes
+    "n genes missing": "Genes of the model that the batch lacks",
+    "genes found": "Fraction of the model's genes that the batch has",
+    "with all genes": "Accuracy (of a label: recall) on reference cells that validated",
+    "without missing": "The same without the genes that the batch lacks",
+    "loss": "The difference: what the missing genes cost",
+    # certificates
+    "reference unchanged": "Whether the reference is bit for bit what it was before surgery",
+    "n golden cells": "Stored cells whose latent and labels were compared before and after",
+    "n probe cells": "The reference's own cells that were compared",
+    "displacement median": "Median distance that surgery moved cells in the latent space",
+    "displacement median in posterior sd": "The same in standard deviations of each cell's own "
+    "posterior",
+    "moved, posterior s.d.": "Median distance that surgery moved cells, in standard deviations of "
+    "each cell's own posterior",
+    "displacement labels changed": "Fraction of cells that surgery gave another label",
+    "n trainable": "Numbers that surgery trained",
+    "stopped": "Why training ended",
+    # scib-metrics
+    "embedding": "What was scored: PCA of the counts, or a model's latent space",
+    "cells": "Number of cells; of scib-metrics which of them: the reference's, or all",
+    "isolated labels": "Labels that few batches have lie apart from others",
+    "kmeans nmi": "k-means clusters against labels, normalised mutual information",
+    "kmeans ari": "k-means clusters against labels, adjusted Rand index",
+    "silhouette label": "Labels lie apart (silhouette)",
+    "clisi knn": "Neighbours have one label (cLISI)",
+    "bras": "Batches are mixed inside labels (batch-removal adapted silhouette)",
+    "ilisi knn": "Neighbours come from many batches (iLISI)",
+    "kbet per label": "Neighbours' batches are as often as in all (kBET)",
+    "graph connectivity": "Cells of a label hang together in the neighbours' graph",
+    "pcr comparison": "Variance that the batch explains, before and after",
+    "bio conservation": "Mean of the metrics of labels",
+    "batch correction": "Mean of the metrics of batches",
+    "total": "0.6 × bio conservation + 0.4 × batch correction",
+}
