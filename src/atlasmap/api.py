@@ -11,6 +11,7 @@ from atlasmap.audit.seal import check_seal
 from atlasmap.bundle import CALIBRATION, Bundle, load
 from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.sheet import Dataset
+from atlasmap.evaluation.gene_gap import family_costs
 from atlasmap.labels.atlas import Atlas, assemble
 from atlasmap.labels.calibrated import PROFILES, read_calibration, read_profiles
 from atlasmap.labels.tree import read_levels
@@ -99,6 +100,10 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
     latent, fitted = reference_parts(folder, bundle, request)
     if (folder / DENOISED).is_file():
         take_proteins(latent, anndata.read_h5ad(folder / DENOISED))
+    for part in prepared.values():
+        families = part.facts.get("gene_families_missing")
+        if families and registry.labels and not registry.proteins:
+            family_costs(bundle, latent, families)
     groups = {name: [name] for name in names}
     if request.strategy == "joint":
         groups = {"all": names}

@@ -4,11 +4,18 @@ it links to are there."""
 import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from atlasmap.commands.main import app
+from atlasmap.config import load_config, read_config
+from atlasmap.data.prepare import prepare_reference, sizes_of_batches
+from atlasmap.data.sheet import read_sheet
+from atlasmap.data.sources import pbmc68k
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -72,3 +79,44 @@ def test_what_pages_link_to_is_there(page):
     links = LINK.findall(page.read_text(encoding="utf-8"))
     files = [link for link in links if "://" not in link and not link.startswith("mailto:")]
     assert [link for link in files if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.skipif(not shutil.which("Rscript"), reason="no R here")
+def test_the_join_in_r_is_that_of_the_docs(tmp_path):
+    """On an object that, as Seurat's and SingleCellExperiment, has columns and takes a `$`."""
+    page = (ROOT / "docs/your_data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```r\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "results/mine").mkdir(parents=True)
+    rows = [("new:b", "b", "new", "NK"), ("old:a", "a", "old", "B"), ("new:a", "a", "new", "T")]
+    table = pd.DataFrame(rows, columns=["cell_id", "barcode", "dataset", "pooled_label"])
+    table.to_csv(tmp_path / "results/mine/labels.csv", index=False)
+    (tmp_path / "join.R").write_text(
+        'object <- structure(list(), class = "cells", cells = c("a", "b", "c"))\n'
+        'dimnames.cells <- function(x) list(NULL, attr(x, "cells"))\n'
+        f"{block}\ncat(object$pooled_label)\n"
+    )
+    done = subprocess.run(["Rscript", "join.R"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "T NK NA", done.stderr
+
+
+def test_the_readmes_sample_counts_are_those_of_the_demo(tmp_path):
+    """Cells, batches, labels and genes are the same everywhere; scores are not."""
+    config = load_config(read_config(ROOT / "config/config.yaml"))
+    rows = read_sheet(ROOT / config.datasets)
+    pbmc68k().write_h5ad(tmp_path / "demo.h5ad")
+    reference, query = (
+        [row for row in rows if row.role == role] for role in ("reference", "query")
+    )
+    made = prepare_reference(reference, [tmp_path / "demo.h5ad"] * len(reference), config)
+    sizes = [sizes_of_batches(row, tmp_path / "demo.h5ad", config) for row in query]
+    n_query, batches = sum(sum(part.values()) for part in sizes), sum(map(len, sizes))
+    facts, text = made.facts, (ROOT / "README.md").read_text(encoding="utf-8")
+    n = facts["n_cells"]
+    assert (
+        f"reference of {n} cells, {len(facts['batches'])} batches, {len(facts['labels'])} labels, "
+        f"{facts['n_genes']} genes;\n{n_query} query cells in {batches} batches"
+    ) in text
+    sample = dict(re.findall(r"^ *\w+ .* (train|validation|query) +(\d+) ", text, re.MULTILINE))
+    assert int(sample["train"]) + int(sample["validation"]) == n and int(sample["query"]) == n_query
+    verdicts = re.findall(r"^ *\w+ per_batch (\d+) +(\d+) +(\d+) +(\d+)$", text, re.MULTILINE)
+    assert verdicts and all(int(a) == sum(map(int, rest)) == n_query for a, *rest in verdicts)

@@ -5,12 +5,15 @@ import pandas as pd
 import pytest
 from small import CPU
 
-from atlasmap.evaluation.gene_gap import gene_gap, masked
+from atlasmap.data.contract import gene_warnings
+from atlasmap.evaluation.gene_gap import drawn_cells, family_costs, gene_gap, masked
 from atlasmap.evaluation.label_scores import LabelRun, score_opinions
 from atlasmap.evaluation.opinions import knn_by_k, majority, second_opinions
 from atlasmap.labels.knn import SoftLabels
 from atlasmap.mapping.embed import embed
 from atlasmap.mapping.encode import encode
+from atlasmap.mapping.reference import reference_latent
+from atlasmap.training.split import Split
 
 
 @pytest.fixture
@@ -97,3 +100,25 @@ def test_missing_genes_are_zero_and_nothing_else_changes(scanvi, reference):
         everyone["with_all_genes"] - everyone["without_missing"]
     )
     assert everyone["n_genes_missing"] == 60
+
+
+def test_what_a_family_of_genes_costs_is_told_without_counts(scanvi, reference):
+    split = Split(np.arange(reference.n_obs), np.arange(0))
+    latent = reference_latent(reference, scanvi, split, CPU)
+    cells = drawn_cells(scanvi, latent, 150)
+    assert cells.n_obs == 150 and cells.obs_names.isin(reference.obs_names).all()
+    own = reference[cells.obs_names]
+    depth, drawn = (np.asarray(part.X.sum(1)).ravel() for part in (own, cells))
+    assert np.corrcoef(depth, drawn)[0, 1] > 0.9 and drawn.mean() == pytest.approx(
+        depth.mean(), rel=0.1
+    )
+    assert (cells.X != drawn_cells(scanvi, latent, 150).X).nnz == 0  # the same each time
+    genes = scanvi.registry.genes
+    families = {"most": {"missing": genes[:70]}, "none": {"missing": []}}
+    family_costs(scanvi, latent, families)
+    table = gene_gap(scanvi, drawn_cells(scanvi, latent), genes[:70])
+    assert families["none"]["costs"] == 0
+    assert families["most"]["costs"] == pytest.approx(table["loss"].iloc[0], abs=1e-4)
+    said = {"of": 70, **families["most"]}
+    (line,) = gene_warnings({"gene_families_missing": {"HLA": said}})
+    assert f"costs {said['costs']:.3f} of accuracy" in line

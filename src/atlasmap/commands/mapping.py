@@ -210,6 +210,7 @@ def map_file(
     """
     from atlasmap.api import MapRequest, map_dataset
     from atlasmap.commands.results import write_atlas
+    from atlasmap.data.contract import gene_warnings
     from atlasmap.device import pick_device
     from atlasmap.errors import said_as_flags
     from atlasmap.files import slug
@@ -225,4 +226,7 @@ def map_file(
         folder = out / "mapping" / slug(group)
         write_mapping(mapping, mapped.denoised.get(group), folder, how.denoise)
     write_atlas(mapped.atlas, out)
+    for name, facts in mapped.facts.items():
+        for warning in gene_warnings(facts):
+            print(f"query batch {name}: {warning}")
     print(f"{sum(f['n_cells'] for f in mapped.facts.values())} cells mapped: {out / 'atlas.h5ad'}")

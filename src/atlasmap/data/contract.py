@@ -72,7 +72,10 @@ def gene_warnings(fact: dict) -> list[str]:
         lines.append(f"{len(spelled)} genes are missing by their spelling alone: {pairs}")
     for name, family in fact.get("gene_families_missing", {}).items():
         said = f"{len(family['missing'])} of {family['of']} {name} genes"
-        lines.append(f"lacks {said}: {listed(family['missing'])}")
+        costs = ""
+        if "costs" in family:
+            costs = f"; on cells drawn from the model that costs {family['costs']:.3f} of accuracy"
+        lines.append(f"lacks {said}: {listed(family['missing'])}{costs}")
     return lines
 
 

@@ -7,13 +7,20 @@ and named as they are with all genes: what is lost is lost by the genes alone.
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
 from sklearn.metrics import accuracy_score, recall_score
 
 from atlasmap.bundle import Bundle, device_of
 from atlasmap.data.registry import PROTEIN_NAMES, PROTEINS
+from atlasmap.evaluation.criticism import CHUNK, draw
 from atlasmap.mapping.embed import embed
 from atlasmap.mapping.encode import encode
+from atlasmap.mapping.latent import LIBRARY, latent_of
+from atlasmap.models.random import keyed_seed
+from atlasmap.models.surgery import vae_of
+
+N_DRAWN = 2000  # cells
 
 
 def masked(cells: anndata.AnnData, missing: list[str], proteins: list[str] = ()) -> anndata.AnnData:
@@ -36,6 +43,36 @@ def masked(cells: anndata.AnnData, missing: list[str], proteins: list[str] = ())
         absent = np.isin(names, list(proteins))
         out.obsm[PROTEINS] = np.where(absent, np.nan, cells.obsm[PROTEINS]).astype(np.float32)
     return out
+
+
+@torch.no_grad()
+def drawn_cells(bundle: Bundle, latent: anndata.AnnData, most: int = N_DRAWN) -> anndata.AnnData:
+    """Labelled cells of a reference whose counts are not at hand (some of many): counts drawn from
+    the decoder at the posterior means and library sizes of its `latent`."""
+    labelled = np.flatnonzero(latent.obs["label"].isin(bundle.registry.labels))
+    rng = np.random.default_rng(keyed_seed(0, "gene gap"))
+    at = np.sort(rng.permutation(labelled)[:most])
+    out, device = latent[at].copy(), device_of(bundle.model)
+    z = torch.tensor(latent_of(out), dtype=torch.float32, device=device)
+    library = torch.tensor(out.obs[LIBRARY].to_numpy(np.float32), device=device).log()[:, None]
+    cells, first, counts = encode(bundle.registry, out, device), 0, []
+    for chunk in cells.in_order(CHUNK):
+        rows = slice(first, first := first + len(chunk.codes[0]))
+        px = vae_of(bundle.model).generative(z[rows], library[rows], chunk, None)
+        counts.append(sparse.csr_matrix(draw(px, rng), dtype=np.float32))
+    out.X = sparse.vstack(counts).tocsr()
+    return out
+
+
+def family_costs(bundle: Bundle, latent: anndata.AnnData, families: dict[str, dict]) -> None:
+    """Add to the families of genes that a query lacks (contract.json's `gene_families_missing`)
+    what each `costs`: accuracy lost on cells drawn from the model. In place."""
+    registry = bundle.registry
+    named = dict(zip(registry.symbols or registry.genes, registry.genes, strict=True))
+    cells = drawn_cells(bundle, latent)
+    for family in families.values():
+        table = gene_gap(bundle, cells, [named[name] for name in family["missing"]])
+        family["costs"] = round(float(table["loss"].iloc[0]), 4)
 
 
 def predicted(bundle: Bundle, cells: anndata.AnnData) -> np.ndarray:

@@ -65,7 +65,7 @@ def of_genes(found: Found) -> Iterator[Notice]:
         overlap = fact.get("gene_overlap", 1.0)
         cost = gap[(gap["batch"] == batch) & (gap["label"] == "all")] if "batch" in gap else gap[:0]
         loss = float(cost["loss"].max()) if len(cost) else 0.0
-        if overlap < FEW_GENES or loss > COST:
+        if overlap < FEW_GENES or loss > COST or "gene_families_missing" in fact:
             said = f"{1 - overlap:.1%} of the model's genes are not in it"
             if len(cost):
                 said += f"; on reference cells that costs {loss:.3f} of accuracy"
