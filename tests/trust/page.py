@@ -112,8 +112,8 @@ def beside(rows: pd.DataFrame, peer: Path) -> str:
     head = """
 ## Beside scvi-tools
 
-The same cells, settings and epochs, one seed. Its label is the most probable one, confident from a probability of 0.9
-on, and novelty is one minus it.
+The same cells, settings and epochs, one seed. Its label is the most probable one, confident from a
+probability of 0.9 on, and novelty is one minus it.
 
 """
     return head + table(both.loc[order])
