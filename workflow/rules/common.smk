@@ -2,9 +2,12 @@ import functools
 import json
 import os
 import shlex
+import subprocess
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
 
 from atlasmap.jobs.partitions import largest, read_partitions
 from atlasmap.config import (
@@ -645,6 +648,13 @@ def reported(wildcards):
             *([] if TAKEN else [f"results/{CONFIG.atlas}/benchmark/gene_gap.csv"]),
         ]
     return targets
+
+
+def look(command):
+    """Run a command before the first job; what it finds, it says itself."""
+    words = [sys.executable, "-m", "atlasmap.commands.main", *shlex.split(command)]
+    if subprocess.run(words).returncode:
+        raise WorkflowError("No job was run, for what is said above.")
 
 
 def kept_flags():
