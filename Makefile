@@ -2,6 +2,11 @@
 PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+# Of what pip says: large downloads, and that packages are installed.
+LARGE := awk '/Downloading.*\([0-9][0-9]+[.0-9]* MB\)|Downloading.* GB\)/ {print "  " $$2, $$3, $$4} \
+  /^Installing/ {print "  installing", NF - 3, "packages"}'
 
 .PHONY: run test test-slurm fuzz parity bench bench-gpu bench-streaming gpu-check trust wheels env \
   env-cellxgene docs vendor lint schemas lock clean
@@ -132,7 +137,7 @@ env: .venv/env.stamp
 	  printf "error: VENV_MISSING\n  expected: Python's venv module\n  found:    $$($(PYTHON) --version) without it\n  mend:     apt install python3-venv (Debian, Ubuntu), then again\n" >&2; exit 2; }
 	@echo "setting up .venv (once; a few minutes, 2.5 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/lock.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r envs/lock.txt | $(LARGE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

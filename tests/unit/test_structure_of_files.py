@@ -457,6 +457,27 @@ def test_a_folder_whose_files_do_not_fit_together_is_refused(tmp_path, name, tex
     assert error.code == "FILE_UNREADABLE" and said in error.found
 
 
+def test_two_samples_in_one_folder_are_told_apart_by_name(tmp_path):
+    for prefix in ("GSM1_", "GSM2_"):
+        (tmp_path / f"{prefix}matrix.mtx").write_text(HEAD + "3 2 1\n1 1 1\n")
+    error = refused(tmp_path)
+    assert error.code == "FOLDER_SAMPLES" and "GSM1_, GSM2_" in error.found
+    assert "folder of its own" in error.mend
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_features_of_one_two_or_three_columns(tmp_path, columns):
+    (tmp_path / "matrix.mtx").write_text(HEAD + "2 2 2\n1 1 1\n2 2 5\n")
+    (tmp_path / "barcodes.tsv").write_text("x\ny\n")
+    rows = (["ENSG1", "A", "Gene Expression"], ["ENSG2", "B", "Gene Expression"])
+    text = "".join("\t".join(row[:columns]) + "\n" for row in rows)
+    (tmp_path / "features.tsv").write_text(text)
+    adata = read_any(tmp_path)
+    assert list(adata.var_names) == ["ENSG1", "ENSG2"]
+    assert list(adata.var["gene_symbols"]) == [row[min(columns, 2) - 1] for row in rows]
+    assert adata.X.toarray().tolist() == [[1, 0], [0, 5]]
+
+
 @needs_shared
 def test_a_folder_of_starsolo_is_its_compressed_twin(tmp_path):
     source = SHARED / "cases/public/starsolo_folder"
