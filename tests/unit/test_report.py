@@ -170,6 +170,8 @@ def test_what_of_the_data_is_left_out_is_said_wherever_people_look(tmp_path):
     assert left_out(found.contract) == lines
     assert [notice.why for notice in notices(found) if notice.where == "data"] == lines
     assert all(line in checked_data(found.contract) for line in lines)
+    found.contract["reference"]["batches"] = {"r1": 1234}
+    assert any("one batch: random parts of it" in line for line in left_out(found.contract))
 
 
 def test_novel_cells_are_pointed_at_with_the_labels_they_are_under(tmp_path):

@@ -34,6 +34,11 @@ def left_out(contract: dict) -> list[str]:
             f"labels of too few cells to be learned, which no query cell can be called: {named}; "
             "data.min_cells_per_label"
         )
+    if len(found.get("batches", {})) == 1 and isinstance(found.get("labels"), dict):
+        lines.append(
+            "the reference is one batch: random parts of it stand in for held-out batches, and "
+            "whether it fits a query batch will not be known"
+        )
     sizes = found.get("n_genes_of_datasets", {})
     if len(sizes) > 1:
         of_each = listed(f"{name} {n:,}" for name, n in sizes.items())
