@@ -24,7 +24,7 @@ from atlasmap.figures.reliability import draw_reliability
 from atlasmap.figures.risk_coverage import draw_risk_coverage
 from atlasmap.figures.scib_table import draw_scib_table, embedding_name
 from atlasmap.figures.shifts import draw_shifts
-from atlasmap.figures.style import save
+from atlasmap.figures.style import one_kind, save
 from atlasmap.files import read_table
 from atlasmap.labels.palette import GREY, PALETTE, colors_of
 
@@ -393,6 +393,18 @@ def test_equal_scores_of_different_columns_have_one_colour():
     colours = {tuple(np.round(t.get_bbox_patch().get_facecolor(), 1)) for t in texts
                if t.get_bbox_patch()}  # fmt: skip
     assert len(texts) > 1 and len(colours) == 1
+
+
+def test_of_all_ways_and_levels_one_is_drawn():
+    rows = [("classifier", "label", "raw"), ("knn", "label", "raw"), ("classifier", "broad", "raw"),
+            ("classifier", "label", "calibrated")]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["method", "level", "probabilities"])
+    table = table.assign(strategy=["joint", "", None, None], n=range(4))
+    assert list(one_kind(table)["n"]) == [0]
+    assert list(one_kind(table, "calibrated")["n"]) == [3]
+    assert list(one_kind(table, "calibrated")["strategy"]) == [""]
+    both = one_kind(table.drop(columns="level"))  # of a table that has one level alone
+    assert list(both["n"]) == [0, 2]
 
 
 def test_read_table_keeps_text(tmp_path):
