@@ -42,7 +42,7 @@ def rows_of(task) -> list[dict]:
         query = anndata.read_h5ad(path)
         soft = map_query(trained, query, SURGERY, task.seed, token).soft_labels()
         truth = query.obs["truth"].astype(str).to_numpy()
-        sure, right = soft.max(axis=1), soft.idxmax(axis=1).to_numpy() == truth
+        sure, right = soft.max(axis=1), soft.idxmax(axis=1) == truth
         known = np.isin(truth, list(names))
         enough = [label for label in task.left_out if (truth == label).sum() >= LEAST]
         new, high = np.isin(truth, enough), sure.to_numpy() >= SURE

@@ -155,6 +155,16 @@ def test_cells_correlate_with_their_label_whatever_the_batch_multiplies(rng):
     assert seen_of(counts, labels, profiles).like.max(1).mean() > 0.9
 
 
+def test_the_regression_sees_cells_without_what_their_batch_has_in_common(rng):
+    counts, labels = made(rng, boost=3.0)
+    profiles = Profiles.of(counts, labels, NAMES, 400.0)
+    batch = np.r_[np.full(10, 4.0), np.ones(80)]  # as if all cells were of the first label
+    seen = seen_of(made(rng, boost=3.0, batch=batch)[0], labels, profiles)
+    plain = profiles.probabilities(seen.logs, np.zeros(90), seen.measured)
+    own, without = ((p.argmax(1) == seen.codes).mean() for p in (seen.by_genes, plain))
+    assert own > 0.95 > without + 0.1
+
+
 def test_chunks_change_nothing(rng, monkeypatch):
     counts, labels = made(rng)
     profiles = Profiles.of(counts, labels, NAMES, 400.0)

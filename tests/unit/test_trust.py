@@ -242,6 +242,14 @@ def test_who_is_sure_is_learned_of_cells_on_which_classifier_and_genes_agree(rng
     assert not astray.weighed(weights)[1].any() and not astray.weighed(weights)[2].any()
     p = pooled(weights, said, said)
     assert np.allclose(of_truth, p[np.arange(3000), truth]) and np.allclose(sure, p.max(1))
+    some = slice(0, 900)  # cells on which they differ, most of them wrong: they do not matter
+    both = Held(
+        tuple(np.concatenate([a, b[some]]) for a, b in zip(good.told, astray.told, strict=True)),
+        *(np.concatenate([getattr(good, key), getattr(astray, key)[some]])
+          for key in ("given", "predicted")),
+    )  # fmt: skip
+    alone, beside = (Confidence.learned([one, one], [0, 1], 0.05, 0.9) for one in (good, both))
+    assert beside.threshold < alone.threshold + 0.05 < 1
     nobody = Confidence.learned([astray, astray], [0, 1], 0.05, 0.9)
     assert nobody.threshold > 1
 
@@ -316,6 +324,14 @@ def test_the_score_that_finds_left_out_labels_is_chosen(rng):
     blind = Batch(**vars(told["misfit"]) | {"misfit": None, "misfit_if_missing": None})
     assert choose_score([blind], 20)[0] == "correlation"
     assert choose_score([told["misfit"]], 10**6) == ("correlation", {})
+
+
+def test_cells_of_a_label_that_the_twin_lacks_are_not_known(rng):
+    whole = batch(rng)
+    labels = whole.labels.copy()
+    labels[:30] = "c"
+    held = Batch(**vars(whole) | {"labels": labels})
+    assert list(held.known) == list(range(30, 400)) and len(held.truth) == 370
 
 
 def test_of_a_label_that_looks_like_another_it_is_said_that_it_would_not_be_found(rng):
