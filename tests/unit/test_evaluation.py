@@ -55,6 +55,9 @@ def test_bins_of_as_many_cells_by_hand(rng):
     bins = reliability_bins(confidence, confidence > 0.5).query("bins == 'count'")
     assert list(bins["n"]) == [20] * 5 and list(bins["accuracy"]) == [0, 0, 0.5, 1, 1]
     assert np.allclose(bins["confidence"], (np.arange(5) * 20 + 10.5) / 101)
+    skewed = np.random.default_rng(1).beta(20, 1, 500)
+    count = reliability_bins(skewed, skewed > 0.5).query("bins == 'count'")
+    assert count["n"].between(49, 51).all() and len(count) == 10
     few = reliability_bins(confidence[:30], confidence[:30] > 0.5).query("bins == 'count'")
     assert list(few["n"]) == [30]
     same = reliability_bins(np.ones(300), np.ones(300, bool)).query("bins == 'count'")

@@ -3,6 +3,7 @@
 import itertools
 import json
 from copy import deepcopy
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -18,12 +19,14 @@ from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import draw
 from atlasmap.evaluation.trust import score_trust
+from atlasmap.labels import verdict as verdict_module
 from atlasmap.labels.atlas import query_labels
 from atlasmap.labels.calibrated import (
     BATCHES,
     PARTS,
     VALIDATION,
     Calibration,
+    View,
     calibrate,
     read_calibration,
     read_profiles,
@@ -50,7 +53,7 @@ from atlasmap.labels.novelty import (
 )
 from atlasmap.labels.profiles import Seen
 from atlasmap.labels.tree import LabelTree, levels_of_tree
-from atlasmap.labels.verdict import Trust, fitness, set_names
+from atlasmap.labels.verdict import Trust, fitness, judged, set_names
 from atlasmap.mapping.embed import embed, posterior_soft_labels, soft_labels_at
 from atlasmap.mapping.encode import encode
 from atlasmap.mapping.query import map_held_out, map_query
@@ -576,6 +579,41 @@ def test_cells_in_another_order_are_given_the_same(learned, mapped, queries, sca
         own = found[found["batch"] == name]
         assert np.array_equal(own["novelty"], whole["novelty"])
         assert np.array_equal(own["verdict"], whole["verdict"])
+
+
+def test_verdicts_by_hand(rng, monkeypatch):
+    whole = batch(rng, n=40)
+    predicted = np.where(np.arange(40) < 5, 1 - whole.seen.codes, whole.seen.codes)
+    whole = Batch(**vars(whole) | {"predicted": predicted})  # five of another mind than the genes
+    whole.seen.like[5:10] = 0.1  # unlike any label
+    moved = np.isin(np.arange(40), [5, 6, 7])
+    monkeypatch.setattr(verdict_module, "shifted", lambda seen, novel: novel & moved)
+    confidence = Confidence([1.0, 1.0], 0.9, 0.0)
+    view = View(64.0, 40, [1.0, 1.0], CutOffs("correlation", np.log(1.02 - 0.7), {}), confidence)
+    table, _ = judged(view, whole, pd.RangeIndex(40))
+    expected = ["ambiguous"] * 8 + ["novel"] * 2 + ["confident"] * 30
+    assert list(table["verdict"]) == expected and list(table["shifted"]) == list(moved)
+    assert list(table["prediction_set_size"]) == [2] * 5 + [1] * 35
+    assert (table["prediction_set"][10:] == table["pooled_label"][10:]).all()
+
+
+def test_in_a_batch_that_the_reference_does_not_fit_nobody_is_confident(
+    learned, mapped, queries, scanvi
+):
+    known, query = mapped
+    far = np.median(local_distance(known.obsm["X_latent"], query.obsm["X_latent"]))
+    views = [
+        replace(
+            view,
+            confidence=replace(view.confidence, threshold=0.0),
+            cut_offs=CutOffs("correlation", 1e9, {}),
+        )
+        for view in learned[0].views
+    ]
+    for fit, some in [(BatchFit(far, far + 1), True), (BatchFit(far - 2, far - 1), False)]:
+        trust = trusting(scanvi, learned, queries, batch_fit=fit, views=views)
+        verdict = named(known, query, trust).labels["verdict"]
+        assert (verdict == "confident").any() == some
 
 
 def test_whether_the_reference_fits_is_said_of_a_batch(learned, mapped, queries, scanvi):
