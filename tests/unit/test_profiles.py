@@ -219,7 +219,7 @@ def test_cells_with_anothers_markers_besides_their_own_did_not_move(rng):
     counts, labels = made(rng, names=names, n_genes=300)
     profiles = Profiles.of(counts, labels, names, 1000.0)
     twice = np.ones(counts.shape)
-    twice[np.ix_(labels == "b", np.arange(20, 30))] = 8  # c's
+    twice[np.ix_(labels == "b", np.arange(20, 30))] = 4  # c's
     query = sparse.csr_matrix(rng.poisson(counts.toarray() * twice).astype(np.float32))
     seen = seen_of(query, labels, profiles, names)
     assert not shifted(seen, labels == "b").any()
