@@ -84,7 +84,8 @@ def read_sheet(path: Path, *, trained: bool = False) -> list[Dataset]:
             "SHEET_MISSING",
             expected="a sheet of data sets (config key `datasets`)",
             found=f"no file {path}",
-            mend="give its path relative to the working directory or the repository",
+            mend="give its path from the folder that Snakemake runs in (another one: snakemake "
+            "--directory DIR …), or from the root",
         )
     header, rows = split_rows(read_text(path, "the sheet of data sets"), path)
     datasets = []

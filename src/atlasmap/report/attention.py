@@ -80,7 +80,8 @@ def of_surgery(found: Found) -> Iterator[Notice]:
             yield Notice(
                 f"mapping {row['mapping']}",
                 f"surgery moved its cells by {number(row[key])} of their own uncertainty in "
-                f"{row['n_steps']:.0f} steps: it had little to do, or too few steps to do it",
+                f"{row['n_steps']:.0f} steps: right for a batch like the reference's own; if it "
+                "should have moved, raise surgery.max_epochs and compare",
             )
 
 

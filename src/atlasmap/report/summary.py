@@ -91,7 +91,9 @@ def accuracy_table(scores: pd.DataFrame) -> str:
         mean, spread = by.mean(), by.std()
         text = mean.map("{:.3f}".format)
         shown[key] = text.where(spread.isna(), text + " ± " + spread.map("{:.3f}".format))
+    of_query = (whole["split"] == "query").any()
+    what = "" if of_query else " (of the reference's own cells: no query label is known)"
     return (
-        f"\nPredicted labels against known ones:\n\n"
+        f"\nPredicted labels against known ones{what}:\n\n"
         f"{shown.fillna('–').reset_index().to_string(index=False)}\n"
     )
