@@ -92,12 +92,13 @@ def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapp
         categorical_covariates=list(registry.categorical),
         continuous_covariates=registry.continuous,
     )
-    whole = checked_dataset(request.dataset, Path(request.dataset.path), config)
-    names = sorted(whole.obs["batch"].unique())
-    prepared = {
-        name: prepare_query(whole, request.dataset, name, registry, config) for name in names
-    }
     latent, fitted = reference_parts(folder, bundle, request)
+    dataset = request.dataset
+    if dataset.id in set(latent.obs.get("dataset", ())):  # cell ids begin with it
+        dataset = replace(dataset, id=f"{dataset.id}_query")
+    whole = checked_dataset(dataset, Path(dataset.path), config)
+    names = sorted(whole.obs["batch"].unique())
+    prepared = {name: prepare_query(whole, dataset, name, registry, config) for name in names}
     if (folder / DENOISED).is_file():
         take_proteins(latent, anndata.read_h5ad(folder / DENOISED))
     for part in prepared.values():

@@ -12,7 +12,7 @@ from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.registry import Registry
 from atlasmap.data.sheet import Dataset
 from atlasmap.errors import AtlasmapError
-from atlasmap.labels.atlas import assemble
+from atlasmap.labels.atlas import assemble, check_ids
 from atlasmap.labels.umap import fit_map
 from atlasmap.mapping.embed import embed
 from atlasmap.mapping.encode import encode
@@ -252,6 +252,25 @@ def test_a_query_batch_maps_the_same_whatever_else_is_in_the_file(
     assert len(labels) == mine.n_obs
     joined_labels = mine.obs.join(labels[["predicted_label"]])["predicted_label"]
     assert list(joined_labels) == [scanvi.registry.labels[k] for k in of_run]
+
+
+def test_a_query_file_named_as_a_data_set_of_the_reference(scanvi, reference, rows, tmp_path):
+    from atlasmap.api import MapRequest, map_dataset
+
+    save(scanvi, tmp_path / "b")
+    split = Split(np.arange(reference.n_obs), np.arange(0))
+    reference_latent(reference, scanvi, split, CPU).write_h5ad(tmp_path / "b/reference_latent.h5ad")
+    adata = anndata.read_h5ad(rows[1].path)
+    query = adata[adata.obs["batch"] == "query0"].copy()
+    query.obs_names = list(reference.obs["barcode"][: query.n_obs])  # barcodes repeat
+    query.write_h5ad(tmp_path / "q.h5ad")
+    (own,) = reference.obs["dataset"].unique()
+    row = Dataset(id=own, path=str(tmp_path / "q.h5ad"), role="query", batch_key="batch")
+    how = (CONFIG, SURGERY, TransferSettings(), UmapSettings(n_neighbors=5))
+    atlas = map_dataset(tmp_path / "b", MapRequest(row, "per_batch", 0, *how), CPU).atlas
+    assert atlas.adata.obs_names.is_unique and set(atlas.labels["dataset"]) == {f"{own}_query"}
+    with pytest.raises(AtlasmapError, match="CELLS_DUPLICATED"):
+        check_ids(atlas.adata.obs_names.append(atlas.adata.obs_names[:1]))
 
 
 def test_joint_mapping_of_shared_barcodes_keeps_the_truth(scanvi, reference, queries):

@@ -191,6 +191,18 @@ def with_cell_ids(reference: anndata.AnnData) -> None:
     reference.obs_names = reference.obs["dataset"].astype(str) + ":" + names
 
 
+def check_ids(names: pd.Index) -> None:
+    """Every cell of an atlas has an id of its own; raises CELLS_DUPLICATED."""
+    twice = names[names.duplicated()].unique()
+    if len(twice):
+        raise AtlasmapError(
+            "CELLS_DUPLICATED",
+            expected="every cell id (dataset:barcode) once in reference and query together",
+            found=f"{len(twice)} more than once: {listed(twice)}",
+            mend="give the query's row an `id` in the sheet that the reference does not have",
+        )
+
+
 def shared_neighbors(
     fitted: FittedMap, reference: anndata.AnnData, query: anndata.AnnData,
     settings: TransferSettings,
@@ -275,6 +287,7 @@ def assemble(
     if proteins:
         whole.uns[PROTEIN_NAMES] = reference.uns[PROTEIN_NAMES]
     whole.X = sparse.csr_matrix(whole.shape, dtype=np.float32)  # cellxgene wants one, of no genes
+    check_ids(whole.obs_names)
     with_ids(whole.obs, ids)
     tidy_obs(whole.obs, unlabeled)
     with_colors(whole, unlabeled)
