@@ -121,9 +121,9 @@ env-cellxgene: .venv-cellxgene/stamp
 	@.venv-cellxgene/bin/python -m pip install --quiet --disable-pip-version-check -r envs/lock-cellxgene.txt
 	@touch $@
 
-# The libraries that pages carry (needs npm): src/atlasmap/vendor.
+# The libraries that pages carry (needs npm), and the Cell Ontology: src/atlasmap/vendor.
 vendor:
-	@sh src/atlasmap/vendor/make.sh
+	@sh src/atlasmap/vendor/make.sh && sh src/atlasmap/vendor/cell_ontology.sh
 
 lint: env .venv/dev.stamp
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow

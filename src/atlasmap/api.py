@@ -9,12 +9,12 @@ import torch
 
 from atlasmap.audit.seal import check_seal
 from atlasmap.bundle import CALIBRATION, Bundle, load
+from atlasmap.data.label_tree import read_levels
 from atlasmap.data.prepare import checked_dataset, prepare_query
 from atlasmap.data.sheet import Dataset
 from atlasmap.evaluation.gene_gap import family_costs
 from atlasmap.labels.atlas import Atlas, assemble
 from atlasmap.labels.calibrated import PROFILES, read_calibration, read_profiles
-from atlasmap.labels.tree import read_levels
 from atlasmap.labels.umap import FittedMap, fit_map
 from atlasmap.labels.verdict import Trust
 from atlasmap.mapping.denoise import FILE as DENOISED
@@ -75,7 +75,8 @@ def trust_in(folder: Path, bundle: Bundle, cells: Callable[[str], anndata.AnnDat
     sizes = len(registry.labels), len(registry.genes)
     profiles = read_profiles(folder / PROFILES, *sizes)
     genes = registry.symbols or registry.genes
-    return Trust(bundle.model, genes, read_calibration(path), profiles, cells)
+    unlabeled, learned = registry.unlabeled_category, read_calibration(path)
+    return Trust(bundle.model, genes, unlabeled, learned, profiles, cells)
 
 
 def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapped:

@@ -22,6 +22,7 @@ RESERVED = {
     "batch", "label", "truth", "dataset", "role", "split", "barcode", "predicted_label",
     "confidence", "entropy", "runner_up", "runner_up_probability", "knn_label", "knn_uncertainty",
     "calibrated_confidence", "prediction_set", "prediction_set_size", "common_ancestor", "distance",
+    "safe_label", "safe_level", "safe_probability", "label_given", "truth_given",
     "misfit", "novelty", "strangeness", "verdict", "seed_agreement", "shifted", "pooled_label",
     "pooled_confidence", "genes_label", "genes_confidence",
 }  # fmt: skip

@@ -526,7 +526,9 @@ class Config(DataConfig):
     label_tree: str | None = None
     """Sheet of labels and their parents (columns child, parent), or of labels and their levels (the
     name, then columns with `level` in their names, topmost first): probabilities are summed at each
-    level, and ambiguous cells are given their labels' common ancestor. null: label_levels."""
+    level, ambiguous cells are given their labels' common ancestor, and reference cells with a label
+    above others are trained on at that depth. null: label_levels, or the Cell Ontology where labels
+    are its terms; none: labels exclude each other."""
     transfer: TransferSettings = field(default_factory=TransferSettings)
     """Label transfer."""
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)

@@ -19,8 +19,9 @@ from tasks import LINES, Task
 
 from atlasmap.bundle import Bundle
 from atlasmap.config import depth_levels
+from atlasmap.data.depth import at_new_depth, tree_in
 from atlasmap.data.prepare import checked_dataset, prepare_query, prepare_reference
-from atlasmap.data.registry import Registry
+from atlasmap.data.registry import Registry, unlabeled_in
 from atlasmap.data.sheet import Dataset
 from atlasmap.labels.folds import folds_of, thinned
 from atlasmap.mapping.embed import posterior_soft_labels
@@ -122,8 +123,10 @@ def mapped_folds(
 ) -> None:
     """A twin for each fold, and its held-out batches thinned as each query batch."""
     for k, fold in enumerate(folds_of(cells)):
-        twin, latent = trained(cells[fold.kept].copy(), seed)
         own = cells[fold.kept].copy()
+        at_new_depth(own.obs, tree_in(cells), unlabeled_in(cells))
+        twin, latent = trained(own, seed)
+        own = own.copy()
         own.obsm["X_latent"] = latent_of(latent)
         own.write_h5ad(made(folder / f"folds/{k}/reference.h5ad"))
         held = fold.held_out(cells)
@@ -152,17 +155,23 @@ def make(task: Task, top: Path) -> Path:
     if (folder / "done").is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    cells, queries = prepared(task, folder / "data")
-    bundle, latent = trained(cells, task.seed)
+    return case_of(folder, *prepared(task, folder / "data"), task.seed)
+
+
+def case_of(
+    folder: Path, cells: anndata.AnnData, queries: dict[str, anndata.AnnData], seed: int
+) -> Path:
+    """The case of a prepared reference and its query batches, trained."""
+    bundle, latent = trained(cells, seed)
     reference = cells.copy()
     reference.obsm["X_latent"] = latent_of(latent)
     reference.uns["names"] = np.array(bundle.registry.labels, object)
     reference.write_h5ad(made(folder / "reference.h5ad"))
     for name, query in queries.items():
-        mapping = map_query(deepcopy(bundle), query, SURGERY, "per_batch", task.seed)
+        mapping = map_query(deepcopy(bundle), query, SURGERY, "per_batch", seed)
         said = as_case(query, mapping.latent, mapping.bundle)
         said.write_h5ad(made(folder / f"query/{slugged(name)}.h5ad"))
-    mapped_folds(folder, cells, queries, task.seed)
+    mapped_folds(folder, cells, queries, seed)
     (folder / "done").touch()
     return folder
 

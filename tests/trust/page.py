@@ -117,6 +117,26 @@ also with labels left out.
     return head + table(both.loc[order].rename(columns={"right": "label right", "ece": "ECE"}))
 
 
+def safe_labels(rows: list[dict]) -> str:
+    """How many cells have their safe label at which level, and how many of these are wrong."""
+    sums: dict[str, np.ndarray] = {}
+    for row in rows:
+        for level, counts in row["safe"].items():
+            sums[level] = sums.get(level, np.zeros(4, int)) + counts
+    everyone = sum(counts[0] for counts in sums.values())
+    head = "level", "share of cells", "wrong, of cells of known labels", "wrong, of all cells"
+    page = (
+        "\n## The deepest safe label\n\nAll query batches of all tasks. The risk asked for is .05; "
+        "thresholds come from the references' own held-out batches.\n\n"
+        f"| {' | '.join(head)} |\n|---|---|---|---|\n"
+    )
+    for level in sorted(sums, key=lambda level: ("label none".find(level), level)):
+        n, wrong, known, known_wrong = sums[level]
+        said = ("–", "–") if level == "none" else (f"{known_wrong / known:.3f}", f"{wrong / n:.3f}")
+        page += f"| {level} | {n / everyone:.3f} | {said[0]} | {said[1]} |\n"
+    return page
+
+
 def write(rows: list[dict], folder: Path) -> None:
     """Both files."""
     text = json.dumps(rows, indent=1, ensure_ascii=False, default=float).replace("NaN", "null")
@@ -128,7 +148,7 @@ def write(rows: list[dict], folder: Path) -> None:
     keys = ["auroc", "found", "new_confident"]
     page += table(means(found[~found["sibling"]])[keys])
     page += "\nWith one:\n\n" + table(means(found[found["sibling"]])[keys])
-    page += beside(found, folder / "trust_peer.json")
+    page += safe_labels(rows) + beside(found, folder / "trust_peer.json")
     chosen = found.groupby(["group", "score"], sort=False).size().unstack(fill_value=0)
     page += "\n## Which score of novelty the references chose\n\nTimes, of all query batches.\n\n"
     page += "| | " + " | ".join(chosen) + " |\n" + "|---" * (1 + chosen.shape[1]) + "|\n"

@@ -5,6 +5,7 @@ What a task trained is kept in results/trust, so that this can be stopped and st
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TOP = ROOT / "results/trust"
 N_PROCESSES = 2
+os.environ.setdefault("MKL_CBWR", "AUTO")  # as commands set it
 
 
 def work(number: int) -> str:

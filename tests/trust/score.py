@@ -1,5 +1,6 @@
 """What became of a task: its held-out batches teach, its query is judged, its truth scores."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata
@@ -8,8 +9,9 @@ import pandas as pd
 import torch
 from cases import depth_for, held_out_of
 from sklearn.metrics import roc_auc_score
-from tasks import LEAST, SIBLINGS, Task
+from tasks import LEAST, SIBLINGS, TREES, Task
 
+from atlasmap.data.label_tree import LabelTree
 from atlasmap.labels.calibrated import BATCHES, PARTS, Calibration, calibrate
 from atlasmap.labels.fit import distances_if_missing, fit_batches, local_distance
 from atlasmap.labels.folds import STAND_IN
@@ -41,7 +43,9 @@ def names_of(reference: anndata.AnnData) -> list[str]:
     )
 
 
-def learned_of(folder: Path, query: str, depth: float, names: list[str]) -> Calibration:
+def learned_of(
+    folder: Path, query: str, depth: float, names: list[str], tree: LabelTree
+) -> Calibration:
     """What a case's reference learns for one of its query batches."""
     held, found, distances, missing, labels = [], [], [], [], []
     for k, (twin, paths) in enumerate(held_out_of(folder, query)):
@@ -61,34 +65,53 @@ def learned_of(folder: Path, query: str, depth: float, names: list[str]) -> Cali
     parts = any(name.startswith(STAND_IN) for name in found)
     fit = None if parts else fit_batches(distances, np.concatenate(missing), np.concatenate(labels))
     scheme = PARTS if parts else BATCHES
-    return calibrate({depth: held}, names, sorted(set(found)), scheme, CalibrationSettings(), fit)
+    settings, of_batches = CalibrationSettings(), sorted(set(found))
+    return calibrate({depth: held}, names, of_batches, scheme, settings, fit, tree)
 
 
-def rows_of(task: Task, folder: Path) -> list[dict]:
-    """A row a query batch of a task."""
+def weighed(folder: Path, tree: LabelTree) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """Of each query batch of a case facts, and its cells as they are judged, with their truth."""
     reference = anndata.read_h5ad(folder / "reference.h5ad")
-    names, out = names_of(reference), []
+    names = names_of(reference)
     for path in sorted((folder / "query").glob("*.h5ad")):
         cells = anndata.read_h5ad(path)
         depth = depth_for(reference, cells)
-        learned = learned_of(folder, path.stem, depth, names)
+        learned = learned_of(folder, path.stem, depth, names, tree)
         view, profiles = learned.views[0], profiles_of(reference, names, depth)
         batch = batch_of(cells, names, profiles).named(view.naming)
-        table, _ = judged(view, batch, cells.obs_names)
+        table, _ = judged(view, batch, cells.obs_names, tree, "")
         table["truth"] = cells.obs["truth"].astype(str)
         table["predicted_label"] = np.array(names, object)[batch.predicted]
         table["confidence"] = np.asarray(cells.obsm["soft_labels"]).max(1)
         fit = learned.batch_fit
         far = local_distance(reference.obsm["X_latent"], cells.obsm["X_latent"])
-        left = "+".join(task.left_out)
-        said = {"group": task.group, "task": task.name, "batch": path.stem, "left_out": left}
-        said |= {"sibling": bool(set(task.left_out) & SIBLINGS), "seed": task.seed}
-        said |= {
-            "score": view.cut_offs.score,
-            "strangeness": fit.strangeness(far) if fit else np.nan,
-        }
-        out.append(said | figures(table, set(names), task.left_out))
+        said = {"batch": path.stem, "names": names, "score": view.cut_offs.score}
+        yield said | {"strangeness": fit.strangeness(far) if fit else np.nan}, table
+
+
+def rows_of(task: Task, folder: Path) -> list[dict]:
+    """A row a query batch of a task."""
+    left, out, tree = "+".join(task.left_out), [], LabelTree(TREES.get(task.data, {}))
+    for said, table in weighed(folder, tree):
+        row = {"group": task.group, "task": task.name, "batch": said["batch"], "left_out": left}
+        row |= {"sibling": bool(set(task.left_out) & SIBLINGS), "seed": task.seed}
+        row |= {key: said[key] for key in ("score", "strangeness")}
+        row |= {"safe": safe(table, set(said["names"]), tree)}
+        out.append(row | figures(table, set(said["names"]), task.left_out))
     return out
+
+
+def safe(table: pd.DataFrame, names: set[str], tree: LabelTree) -> dict[str, list[int]]:
+    """Level → cells whose label is safe there, and wrong; the same of cells whose label the
+    reference has."""
+    truths = zip(table["safe_label"], table["truth"], strict=True)
+    wrong = np.array([label not in tree.lineage(truth) for label, truth in truths])
+    known, level = table["truth"].isin(names).to_numpy(), table["safe_level"].to_numpy()
+    parts = {where: level == where for where in np.unique(level)}
+    return {
+        where: [int(x.sum()) for x in (at, at & wrong, at & known, at & known & wrong)]
+        for where, at in parts.items()
+    }
 
 
 def ece(confidence: pd.Series, right: pd.Series) -> float:

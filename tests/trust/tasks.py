@@ -13,6 +13,18 @@ LEAST = 15  # query cells of a label that is left out, for it to be scored
 # Labels with a sibling that stays in the reference.
 SIBLINGS = {"T_CD8", "T_CD4", "FCGR3A+ Monocytes", "CD14+ Monocytes", "CD4 T cells", "CD8 T cells",
             "delta"}  # fmt: skip
+# What stands above labels.
+BLOOD = {"T_CD4": "T", "T_CD8": "T", "T": "lymphoid", "NK": "lymphoid", "B": "lymphoid",
+         "Mono_CD14": "Mono", "Mono_CD16": "Mono", "Mono": "myeloid", "DC": "myeloid"}  # fmt: skip
+LINEAGES = {f"L{i}.{k}": f"L{i}" for i in range(5) for k in range(3)}
+TREES = {
+    PBMC: BLOOD,
+    IFNB: {"CD4 T cells": "T", "CD8 T cells": "T", "T": "lymphoid", "B cells": "lymphoid",
+           "CD14+ Monocytes": "monocytes", "FCGR3A+ Monocytes": "monocytes"},
+    PANCREAS: {"alpha": "endocrine", "beta": "endocrine", "delta": "endocrine",
+               "ductal": "exocrine", "acinar": "exocrine"},
+    SIMULATED: LINEAGES, FEW: LINEAGES, BY_LABEL: LINEAGES,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

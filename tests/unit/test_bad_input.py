@@ -17,6 +17,7 @@ from small import CONFIG, caught, config
 
 from atlasmap.config import check_mappable, load_config, read_config
 from atlasmap.data.blocks import in_blocks
+from atlasmap.data.label_tree import as_tree, read_levels
 from atlasmap.data.prepare import (
     checked_dataset,
     prepare_query,
@@ -29,7 +30,6 @@ from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.data.stored import BlockOf
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import check_input, from_home
-from atlasmap.labels.tree import as_tree, read_levels
 
 
 def set_x(adata, function):

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 
 from atlasmap.commands.results import publish
+from atlasmap.data.label_tree import LabelTree, Levels
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.label_scores import LabelRun, score_run
 from atlasmap.labels import knn as transfer
 from atlasmap.labels.atlas import assemble
 from atlasmap.labels.knn import SoftLabels, label_table, votes, weighted_neighbors
-from atlasmap.labels.tree import LabelTree, Levels
 from atlasmap.labels.umap import FittedMap, fit_map, place
 from atlasmap.settings import TransferSettings, UmapSettings
 

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from scipy.special import softmax
 
-from atlasmap.errors import AtlasmapError
-from atlasmap.labels.tree import (
+from atlasmap.data.label_tree import (
     LabelTree,
     levels_of_columns,
     levels_of_tree,
     read_levels,
     rolled_up,
 )
+from atlasmap.errors import AtlasmapError
 
 TREE = LabelTree({"CD4": "T", "CD8": "T", "T": "lymphoid", "B": "lymphoid", "mono": "myeloid"})
 
@@ -107,3 +107,11 @@ def test_the_hierarchy_of_the_hlca_is_read():
     assert levels.tree.common_ancestor(["Club (nasal)", "Goblet (nasal)"]) == "Secretory"
     assert "Level_5" not in levels.groups  # at which every cell type is itself
     assert levels.groups["Level_4"]["Mast cells"] == "Mast cells"  # 3_Mast cells in the sheet
+
+
+def test_columns_make_no_circle():
+    """Two columns of as many groups, that call one label by another's name."""
+    obs = pd.DataFrame({"label": ["a", "b", "c"], "one": ["b", "x", "c"], "two": ["a", "a", "b"]})
+    tree = levels_of_columns(obs, ["one", "two"], "?").tree
+    for label in "abcx":
+        assert len(set(tree.lineage(label))) == len(tree.lineage(label))

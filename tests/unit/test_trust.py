@@ -15,6 +15,7 @@ from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 from small import CPU, SCANVI, SCVI, of_rate
 
+from atlasmap.data.label_tree import LabelTree, levels_of_tree
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import draw
@@ -52,7 +53,6 @@ from atlasmap.labels.novelty import (
     would_be_found,
 )
 from atlasmap.labels.profiles import Seen
-from atlasmap.labels.tree import LabelTree, levels_of_tree
 from atlasmap.labels.verdict import Trust, fitness, judged, set_names
 from atlasmap.mapping.embed import embed, posterior_soft_labels, soft_labels_at
 from atlasmap.mapping.encode import encode
@@ -88,6 +88,9 @@ def test_variance_of_counts_is_scipys(kind):
         ),
     }[kind]
     assert np.allclose(px.variance.numpy(), expected, rtol=1e-12)
+
+
+FLAT = LabelTree({})  # labels that exclude each other
 
 
 def test_residuals_of_drawn_counts_have_unit_variance(reference, scanvi):
@@ -423,7 +426,7 @@ def write_mapped(twin, held, latent, path):
 @pytest.fixture(scope="module")
 def learned(made_reference, runs):
     """What is learned of them, and profiles of the whole reference."""
-    return from_batches(made_reference.copy(), runs, SETTINGS)
+    return from_batches(made_reference.copy(), runs, SETTINGS, FLAT)
 
 
 def test_what_is_learned_is_kept_as_it_is(learned, reference, tmp_path):
@@ -479,7 +482,7 @@ def test_a_label_that_no_score_could_be_asked_about_is_kept_too(rng, tmp_path):
     """Where it is the only one that was held out, there are no others to tell it from."""
     one = batch(rng)
     alone = Batch(**vars(one) | {"labels": np.full(400, "a")})
-    made = calibrate({64.0: [alone]}, ["a", "b"], ["x"], BATCHES, SETTINGS)
+    made = calibrate({64.0: [alone]}, ["a", "b"], ["x"], BATCHES, SETTINGS, None, FLAT)
     assert made.left_out[0]["auroc"] is None
     made.write(tmp_path / "calibration.json")
     assert read_calibration(tmp_path / "calibration.json") == made
@@ -488,7 +491,7 @@ def test_a_label_that_no_score_could_be_asked_about_is_kept_too(rng, tmp_path):
 def test_too_few_cells_to_learn_from_are_an_error(rng):
     few = batch(rng, n=10)
     with pytest.raises(AtlasmapError) as error:
-        calibrate({64.0: [few]}, ["a", "b"], ["x"], BATCHES, CalibrationSettings())
+        calibrate({64.0: [few]}, ["a", "b"], ["x"], BATCHES, CalibrationSettings(), None, FLAT)
     assert error.value.code == "CALIBRATION_CELLS"
 
 
@@ -496,7 +499,7 @@ def test_validation_cells_stand_in_and_it_is_said(reference, scanvi):
     split = fit_scvi(reference, scanvi.registry, SCVI, 0, CPU)[1]
     latent = reference_latent(reference, scanvi, split, CPU)
     latent.obs["split"] = np.where(np.arange(latent.n_obs) % 3, "train", "validation")
-    made, profiles = from_validation(scanvi.model, reference, latent, 200.0, SETTINGS)
+    made, profiles = from_validation(scanvi.model, reference, latent, 200.0, SETTINGS, FLAT)
     assert made.scheme == VALIDATION and made.batch_fit is None and len(profiles) == 1
     assert made.views[0].cut_offs.by_label == {}
     assert made.views[0].n_cells == (latent.obs["split"] == "validation").sum()
@@ -505,7 +508,8 @@ def test_validation_cells_stand_in_and_it_is_said(reference, scanvi):
 def trusting(scanvi, learned, queries, **changed):
     made, profiles = learned
     made = Calibration(**vars(made) | changed)
-    return Trust(scanvi.model, scanvi.registry.genes, made, profiles, queries.__getitem__)
+    genes = scanvi.registry.genes
+    return Trust(scanvi.model, genes, "Unknown", made, profiles, queries.__getitem__)
 
 
 @pytest.fixture
@@ -590,11 +594,15 @@ def test_verdicts_by_hand(rng, monkeypatch):
     monkeypatch.setattr(verdict_module, "shifted", lambda seen, novel: novel & moved)
     confidence = Confidence([1.0, 1.0], 0.9, 0.0)
     view = View(64.0, 40, [1.0, 1.0], CutOffs("correlation", np.log(1.02 - 0.7), {}), confidence)
-    table, _ = judged(view, whole, pd.RangeIndex(40))
+    table, _ = judged(view, whole, pd.RangeIndex(40), FLAT, "Unknown")
     expected = ["ambiguous"] * 8 + ["novel"] * 2 + ["confident"] * 30
     assert list(table["verdict"]) == expected and list(table["shifted"]) == list(moved)
     assert list(table["prediction_set_size"]) == [2] * 5 + [1] * 35
     assert (table["prediction_set"][10:] == table["pooled_label"][10:]).all()
+    assert (table["safe_label"][10:] == table["pooled_label"][10:]).all()
+    assert set(table["safe_label"][:10]) == {"Unknown"} and set(table["safe_level"][:10]) == {
+        "none"
+    }
 
 
 def test_in_a_batch_that_the_reference_does_not_fit_nobody_is_confident(
@@ -633,7 +641,7 @@ def test_whether_the_reference_fits_is_said_of_a_batch(learned, mapped, queries,
 
 
 def test_of_parts_of_one_batch_there_is_one_cut_and_no_fit(reference, rng):
-    made = calibrate({64.0: [batch(rng)]}, ["a", "b"], ["held out: x"], PARTS, SETTINGS)
+    made = calibrate({64.0: [batch(rng)]}, ["a", "b"], ["held out: x"], PARTS, SETTINGS, None, FLAT)
     assert made.views[0].cut_offs.by_label == {} and made.batch_fit is None
     assert json.loads(json.dumps(vars(made)["scheme"])) == PARTS
 

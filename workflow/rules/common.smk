@@ -23,6 +23,8 @@ from atlasmap.config import (
     with_reference,
 )
 from atlasmap.data.contract import check_same_atlas
+from atlasmap.data.depth import tree_key
+from atlasmap.data.label_tree import LabelTree, read_tree
 from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.files import cells_file, model_file
@@ -415,7 +417,27 @@ def settings_of(*keys):
 
 def label_tree():
     """The sheet of labels and their parents, if there is one."""
-    return named_input(CONFIG.label_tree, "`label_tree`") if CONFIG.label_tree else []
+    named = CONFIG.label_tree not in (None, "none")
+    return named_input(CONFIG.label_tree, "`label_tree`") if named else []
+
+
+def tree_flag(w, input):
+    """The same as a command-line flag."""
+    return f"--label_tree={shlex.quote(input.tree)}" if input.tree else ""
+
+
+def tree_of_reference():
+    """The same where the reference is prepared, which takes the Cell Ontology without a sheet."""
+    if sheet := LABELLED and label_tree():
+        return f"--label_tree={shlex.quote(sheet)}"
+    return "--no-ontology" if CONFIG.label_tree == "none" else ""
+
+
+def key_of_tree(atlas):
+    """What training depends on of it."""
+    sheet, none = LABELLED and label_tree(), CONFIG.label_tree == "none"
+    tree = read_tree(Path(sheet)) if sheet else LabelTree({}) if none else None
+    return tree_key(tree, Path(f"results/{atlas}/data/reference.json"))
 
 
 def calibration_flag(*keys):

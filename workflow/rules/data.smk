@@ -113,9 +113,7 @@ checkpoint write_contract:
         # Where the config lies is no reason to run again: folders are moved.
         configfiles=repeated("configfiles", CONFIGFILES),
     params:
-        tree=lambda w, input: (
-            f"--label_tree={shlex.quote(input.tree)}" if input.tree else ""
-        ),
+        tree=tree_flag,
         masked=as_is(repeated("masked", CONFIG.data.mask_proteins)),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"

@@ -17,6 +17,8 @@ rule prepare_reference:
         mem_mb=memory("prepare_reference", 2000, 12),
         runtime=minutes("prepare_reference", 60),
         checking=f"{CHECKING} {SHARED}",
+        # The sheet of labels is no input: only what tree_key says of it prepares anew.
+        tree=tree_of_reference(),
     params:
         datasets=lambda w: shlex.quote(
             json.dumps([row(d, "label_key", "gene_lengths") for d in REFERENCES])
@@ -33,12 +35,13 @@ rule prepare_reference:
             "min_cells_per_batch",
             "mask_proteins",
         ),
+        tree_key=lambda w: key_of_tree(w.atlas),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " prepare-reference {input.files:q} --datasets {params.datasets} {params.queries}"
-        " {params.config} {resources.checking}"
-        " --out {output.reference:q} --facts {output.facts:q}"
+        " {resources.tree} --tree_key={params.tree_key:q} {params.config}"
+        " {resources.checking} --out {output.reference:q} --facts {output.facts:q}"
 
 
 # ancient(contract.json): every file is checked before anything trains, and next month's query

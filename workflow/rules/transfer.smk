@@ -119,7 +119,7 @@ rule assemble:
             else ""
         ),
         levels=as_is(repeated("levels", CONFIG.label_levels)),
-        tree=lambda w, input: f"--tree={shlex.quote(input.tree)}" if input.tree else "",
+        tree=tree_flag,
         out=subpath(output.atlas, parent=True),
         numerics=NUMERICS["transfer"],
     shell:

@@ -127,6 +127,7 @@ rule calibrate:
         ],
         reference="results/{atlas}/data/reference.h5ad",
         contract=ancient("results/{atlas}/data/contract.json"),
+        tree=label_tree(),
         bundle=expand(
             "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
             file=[*BUNDLE, "reference_latent.h5ad"],
@@ -156,8 +157,9 @@ rule calibrate:
             "min_cells",
             "min_cells_per_label",
         ),
+        tree=tree_flag,
         numerics=NUMERICS["calibration"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " calibrate {input.reference:q} --bundle {params.bundle:q} {params.held_out}"
+        " calibrate {input.reference:q} --bundle {params.bundle:q} {params.held_out} {params.tree}"
         " --contract {input.contract:q} --out {output.learned:q} {params.settings}"

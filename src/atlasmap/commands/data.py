@@ -7,7 +7,7 @@ from typing import Annotated
 import anndata
 from cyclopts import Parameter
 
-from atlasmap.commands.parameters import DataFile, Facts, LabelTree, Row
+from atlasmap.commands.parameters import DataFile, Facts, Row, TreeFile
 from atlasmap.data.sheet import Dataset
 from atlasmap.files import write_json, written_aside
 from atlasmap.settings import DataConfig, SimulateSettings
@@ -79,6 +79,9 @@ def prepare_reference(
     out: Path,
     facts: Facts,
     queries: list[Dataset] | None = None,
+    label_tree: TreeFile = None,
+    tree_key: str = "",
+    ontology: bool = True,
     config: DataConfig = DataConfig(),
 ) -> None:
     """Check reference data sets and choose genes.
@@ -97,12 +100,20 @@ def prepare_reference(
         Prepared reference (.h5ad).
     queries
         Rows of query data sets (JSON) from whose cells, too, genes are chosen.
+    tree_key
+        What is recorded of the sheet of labels; the workflow knows by it whether to prepare anew.
+    ontology
+        Without a sheet of labels, those that are terms of the Cell Ontology stand as it says.
     """
+    from atlasmap.data.label_tree import LabelTree, read_tree
     from atlasmap.data.prepare import prepare_reference
+    from atlasmap.labels.own_leaf import keep_own_leaves
 
-    prepared = prepare_reference(datasets, list(paths), config, queries or [])
+    tree = read_tree(label_tree) if label_tree else None if ontology else LabelTree({})
+    prepared = prepare_reference(datasets, list(paths), config, queries or [], tree)
+    keep_own_leaves(prepared.adata, prepared.facts)
     write_cells(prepared.adata, out)
-    write_json(facts, prepared.facts)
+    write_json(facts, prepared.facts | {"tree_key": tree_key})
 
 
 def find_batches(
@@ -189,7 +200,7 @@ def prepare_query(
 
 def write_contract(
     *queries: Path, reference: Path, out: Path, configfiles: list[Path] | None = None,
-    label_tree: LabelTree = None, masked: list[str] | None = None,
+    label_tree: TreeFile = None, masked: list[str] | None = None,
 ) -> None:  # fmt: skip
     """Gather what was checked and decided into contract.json; check what names labels and batches.
 
@@ -209,7 +220,7 @@ def write_contract(
         Batches whose proteins were to be masked.
     """
     from atlasmap.data.contract import check_masked, gathered, in_words
-    from atlasmap.labels.tree import tree_facts
+    from atlasmap.data.label_tree import tree_facts
 
     contract = gathered(queries, reference, configfiles or [])
     found = contract["reference"]

@@ -9,7 +9,7 @@ from typing import Annotated
 import anndata
 from cyclopts import Parameter
 
-from atlasmap.commands.parameters import LabelTree, OnDevice, Probe, Queries, ReferenceBundle, Seed
+from atlasmap.commands.parameters import OnDevice, Probe, Queries, ReferenceBundle, Seed, TreeFile
 from atlasmap.commands.reference import write_denoised
 from atlasmap.commands.running import Running
 from atlasmap.data.sheet import Columns, Dataset
@@ -189,7 +189,7 @@ def map_file(
     how: Operation = Operation(),
     transfer: TransferSettings = TransferSettings(),
     umap: UmapSettings = UmapSettings(),
-    label_tree: LabelTree = None,
+    label_tree: TreeFile = None,
     device: OnDevice = "auto",
 ) -> None:
     """Map a query file onto a reference bundle, without Snakemake.

@@ -36,6 +36,7 @@ def second_opinions(
     transfer
         Settings of kNN.
     """
+    from atlasmap.data.depth import told_apart, tree_in
     from atlasmap.data.registry import unlabeled_in
     from atlasmap.evaluation.opinions import knn_by_k, second_opinions
     from atlasmap.labels.gathered import read_truth
@@ -61,6 +62,8 @@ def second_opinions(
     if truth is not None:
         found = truth.reindex(pd.MultiIndex.from_arrays([batch, query.obs_names]))
         table.insert(2, "truth", found.fillna(unlabeled).to_numpy())
+        above = tree_in(reference).labels_below(list(set(labels)))
+        told_apart(table, "truth", above, unlabeled)
     with written_aside(out) as aside:
         table.to_parquet(aside, index=False)
     with written_aside(seconds) as aside:

@@ -12,7 +12,7 @@ Covariates = Annotated[list[str] | None, Parameter(help="Covariate columns of ob
 DataFile = Annotated[Path, Parameter(help="File of the data set.")]
 Facts = Annotated[Path, Parameter(help="What was found and decided (.json).")]
 Figure = Annotated[Path, Parameter(help="Figure, without suffix: .svg and .png are written.")]
-LabelTree = Annotated[
+TreeFile = Annotated[
     Path | None,
     Parameter(
         help="Sheet of labels and their parents (columns child, parent), or of labels and levels."

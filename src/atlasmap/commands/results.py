@@ -8,7 +8,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from atlasmap.commands.parameters import LabelTree, Latents, ReferenceLatent, Table, WithTruth
+from atlasmap.commands.parameters import Latents, ReferenceLatent, Table, TreeFile, WithTruth
 from atlasmap.files import MANIFEST, recorded, unslug, write_table, write_text, written_aside
 from atlasmap.settings import TransferSettings, UmapSettings
 
@@ -47,7 +47,7 @@ def assemble(
     transfer: TransferSettings = TransferSettings(),
     levels: list[str] | None = None,
     bundle: Path | None = None,
-    tree: LabelTree = None,
+    label_tree: TreeFile = None,
 ) -> None:
     """Put reference and mapped query batches together and name the query's cells.
 
@@ -69,10 +69,10 @@ def assemble(
     """
     from atlasmap.api import trust_in
     from atlasmap.bundle import load
+    from atlasmap.data.label_tree import read_levels
     from atlasmap.device import pick_device
     from atlasmap.labels.atlas import assemble
     from atlasmap.labels.gathered import read_latents, read_truth, with_proteins
-    from atlasmap.labels.tree import read_levels
     from atlasmap.labels.umap import FittedMap
 
     of_batch = {unslug(path.stem): path for path in queries}
@@ -90,7 +90,7 @@ def assemble(
         transfer,
         levels or [],
         trust_in(bundle, load(bundle, pick_device("cpu")), cells) if bundle else None,
-        read_levels(tree, names) if tree and names else None,
+        read_levels(label_tree, names) if label_tree and names else None,
     )
     write_atlas(atlas, out)
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from atlasmap.commands.data import write_cells
 from atlasmap.commands.mapping import Operation
-from atlasmap.commands.parameters import Reference, Seed
+from atlasmap.commands.parameters import Reference, Seed, TreeFile
 from atlasmap.commands.running import Running
 from atlasmap.config import depth_levels
 from atlasmap.files import slug, written_aside
@@ -47,14 +47,17 @@ def hold_out(
     memory_gb
         Memory (GB) that the job may use; without it 60 % of what it has.
     """
+    from atlasmap.data.depth import at_new_depth, tree_in
     from atlasmap.data.memory import has_room
     from atlasmap.data.readers import Wanted, read_any
+    from atlasmap.data.registry import unlabeled_in
     from atlasmap.labels.folds import folds_of
 
     room = has_room([reference], memory_gb, copies=2)
     cells = read_any(reference, Wanted("X", lazily=not room))
     chosen = folds_of(cells, calibration.folds)[fold]
     parts = cells[chosen.kept].copy(), chosen.held_out(cells)
+    at_new_depth(parts[0].obs, tree_in(cells), unlabeled_in(cells))
     for path, part in zip((twin, held_out), parts, strict=True):
         write_cells(part, path, compression=None)
         print(
@@ -122,6 +125,7 @@ def calibrate(
     held_out: list[Mapped] | None = None,
     bundle: Path,
     contract: Contract,
+    label_tree: TreeFile = None,
     calibration: CalibrationSettings = CalibrationSettings(),
 ) -> None:
     """Learn cut-offs of novelty, how sure a label is, and prediction sets from held-out cells.
@@ -141,18 +145,21 @@ def calibrate(
     import numpy as np
 
     from atlasmap.bundle import load
+    from atlasmap.data.depth import tree_in
+    from atlasmap.data.label_tree import read_tree
     from atlasmap.device import pick_device
     from atlasmap.labels.calibrated import PROFILES, save_profiles
     from atlasmap.labels.held_out import from_batches, from_validation
     from atlasmap.mapping.given import read_latent
 
     cells = anndata.read_h5ad(reference, backed="r")
+    tree = read_tree(label_tree) if label_tree else tree_in(cells)
     if held_out:
-        learned, profiles = from_batches(cells, held_out, calibration)
+        learned, profiles = from_batches(cells, held_out, calibration, tree)
     else:
         model, latent = load(bundle, pick_device("cpu")).model, read_latent(bundle)
         [depth, *_] = depth_levels(json.loads(contract.read_text(encoding="utf-8")))
-        learned, profiles = from_validation(model, cells, latent, float(depth), calibration)
+        learned, profiles = from_validation(model, cells, latent, float(depth), calibration, tree)
     with written_aside(out.with_name(PROFILES)) as aside:
         save_profiles(profiles, aside)
     with written_aside(out) as aside:

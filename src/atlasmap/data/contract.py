@@ -34,6 +34,7 @@ def left_out(contract: dict) -> list[str]:
             f"labels of too few cells to be learned, which no query cell can be called: {named}; "
             "data.min_cells_per_label"
         )
+    lines += of_depth(found)
     if len(found.get("batches", {})) == 1 and isinstance(found.get("labels"), dict):
         lines.append(
             "the reference is one batch: random parts of it stand in for held-out batches, and "
@@ -48,6 +49,36 @@ def left_out(contract: dict) -> list[str]:
         lines += [f"left out of {name}, as it cannot be read: {why}" for name, why in odd]
     for batch, fact in contract["queries"].items():
         lines += [f"query batch {batch}: {warning}" for warning in gene_warnings(fact)]
+    return lines
+
+
+def of_depth(found: dict) -> list[str]:
+    """What is said of reference labels that stand, or may stand, above others."""
+    above, within = found.get("labels_above", {}), found.get("labels_within_others", [])
+    words = found.get("ontology", {"renamed": {}, "not_found": {}})
+    lines = [
+        "labels in the words of the Cell Ontology: "
+        + listed(f"{word} is {name}" for word, name in words["renamed"].items())
+    ] * bool(words["renamed"])
+    lines += [
+        "labels that the Cell Ontology does not have, which so are above and below no other: "
+        + listed(f"{label} (nearest: {near})" for label, near in words["not_found"].items())
+    ] * bool(words["not_found"])
+    for name, fact in above.items():
+        said, own = f"they are one of {listed(fact['below'])}", fact.get("own", {})
+        if own.get("kept"):
+            unlike = f"{own['unlike_those_below']} of {own['asked']}"
+            said += f", or {name} itself: {unlike} are unlike these"
+        lines.append(
+            f"label {name} ({fact['n']} cells) stands above others: of these cells a model learns "
+            f"that {said}"
+        )
+    if within:
+        pairs = listed(f"{short} above {long}" for short, long in within)
+        lines.append(
+            f"labels that may be of different depth, by their names: {pairs}; they are learned as "
+            "if they excluded each other, unless the config's label_tree says which is above which"
+        )
     return lines
 
 

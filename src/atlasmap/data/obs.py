@@ -186,6 +186,14 @@ def ontology_ids(adata: anndata.AnnData, label_key: str) -> pd.Series:
     return as_text(adata.obs[key]) if key in adata.obs else pd.Series("", index=adata.obs_names)
 
 
+def ids_of_labels(obs: pd.DataFrame, unlabeled: str) -> dict[str, str]:
+    """The cell-type ontology id of each label: the one that most of its cells have."""
+    if ONTOLOGY not in obs:
+        return {}
+    named = obs.loc[(obs[ONTOLOGY].astype(str) != "") & (obs["label"].astype(str) != unlabeled)]
+    return {label: ids.mode()[0] for label, ids in named.astype(str).groupby("label")[ONTOLOGY]}
+
+
 def covariates(adata: anndata.AnnData, config: DataConfig, name: str) -> pd.DataFrame:
     """Covariate columns of the config; raises COVARIATE_MISSING_VALUES."""
     table = pd.DataFrame(index=adata.obs_names)

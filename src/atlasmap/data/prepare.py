@@ -1,6 +1,6 @@
 """From files in the sheet to the prepared reference and query batches, and what was found."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import anndata
@@ -10,6 +10,7 @@ import pandas as pd
 from atlasmap.data import proteins
 from atlasmap.data.blocks import BYTES, in_blocks, is_lazy
 from atlasmap.data.counts import check_cells_not_empty, checked_counts
+from atlasmap.data.depth import GIVEN, keep_tree, names_within_others, to_their_depth
 from atlasmap.data.genes import (
     RAW_GENES,
     Alignment,
@@ -19,6 +20,7 @@ from atlasmap.data.genes import (
     gene_symbols,
     named_as,
 )
+from atlasmap.data.label_tree import LabelTree, levels_of_columns
 from atlasmap.data.lengths import per_length, read_lengths
 from atlasmap.data.memory import has_room, room_for_counts
 from atlasmap.data.missing_genes import families_missing, spelled_otherwise
@@ -28,10 +30,13 @@ from atlasmap.data.obs import (
     column,
     covariates,
     filtered,
+    ids_of_labels,
     labels,
     ontology_ids,
     truths,
 )
+from atlasmap.data.ontology import Vocabulary, in_words_of, vocabulary_of
+from atlasmap.data.ontology_tree import tree_of_terms
 from atlasmap.data.readers import Wanted, read_any
 from atlasmap.data.registry import (
     CATEGORICAL,
@@ -192,20 +197,61 @@ def drop_rare_labels(obs: pd.DataFrame, config: DataConfig) -> dict:
     }
 
 
+def in_one_vocabulary(obs: pd.DataFrame, config: DataConfig) -> Vocabulary | None:
+    """Labels that are terms of the Cell Ontology in its words, in place, with their ids; None where
+    they mostly are none."""
+    unlabeled = config.unlabeled_category
+    labels = sorted(set(obs["label"].astype(str)) - {unlabeled})
+    vocabulary = vocabulary_of(labels, ids_of_labels(obs, unlabeled))
+    if not vocabulary.found:
+        return None
+    obs["label"] = obs["label"].astype(str).replace(vocabulary.renamed)
+    named = obs["label"].map(vocabulary.terms).fillna("")
+    obs[ONTOLOGY] = obs[ONTOLOGY].astype(str).where(obs[ONTOLOGY] != "", named)
+    return vocabulary
+
+
+def labels_of_reference(
+    obs: pd.DataFrame, config: DataConfig, tree: LabelTree | None
+) -> tuple[dict, LabelTree | None]:
+    """Labels in one vocabulary, rare ones dropped, those above others set apart (see `depth`), in
+    place: the facts, and the tree by which that was done (`tree`; without one that of the config's
+    label_levels, or of the Cell Ontology). Raises NO_LABELS."""
+    if config.labels == "none":
+        return drop_rare_labels(obs, config), None
+    unlabeled, said = config.unlabeled_category, {}
+    if tree is None and config.label_levels:
+        tree = levels_of_columns(obs, config.label_levels, unlabeled).tree
+    elif tree is None and (vocabulary := in_one_vocabulary(obs, config)):
+        tree, said = tree_of_terms(vocabulary.terms), {"ontology": asdict(vocabulary)}
+    facts = drop_rare_labels(obs, config) | said
+    if tree is None:
+        names = sorted(set(obs["label"].astype(str)) - {unlabeled})
+        within = names_within_others(names)
+        return facts | {"labels_above": {}, "labels_within_others": within}, None
+    above = to_their_depth(obs, tree, unlabeled)
+    facts["labels_above"] = {
+        name: {"n": facts["labels"].pop(name), "below": below} for name, below in above.items()
+    }
+    return facts, tree
+
+
 def prepare_reference(
-    datasets: list[Dataset], paths: list[Path], config: DataConfig, queries: list[Dataset] = ()
-) -> Prepared:
+    datasets: list[Dataset], paths: list[Path], config: DataConfig,
+    queries: list[Dataset] = (), tree: LabelTree | None = None,
+) -> Prepared:  # fmt: skip
     """All reference rows as one AnnData: X counts of the chosen genes, obs batch and label.
 
     `paths` are the files of `datasets`, then those of `queries`, whose cells have a say in the
-    choice of genes (data.genes_from: all).
+    choice of genes (data.genes_from: all). By the `tree` labels above others are told from others;
+    without one by the Cell Ontology, where they are its terms.
     """
     rows, lazily = [*datasets, *queries], stay_on_disk(paths, config)
     parts = [checked_dataset(d, p, config, lazily=lazily) for d, p in zip(rows, paths, strict=True)]
     names, n = [row.id for row in rows], len(datasets)
     least = config.data.min_gene_overlap
     joined = join_reference(parts[:n], names[:n], least)
-    label_facts = drop_rare_labels(joined.obs, config)
+    label_facts, tree = labels_of_reference(joined.obs, config, tree)
     everyone = join_reference(parts, names, least) if queries else joined
     sizes = {name: part.n_vars for name, part in zip(names, parts, strict=True)}
     keep, how = choose_genes(everyone, config.data, sizes)
@@ -214,6 +260,9 @@ def prepare_reference(
     chosen = settled(chosen, config)
     check_cells_not_empty(chosen.X, chosen.obs_names, "the reference", " among the chosen genes")
     columns = (*config.categorical_covariates, *config.label_levels)
+    if tree is not None:
+        keep_tree(chosen, tree)
+    columns += (GIVEN,) if GIVEN in chosen.obs else ()
     if (chosen.obs[ONTOLOGY] == "").all():
         del chosen.obs[ONTOLOGY]
     columns += (ONTOLOGY,) if ONTOLOGY in chosen.obs else ()
@@ -338,9 +387,10 @@ def prepare_query(
         proteins.put(adata, table)
         facts |= of_proteins
     if "truth" in cells.obs:
-        absent = sorted(
-            set(cells.obs["truth"]) - set(reference.labels) - {config.unlabeled_category}
-        )
+        known = {*reference.labels, *reference.labels_above, config.unlabeled_category}
+        truth = in_words_of(cells.obs["truth"].astype(str), known)
+        adata.obs["truth"] = pd.Categorical(truth)
+        absent = sorted(set(truth) - known)
         facts["truth_not_in_reference"] = absent
-        facts["n_without_truth"] = int((cells.obs["truth"] == config.unlabeled_category).sum())
+        facts["n_without_truth"] = int((truth == config.unlabeled_category).sum())
     return Prepared(adata, facts)

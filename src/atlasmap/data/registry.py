@@ -1,10 +1,13 @@
 """The registry: which gene, batch, covariate and label is which number in a model."""
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 import anndata
 import numpy as np
 
+from atlasmap.data.depth import GIVEN, tree_in
+from atlasmap.data.label_tree import LabelTree
 from atlasmap.errors import AtlasmapError, listed
 
 # Where prepared cells have their protein counts (NaN: not measured), and the columns' names.
@@ -39,7 +42,8 @@ def lacking(adata: anndata.AnnData) -> dict[str, list[str]]:
 @dataclass(frozen=True)
 class Registry:
     """Order of everything a model counts. `categorical` and `continuous` are covariates; without
-    `proteins` the cells have genes alone; `proteins_missing` are those that a batch lacks."""
+    `proteins` the cells have genes alone; `proteins_missing` are those that a batch lacks.
+    `label_parents` is the tree above the labels."""
 
     genes: list[str]
     symbols: list[str] | None
@@ -50,27 +54,31 @@ class Registry:
     continuous: list[str] = field(default_factory=list)
     proteins: list[str] = field(default_factory=list)
     proteins_missing: dict[str, list[str]] = field(default_factory=dict)
+    label_parents: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, adata: anndata.AnnData) -> "Registry":
         """The registry of a prepared reference."""
         unlabeled, (categorical, continuous) = unlabeled_in(adata), covariates_in(adata)
         symbols = adata.var["symbol"].astype(str).tolist() if "symbol" in adata.var else None
+        labels = sorted(set(adata.obs["label"]) - {unlabeled})
         return cls(
             genes=adata.var_names.tolist(),
             symbols=symbols,
             batches=sorted(adata.obs["batch"].unique()),
-            labels=sorted(set(adata.obs["label"]) - {unlabeled}),
+            labels=labels,
             unlabeled_category=unlabeled,
             categorical={key: sorted(adata.obs[key].astype(str).unique()) for key in categorical},
             continuous=continuous,
             proteins=[str(name) for name in adata.uns.get(PROTEIN_NAMES, [])],
             proteins_missing=lacking(adata) if PROTEINS in adata.obsm else {},
+            label_parents=tree_in(adata).above(labels).parents,
         )
 
     def as_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
+        """For JSON; a tree where there is one."""
+        said = asdict(self)
+        return {key: of for key, of in said.items() if of or key != "label_parents"}
 
     def new_categories(self, obs) -> dict[int, list[str]]:
         """Categories in `obs` that the registry lacks, by covariate number (0: batch), sorted."""
@@ -105,12 +113,31 @@ class Registry:
         columns = {"batch": self.batches, **self.categorical}
         return np.stack([self.numbers(obs, key, known) for key, known in columns.items()], 1)
 
+    @cached_property
+    def labels_above(self) -> dict[str, list[str]]:
+        """Labels that stand above others, and which labels each is or stands above."""
+        return LabelTree(self.label_parents).labels_below(self.labels)
+
     def label_codes(self, obs) -> np.ndarray:
-        """Numbers of cells' labels; −1 without one."""
+        """Numbers of cells' labels, then of labels above others; −1 without one."""
         if "label" not in obs or not self.labels:
             return np.full(len(obs), -1, np.int64)
         number = {name: k for k, name in enumerate(self.labels)}
-        return obs["label"].astype(str).map(number).fillna(-1).to_numpy(np.int64)
+        codes = obs["label"].astype(str).map(number)
+        if GIVEN in obs:
+            above = {name: len(number) + k for k, name in enumerate(self.labels_above)}
+            codes = codes.fillna(obs[GIVEN].astype(str).map(above))
+        return codes.fillna(-1).to_numpy(np.int64)
+
+    def may_be(self) -> np.ndarray | None:
+        """Which labels cells may have, by their code (codes and, last, −1; × labels): those below
+        a label above others, else all. None where no label is above others."""
+        if not self.labels_above:
+            return None
+        rows = [[name in below for name in self.labels] for below in self.labels_above.values()]
+        out = np.ones((len(self.labels) + len(rows) + 1, len(self.labels)), bool)
+        out[len(self.labels) : -1] = rows
+        return out
 
     def numbers(self, obs, key: str, known: list[str]) -> np.ndarray:
         """Numbers of a column's values; raises CATEGORY_UNKNOWN."""

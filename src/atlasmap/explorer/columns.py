@@ -12,6 +12,7 @@ from atlasmap.labels.palette import colors_of
 TITLES = {
     "predicted_label": "Predicted label",
     "pooled_label": "Label, by classifier and genes",
+    "safe_label": "Deepest safe label",
     "label": "Label of the reference",
     "truth": "Known label",
     "verdict": "Verdict",
@@ -26,6 +27,8 @@ TITLES = {
     "genes_label": "Second opinion (genes)",
     "genes_confidence": "Confidence of the second opinion (genes)",
     "runner_up": "Runner-up",
+    "safe_level": "Level of the safe label",
+    "safe_probability": "Probability of the safe label",
     "prediction_set": "Prediction set",
     "novelty": "Novelty",
     "strangeness": "Strangeness of the batch",
@@ -35,15 +38,15 @@ TITLES = {
     "split": "Split",
 }
 LEFT_OUT = ("barcode",)  # the id says it
-ON_CARD = ("pooled_label", "predicted_label", "label", "truth", "verdict", "shifted",
-           "pooled_confidence", "calibrated_confidence", "confidence", "knn_label", "runner_up",
-           "prediction_set", "batch", "role")  # fmt: skip
+ON_CARD = ("safe_label", "safe_level", "pooled_label", "predicted_label", "label", "truth",
+           "verdict", "shifted", "pooled_confidence", "calibrated_confidence", "confidence",
+           "knn_label", "runner_up", "prediction_set", "batch", "role")  # fmt: skip
 MOST_NAMES = 500  # of a legend; columns with more are shown on the card alone
 MISSING, NONE = 65_535, "none"  # of numbers, of categories
 # Of reference cells there is nothing to say.
-OF_QUERY = ("verdict", "shifted", "pooled_label", "pooled_confidence", "genes_label",
-            "genes_confidence", "knn_label", "knn_uncertainty", "prediction_set", "novelty",
-            "truth")  # fmt: skip
+OF_QUERY = ("safe_label", "safe_level", "safe_probability", "verdict", "shifted", "pooled_label",
+            "pooled_confidence", "genes_label", "genes_confidence", "knn_label", "knn_uncertainty",
+            "prediction_set", "novelty", "truth")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from atlasmap.data.obs import ONTOLOGY, as_text, column
+from atlasmap.data.depth import GIVEN, given_in, told_apart, tree_in
+from atlasmap.data.label_tree import (
+    LabelTree,
+    Levels,
+    levels_of_columns,
+    levels_of_tree,
+    rolled_up,
+)
+from atlasmap.data.obs import as_text, column, ids_of_labels
 from atlasmap.data.registry import PROTEIN_NAMES, UNLABELED, unlabeled_in
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.labels.knn import (
@@ -23,15 +31,14 @@ from atlasmap.labels.knn import (
     weighted_neighbors,
 )
 from atlasmap.labels.palette import GREY, PALETTE, ROLES, VERDICTS, colors_of, colors_of_labels
-from atlasmap.labels.tree import LabelTree, Levels, levels_of_columns, rolled_up
 from atlasmap.labels.umap import FittedMap, place
 from atlasmap.labels.verdict import Trust, Weighed, verdicts
 from atlasmap.mapping.denoise import OF_PROTEINS
 from atlasmap.mapping.latent import latent_of
 from atlasmap.settings import TransferSettings
 
-LABELS = ("label", "predicted_label", "pooled_label", "genes_label", "knn_label", "runner_up",
-          "truth")  # fmt: skip
+LABELS = ("label", "predicted_label", "pooled_label", "safe_label", "genes_label", "knn_label",
+          "runner_up", "truth")  # fmt: skip
 BESIDE = ["barcode", "dataset", "batch"]
 ID, NO_ID = "ontology_term_id", "unknown"  # as CELLxGENE's schema says
 
@@ -247,14 +254,16 @@ def assemble(
 
     `truth` (by batch and cell name) is copied into obs for scoring and colouring, nothing else.
     `levels` are further label columns of the reference, which kNN transfers. The classifier's
-    probabilities are summed at levels that are `coarser`, or else at those columns that are.
+    probabilities are summed at levels that are `coarser`, or else at those columns that are, or
+    those of the tree that the reference has.
     """
     parts, tables, unlabeled = [], [], unlabeled_in(reference)
     coarse = coarser or levels_of(reference, levels, unlabeled)
+    above = labels_above(reference, coarse)
     shared = [key for query in queries for key in query.obs]
     named = reference_labels(reference, trust, coarse)
-    ids = ids_of_labels(reference.obs)
-    reference = in_latent_space(reference, ["label", "split", *levels, *shared])
+    ids = ids_of_labels(reference.obs, unlabeled)
+    reference = in_latent_space(reference, ["label", GIVEN, "split", *levels, *shared])
     with_cell_ids(reference)
     reference.obs["role"] = "reference"
     reference.obsm["X_umap"] = place(fitted, reference.obsm["X_latent"])
@@ -263,11 +272,12 @@ def assemble(
         reference.obs["truth"] = reference.obs["label"].astype(str)
         for query in queries:
             with_truth(query, truth, unlabeled)
+            told_apart(query.obs, "truth", above, unlabeled)
     if classified:
         with_columns(reference.obs, named)
-        with_levels(reference, "label", coarse)
+        with_levels(reference, "label", coarse, unlabeled)
     for query in queries:
-        with_levels(query, "truth", coarse)
+        with_levels(query, "truth", coarse, unlabeled)
     for query in queries:
         query.obs["role"], query.obs["label"], query.obs["split"] = "query", unlabeled, "query"
         nearest = shared_neighbors(fitted, reference, query, settings)
@@ -292,14 +302,6 @@ def assemble(
     tidy_obs(whole.obs, unlabeled)
     with_colors(whole, unlabeled)
     return Atlas(whole, **vars(Named.together(tables))) if tables else Atlas(whole)
-
-
-def ids_of_labels(reference: pd.DataFrame) -> dict[str, str]:
-    """The cell-type ontology id of each label: the one that most of its cells have."""
-    if ONTOLOGY not in reference:
-        return {}
-    named = reference[reference[ONTOLOGY].astype(str) != ""].astype(str)
-    return {label: ids.mode()[0] for label, ids in named.groupby("label")[ONTOLOGY]}
 
 
 def with_ids(obs: pd.DataFrame, ids: dict[str, str]) -> None:
@@ -327,15 +329,29 @@ def with_colors(whole: anndata.AnnData, unlabeled: str) -> None:
 
 
 def levels_of(reference: anndata.AnnData, columns: list[str], unlabeled: str) -> Levels | None:
-    """Coarser levels of the reference's labels, from its columns."""
+    """Coarser levels of the reference's labels, from its columns or the tree that it has."""
     there = [column for column in columns if column in reference.obs]
-    return levels_of_columns(reference.obs, there, unlabeled) if there else None
+    if there:
+        return levels_of_columns(reference.obs, there, unlabeled)
+    tree, names = tree_in(reference), reference.uns.get("soft_label_names", [])
+    return levels_of_tree(tree, [str(name) for name in names]) if tree.parents else None
 
 
-def with_levels(part: anndata.AnnData, key: str, coarse: Levels | None) -> None:
-    """Add obs {key}_{level} where there is a `key`: a label without a group is its own."""
-    for level, to in (coarse.groups if coarse and key in part.obs else {}).items():
-        part.obs[f"{key}_{level}"] = [to.get(label, label) for label in part.obs[key].astype(str)]
+def labels_above(reference: anndata.AnnData, coarse: Levels | None) -> set[str]:
+    """What stands above labels of the classifier."""
+    labels = [str(name) for name in reference.uns.get("soft_label_names", [])]
+    return set(coarse.tree.labels_below(labels)) if coarse else set()
+
+
+def with_levels(part: anndata.AnnData, key: str, coarse: Levels | None, unlabeled: str) -> None:
+    """Add obs {key}_{level} where there is a `key`: a label without a group is its own, one that
+    stands above groups of a level says nothing there."""
+    if coarse is None or key not in part.obs:
+        return
+    own, given = part.obs[key].astype(str), given_in(part.obs, key)
+    for level, to in coarse.groups.items():
+        group, vague = given.map(lambda name, to=to: to.get(name, name)), coarse.vague(level)
+        part.obs[f"{key}_{level}"] = group.mask((own == unlabeled) & group.isin(vague), unlabeled)
 
 
 def reference_labels(

@@ -5,12 +5,13 @@ query is sequenced: a `View` is for batches of about one depth.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
 
+from atlasmap.data.label_tree import LabelTree
 from atlasmap.errors import AtlasmapError
 from atlasmap.labels.confidence import Confidence, Weights, fit_weights
 from atlasmap.labels.fit import BatchFit
@@ -22,6 +23,7 @@ from atlasmap.labels.novelty import (
     would_be_found,
 )
 from atlasmap.labels.profiles import Profiles
+from atlasmap.labels.safe import level_thresholds
 from atlasmap.settings import CalibrationSettings
 
 FORMAT = 2
@@ -32,13 +34,15 @@ BATCHES, PARTS, VALIDATION = "batches held out", "parts of one batch held out", 
 @dataclass(frozen=True)
 class View:
     """For query batches whose median depth is about `depth`; learned on `n_cells` cells. By the
-    weights `naming` cells are given labels, which `cut_offs` and `confidence` are about."""
+    weights `naming` cells are given labels, which `cut_offs` and `confidence` are about; `levels`
+    are probabilities from which on a label is safe at a level of the tree."""
 
     depth: float
     n_cells: int
     naming: Weights
     cut_offs: CutOffs
     confidence: Confidence
+    levels: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Calibration:
 
     `told_apart`: score → label → AUROC of its cells if it were missing; `left_out`: what of each
     label would then be found (label, n, detected, low, high); `batch_fit`: how far whole batches
-    may be (None where that is not known).
+    may be (None where that is not known); `label_parents`: the tree of labels.
     """
 
     scheme: str
@@ -61,6 +65,12 @@ class Calibration:
     told_apart: dict[str, dict[str, float]]
     left_out: list[dict]
     batch_fit: BatchFit | None = None
+    label_parents: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tree(self) -> LabelTree:
+        """Of labels, at whose levels `View.levels` are."""
+        return LabelTree(self.label_parents)
 
     def view(self, depth: float) -> View:
         """The one for batches of such a median depth."""
@@ -127,7 +137,10 @@ def read_profiles(path: Path, n_labels: int, n_genes: int) -> list[Profiles]:
         ) from error
 
 
-def learned_view(depth: float, held: list[Batch], settings: CalibrationSettings, *, by_label: bool):
+def learned_view(
+    depth: float, held: list[Batch], settings: CalibrationSettings, tree: LabelTree, *,
+    by_label: bool,
+):  # fmt: skip
     """A view, from held-out batches thinned to a depth; and its batches, named by it."""
     naming = fit_weights([batch.told for batch in held])
     named = [batch.named(naming) for batch in held]
@@ -136,12 +149,13 @@ def learned_view(depth: float, held: list[Batch], settings: CalibrationSettings,
     held_out, folds = [batch.held for batch in named], [batch.fold for batch in named]
     confidence = Confidence.learned(held_out, folds, settings.risk, settings.coverage)
     n_cells = sum(len(batch.known) for batch in named)
-    return View(depth, n_cells, naming, cuts, confidence), named, told_apart
+    levels = level_thresholds(named, tree, confidence.threshold, settings.risk)
+    return View(depth, n_cells, naming, cuts, confidence, levels), named, told_apart
 
 
 def calibrate(
     held: dict[float, list[Batch]], labels: list[str], batches: list[str], scheme: str,
-    settings: CalibrationSettings, batch_fit: BatchFit | None = None,
+    settings: CalibrationSettings, batch_fit: BatchFit | None, tree: LabelTree,
 ) -> Calibration:  # fmt: skip
     """Learn from held-out batches (depth → the batches thinned to it); raises CALIBRATION_CELLS.
 
@@ -159,7 +173,7 @@ def calibrate(
         )
     views, by_label = [], scheme == BATCHES
     for depth in sorted(held, reverse=True):
-        view, named, told = learned_view(depth, held[depth], settings, by_label=by_label)
+        view, named, told = learned_view(depth, held[depth], settings, tree, by_label=by_label)
         if not views:
             told_apart, least = told, settings.min_cells_per_label
             weights = view.confidence.weights
@@ -170,4 +184,5 @@ def calibrate(
     return Calibration(
         scheme, batches, labels, settings.n_draws, settings.risk, settings.coverage,
         settings.false_novel, views, told_apart, left_out, batch_fit,
+        tree.above(labels).parents,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import anndata
 import numpy as np
 from scipy import sparse
 
+from atlasmap.data.label_tree import LabelTree
 from atlasmap.data.registry import Registry
 from atlasmap.labels.calibrated import BATCHES, PARTS, VALIDATION, Calibration, calibrate
 from atlasmap.labels.fit import BatchFit, distances_if_missing, fit_batches, local_distance
@@ -89,7 +90,7 @@ def fit_of(runs: list[Mapped], depth: float) -> BatchFit | None:
 
 
 def from_batches(
-    reference: anndata.AnnData, runs: list[Mapped], settings: CalibrationSettings
+    reference: anndata.AnnData, runs: list[Mapped], settings: CalibrationSettings, tree: LabelTree
 ) -> tuple[Calibration, list[Profiles]]:
     """Learned from batches held out in turn, and the profiles of the whole reference (prepared
     cells), one a view."""
@@ -100,13 +101,14 @@ def from_batches(
     held = {depth: [one for run in runs for one in batches_of(run, depth)] for depth in depths}
     parts = any(name.startswith(STAND_IN) for name in batches)
     fit = None if parts else fit_of(runs, depths[-1])
-    learned = calibrate(held, labels, batches, PARTS if parts else BATCHES, settings, fit)
+    scheme = PARTS if parts else BATCHES
+    learned = calibrate(held, labels, batches, scheme, settings, fit, tree)
     return learned, [profiles_of(reference, labels, view.depth) for view in learned.views]
 
 
 def from_validation(
     model, reference: anndata.AnnData, latent: anndata.AnnData, depth: float,
-    settings: CalibrationSettings,
+    settings: CalibrationSettings, tree: LabelTree,
 ) -> tuple[Calibration, list[Profiles]]:  # fmt: skip
     """The same from the reference's validation cells; `latent` is the reference's own."""
     labels = Registry.of(reference).labels
@@ -126,5 +128,6 @@ def from_validation(
         found = Seen.of(profiles, sparse.csr_matrix(reference.X[at]), codes)
         own = part.obs["label"].astype(str).to_numpy()
         held.append(Batch(labels, codes, averaged, found, None, k, own))
-    learned = calibrate({depth: held}, labels, sorted(set(batch)), VALIDATION, settings)
+    of_batches = sorted(set(batch))
+    learned = calibrate({depth: held}, labels, of_batches, VALIDATION, settings, None, tree)
     return learned, [profiles_of(reference, labels, depth)]

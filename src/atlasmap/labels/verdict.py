@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from atlasmap.data.label_tree import LabelTree
 from atlasmap.labels.calibrated import Calibration, View
 from atlasmap.labels.confidence import pooled
 from atlasmap.labels.fit import local_distance
 from atlasmap.labels.novelty import Batch, relative
 from atlasmap.labels.profiles import Profiles, Seen
+from atlasmap.labels.safe import NONE, safe_labels
 from atlasmap.labels.shifts import shift_table, shifted
-from atlasmap.labels.tree import LabelTree
 from atlasmap.mapping.embed import posterior_soft_labels
 from atlasmap.mapping.latent import latent_of
 from atlasmap.models.scanvi import Scanvi
@@ -26,12 +27,13 @@ SEPARATOR = " | "
 
 @dataclass(frozen=True)
 class Trust:
-    """What labels are weighed with: the reference's classifier and its `genes` (as people call
-    them), what it learned of itself, profiles of its labels (one a view), and prepared query cells
-    by batch."""
+    """What labels are weighed with: the reference's classifier, its `genes` (as people call them),
+    what cells without a label are called, what it learned of itself, profiles of its labels (one a
+    view), and prepared query cells by batch."""
 
     model: Scanvi
     genes: list[str]
+    unlabeled: str
     calibration: Calibration
     profiles: list[Profiles]
     cells: Callable[[str], anndata.AnnData]
@@ -73,13 +75,16 @@ def seen_by(trust: Trust, part: anndata.AnnData) -> tuple[View, Batch]:
     return view, Batch(names, predicted, by_model, seen, misfit).named(view.naming)
 
 
-def judged(view: View, batch: Batch, index: pd.Index) -> tuple[pd.DataFrame, np.ndarray]:
+def judged(
+    view: View, batch: Batch, index: pd.Index, tree: LabelTree, unlabeled: str
+) -> tuple[pd.DataFrame, np.ndarray]:
     """A row a cell of a batch named by a view, and pooled probabilities (cells × labels).
 
     Columns: pooled_label and pooled_confidence (by classifier and genes), genes_label and
     genes_confidence (by genes alone), calibrated_confidence (of the predicted label),
-    prediction_set, prediction_set_size, novelty (novel above 1), shifted,
-    verdict. Confident is a cell that is sure enough, and whose classifier and genes agree.
+    prediction_set, prediction_set_size, novelty (novel above 1), shifted, verdict, safe_label,
+    safe_level, safe_probability. Confident is a cell that is sure enough, and whose classifier and
+    genes agree: its label is safe.
     """
     names, predicted, given = batch.names, batch.predicted, batch.seen.codes
     p = pooled(view.confidence.weights, batch.by_model, batch.seen.by_genes)
@@ -105,7 +110,8 @@ def judged(view: View, batch: Batch, index: pd.Index) -> tuple[pd.DataFrame, np.
     )
     unknown = (novelty > 1) & ~moved
     table["verdict"] = np.where(unknown, NOVEL, np.where(sure, CONFIDENT, AMBIGUOUS))
-    return table, p
+    safe = safe_labels(p, names, given, sure, ~unknown, tree, view.levels, unlabeled)
+    return table.assign(**{f"safe_{key}": of_cells for key, of_cells in vars(safe).items()}), p
 
 
 def verdicts(
@@ -118,7 +124,7 @@ def verdicts(
     `reference` the reference's latent.
     """
     view, batch = seen_by(trust, part)
-    table, p = judged(view, batch, part.obs_names)
+    table, p = judged(view, batch, part.obs_names, trust.calibration.tree, trust.unlabeled)
     if tree is not None:
         sets = table["prediction_set"].str.split(SEPARATOR, regex=False)
         table["common_ancestor"] = [tree.common_ancestor(found) for found in sets]
@@ -128,6 +134,8 @@ def verdicts(
     table["strangeness"] = strange
     if strange > 1:
         table["verdict"] = table["verdict"].replace(CONFIDENT, AMBIGUOUS)
+        table["safe_label"], table["safe_level"] = trust.unlabeled, NONE
+        table["safe_probability"] = np.nan
     genes, name = np.asarray(trust.genes, object), str(part.obs["batch"].iloc[0])
     moved = table["shifted"].to_numpy()
     return Weighed(table, p, shift_table(batch.seen, moved, batch.names, genes, name))

@@ -4,6 +4,7 @@ unlabelled (as in the scANVI label-transfer tutorial)."""
 import anndata
 import pandas as pd
 
+from atlasmap.data.depth import GIVEN
 from atlasmap.data.registry import unlabeled_in
 from atlasmap.mapping.embed import Embedding
 from atlasmap.mapping.latent import latent_of, variance_of
@@ -32,6 +33,6 @@ def apart(latent: anndata.AnnData) -> tuple[anndata.AnnData, anndata.AnnData]:
     query = latent[~of_reference]
     soft = query.obsm.get("soft_labels")
     said = Embedding(latent_of(query), variance_of(query), soft)
-    keep = [key for key in query.obs if key not in ("label", "role", "split")]
+    keep = [key for key in query.obs if key not in ("label", GIVEN, "role", "split")]
     labels = [str(name) for name in latent.uns.get("soft_label_names", [])]
     return latent[of_reference].copy(), query_latent(query, said, labels, keep)

@@ -34,12 +34,15 @@ def encode(registry: Registry, adata: anndata.AnnData, device: torch.device) -> 
         return torch.as_tensor(values, device=device)
 
     obs = adata.obs
+    labels = registry.label_codes(obs)
+    may_be = registry.may_be() if (labels >= len(registry.labels)).any() else None
     continuous = obs[registry.continuous].to_numpy(np.float32) if registry.continuous else None
     return Cells(
         counts_of(adata.X, device),
         there(registry.codes(obs)),
         None if continuous is None else there(continuous),
-        there(registry.label_codes(obs)),
+        there(labels),
         np.asarray(adata.obs_names),
         there(registry.protein_counts(adata)) if registry.proteins else None,
+        may_be=None if may_be is None else there(may_be),
     )

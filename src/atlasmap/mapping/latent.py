@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from atlasmap.data.depth import keep_tree
+from atlasmap.data.label_tree import LabelTree
 from atlasmap.data.registry import UNLABELED, Registry
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.mapping.embed import Embedding
@@ -33,6 +35,8 @@ def minified(
     out.obs[LIBRARY] = np.asarray(library, np.float32)
     out.obsm[kind + MEAN], out.obsm[kind + VARIANCE] = said.mean, said.var
     out.uns[TYPE_KEY], out.uns[UNLABELED] = TYPE, registry.unlabeled_category
+    if registry.label_parents:
+        keep_tree(out, LabelTree(registry.label_parents))
     if said.soft_labels is not None:
         out.obsm["soft_labels"] = said.soft_labels
         out.uns["soft_label_names"] = np.array(registry.labels, dtype=object)

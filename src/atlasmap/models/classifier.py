@@ -2,10 +2,13 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from atlasmap.models.layers import Linear, Stack
 from atlasmap.models.random import Noise
 from atlasmap.settings import Variant
+
+LEAST = 1e-20  # probability of all labels that a cell may have
 
 
 class Classifier(nn.Module):
@@ -26,6 +29,33 @@ class Classifier(nn.Module):
         out = self.stack(z, (), noise, (self.out.weight, self.out.bias))
         return torch.softmax(out, -1) if self.variant == "prefix" else out
 
-    def probabilities(self, out: Tensor) -> Tensor:
-        """Label probabilities of what `forward` gave."""
-        return out if self.variant == "prefix" else torch.softmax(out, -1)
+    def probabilities(self, out: Tensor, may_be: Tensor | None = None) -> Tensor:
+        """Label probabilities of what `forward` gave, among the labels that each cell `may_be`
+        (cells × labels; all)."""
+        if self.variant != "prefix":
+            return torch.softmax(
+                out if may_be is None else out.masked_fill(~may_be, -torch.inf), -1
+            )
+        if may_be is None:
+            return out
+        own = out * may_be
+        return own / own.sum(-1, keepdim=True).clamp_min(LEAST)
+
+
+def cross_entropy(out: Tensor, labels: Tensor, may_be: Tensor | None = None) -> Tensor:
+    """−log p of cells' labels, on average; of a label above others −log Σ p of the labels that a
+    cell `may_be` (cells × labels). `out`: what a classifier gave (cells × labels)."""
+    if may_be is None:
+        return F.cross_entropy(out, labels)
+    n = out.shape[1]
+    own = out.gather(1, labels.clamp(max=n - 1)[:, None]).squeeze(1)
+    below = out.masked_fill(~may_be, -torch.inf).logsumexp(1)
+    return (out.logsumexp(1) - torch.where(labels < n, own, below)).mean()
+
+
+def is_right(predicted: Tensor, labels: Tensor, may_be: Tensor | None = None) -> Tensor:
+    """Whether each cell's predicted label is its own, or below its own (cells, bool)."""
+    if may_be is None:
+        return predicted == labels
+    below = may_be.gather(1, predicted[:, None]).squeeze(1)
+    return torch.where(labels < may_be.shape[1], predicted == labels, below)

@@ -6,10 +6,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from atlasmap.models import ops
-from atlasmap.models.classifier import Classifier
+from atlasmap.models.classifier import Classifier, cross_entropy
 from atlasmap.models.layers import GaussianHead, Stack
 from atlasmap.models.operands import Layers
 from atlasmap.models.random import Noise
@@ -65,15 +64,20 @@ class Scanvi(nn.Module):
         every = (torch.arange(self.n_labels, device=self.classifier.out.weight.device),)
         return self.encoder_z2.operands(every), self.decoder_z1.operands(every)
 
-    def kl_labels(self, probs: Tensor) -> Tensor:
-        """KL(q(y | z1) ‖ uniform) a cell, probabilities clamped as torch's Categorical does."""
+    def kl_labels(self, probs: Tensor, may_be: Tensor | None = None) -> Tensor:
+        """KL(q(y | z1) ‖ uniform over the labels that a cell `may_be`, else all) a cell;
+        probabilities are clamped as torch's Categorical does."""
         probs = probs / probs.sum(-1, keepdim=True)
         logs = probs.clamp(CLAMP, 1 - CLAMP).log()
-        prior = torch.full((), 1 / self.n_labels, device=probs.device).clamp(CLAMP, 1 - CLAMP)
-        return (probs * (logs - prior.log())).sum(-1)
+        if may_be is None:
+            prior = torch.full((), 1 / self.n_labels, device=probs.device)
+        else:
+            prior = 1 / may_be.sum(-1, keepdim=True)
+        return (probs * (logs - prior.clamp(CLAMP, 1 - CLAMP).log())).sum(-1)
 
     def loss(self, cells: Minibatch, noise: Noise | None, kl_weight: float) -> Loss:
-        """The unlabelled loss of all cells, labelled ones too (eq. 4 of the paper, all labels)."""
+        """The unlabelled loss of all cells, labelled ones too (eq. 4 of the paper, all labels; of
+        cells with a label above others those below it)."""
         posterior = self.scvi.inference(cells, noise)
         out = self.classifier(posterior.z, noise)
         return self.loss_of(cells, posterior, out, noise, kl_weight)
@@ -83,10 +87,10 @@ class Scanvi(nn.Module):
         kl_weight: float,
     ) -> Loss:  # fmt: skip
         """`loss`, where q(z1 | x) and the classifier's output (cells × labels) are known."""
-        probs = self.classifier.probabilities(out)
+        probs = self.classifier.probabilities(out, cells.may_be)
         reconstruction, of_cells = self.scvi.reconstruction(cells, posterior, noise)
         log_density = posterior.draw.log_density
-        kl = self.kl_labels(probs) + self.scvi.kl_library(posterior, cells.codes)
+        kl = self.kl_labels(probs, cells.may_be) + self.scvi.kl_library(posterior, cells.codes)
         of_labels, log_pz1, kl_z2 = ops.label_loss(
             *self.label_networks, posterior.z, probs, kl_weight, noise,
             frozen=not self.classifier.out.weight.requires_grad,
@@ -112,7 +116,7 @@ class Scanvi(nn.Module):
             out = self.classifier(torch.cat([posterior.z, latent[n:].mean]), noise)
             loss, out = self.loss_of(first, posterior, out[:n], noise, kl_weight), out[n:]
         probs = self.classifier.probabilities(out).detach()
-        return loss, F.cross_entropy(out, others.labels), probs
+        return loss, cross_entropy(out, others.labels, others.may_be), probs
 
     def classify(self, cells: Minibatch, noise: Noise | None) -> Tensor:
         """The classifier's output (cells × labels) at the posterior mean of z1."""

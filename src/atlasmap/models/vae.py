@@ -32,7 +32,8 @@ class Shape:
 class Minibatch:
     """Cells as tensors: `counts` (cells × genes), `depth` their sums (cells × 1), `codes` a
     category code a covariate (cells), `continuous` (cells × continuous covariates) or None,
-    `labels` (cells; -1: unlabelled).
+    `labels` (cells; -1: unlabelled; from the number of labels on: a label above others), `may_be`
+    (cells × labels, bool) the labels that a cell may have, or None where that is any.
 
     CITE-seq: `proteins` counts (cells × proteins; zero where not measured) and `measured` (bool).
     `product`: cached W1 x + b1 of the encoder; constant in surgery, where W1 is frozen.
@@ -46,11 +47,12 @@ class Minibatch:
     proteins: Tensor | None = None
     measured: Tensor | None = None
     product: Tensor | None = None
+    may_be: Tensor | None = None
 
     @classmethod
-    def of(cls, counts: ops.Counts, *others) -> "Minibatch":
+    def of(cls, counts: ops.Counts, *others, **more) -> "Minibatch":
         """Of counts; the rest as above."""
-        return cls(counts, counts.sum(1, keepdim=True), *others)
+        return cls(counts, counts.sum(1, keepdim=True), *others, **more)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -63,7 +63,8 @@ class Cells:
     `codes` cells × categorical covariates (batch first), `continuous` cells × covariates or None,
     `labels` cells (−1: unlabelled), `names` cell ids on the CPU, for error messages, `proteins`
     counts (cells × proteins; NaN: not measured) or None, `product` (cells × width) what the
-    encoder's first layer makes of them, where that stays as it is, or None.
+    encoder's first layer makes of them, where that stays as it is, or None. `may_be` (codes of
+    labels × labels, last −1) says which labels are below which; None where none is.
     """
 
     counts: Counts
@@ -73,6 +74,7 @@ class Cells:
     names: np.ndarray
     proteins: Tensor | None = None
     product: Tensor | None = None
+    may_be: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,12 +89,15 @@ class Cells:
         at = torch.as_tensor(index, device=self.device)
         continuous = None if self.continuous is None else self.continuous[at]
         cells = self.counts.rows(at), tuple(self.codes[at].T), continuous, self.labels[at]
-        product = None if self.product is None else self.product[at]
+        others = {
+            "product": None if self.product is None else self.product[at],
+            "may_be": None if self.may_be is None else self.may_be[self.labels[at]],
+        }
         if self.proteins is None:
-            return Minibatch.of(*cells, None, None, product)
+            return Minibatch.of(*cells, **others)
         proteins = self.proteins[at]
         measured = ~proteins.isnan()
-        return Minibatch.of(*cells, torch.where(measured, proteins, 0.0), measured, product)
+        return Minibatch.of(*cells, torch.where(measured, proteins, 0.0), measured, **others)
 
     def taken(self, index: np.ndarray) -> "Cells":
         """The cells in `index` alone."""
@@ -103,7 +108,8 @@ class Cells:
             None if part is None else part[at] for part in (self.proteins, self.product)
         )
         labels, names = self.labels[at], self.names[index]
-        return Cells(counts, self.codes[at], continuous, labels, names, proteins, product)
+        own = counts, self.codes[at], continuous, labels, names, proteins, product
+        return Cells(*own, self.may_be)
 
     def in_order(self, size: int):
         """Minibatches of all cells in their order, for inference."""

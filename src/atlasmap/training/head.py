@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from atlasmap.models.classifier import cross_entropy, is_right
 from atlasmap.models.normal import sample_normal
 from atlasmap.models.random import Noise
 from atlasmap.models.vae import Loss
@@ -30,9 +30,10 @@ class ClassifierHead(Unsupervised):
 
     def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
         at = torch.as_tensor(step[0], device=self.cells.device)
-        labels = self.cells.labels[at]
+        labels, may_be = self.cells.labels[at], self.cells.may_be
+        may_be = None if may_be is None else may_be[labels]
         out = self.model.classifier(sample_normal(self.mean[at], self.var[at], noise), noise)
-        loss = F.cross_entropy(out, labels)
-        correct = (out.detach().argmax(1) == labels).sum()
+        loss = cross_entropy(out, labels, may_be)
+        correct = is_right(out.detach().argmax(1), labels, may_be).sum()
         sums = {"classification_loss": loss.detach() * len(at), "accuracy": correct}
         return Loss(loss, len(at), sums)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atlasmap.models.classifier import is_right
 from atlasmap.models.random import Noise, keyed_seed
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
@@ -140,7 +141,8 @@ class SemiSupervised(Unsupervised):
         cells, n = self.cells.minibatch(np.concatenate(step)), len(step[0])
         loss, cross_entropy, probs = self.model.loss_with_labels(cells, n, noise, kl_weight)
         confidence, predicted = probs.max(1)
-        correct = (predicted == cells.labels[n:]).float()
+        may_be = None if cells.may_be is None else cells.may_be[n:]
+        correct = is_right(predicted, cells.labels[n:], may_be).float()
         self._seen.append((torch.as_tensor(step[1]), confidence, correct))
         per_minibatch = {
             "classification_loss": cross_entropy.detach(),

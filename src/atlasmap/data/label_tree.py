@@ -46,6 +46,17 @@ class LabelTree:
         lineage = self.lineage(label)
         return lineage[max(len(lineage) - 1 - level, 0)]
 
+    def above(self, labels: list[str]) -> "LabelTree":
+        """The tree of these labels and what is above them."""
+        kept = {name for label in labels for name in self.lineage(label)}
+        return LabelTree({child: of for child, of in self.parents.items() if child in kept})
+
+    def labels_below(self, labels: list[str]) -> dict[str, list[str]]:
+        """Of all that stand above one of `labels`, those that each stands above or is."""
+        of = {label: self.lineage(label) for label in labels}
+        names = sorted({name for lineage in of.values() for name in lineage[1:]})
+        return {name: [label for label in labels if name in of[label]] for name in names}
+
     def levels(self, labels: list[str]) -> int:
         """Levels above the deepest of `labels`."""
         return max((self.depth(label) for label in labels), default=0)
@@ -57,6 +68,11 @@ class Levels:
 
     groups: dict[str, dict[str, str]]
     tree: LabelTree
+
+    def vague(self, level: str) -> set[str]:
+        """Groups of a level that stand above others of its groups."""
+        groups = set(self.groups[level].values())
+        return groups & {name for group in groups for name in self.tree.lineage(group)[1:]}
 
 
 def levels_of_tree(tree: LabelTree, labels: list[str]) -> Levels:
@@ -88,7 +104,9 @@ def levels_of_columns(obs: pd.DataFrame, columns: list[str], unlabeled: str) -> 
         below = label
         for column in finest_first:
             above = groups[column].get(label, below)
-            if above != below and parents.setdefault(below, above) == above:
+            if below in LabelTree(parents).lineage(above):  # columns of as many groups: no circle
+                continue
+            if parents.setdefault(below, above) == above:
                 below = above
     return Levels(groups, LabelTree(parents))
 
@@ -117,6 +135,11 @@ def read_levels(path: Path, labels: list[str]) -> Levels:
     if levels and levels[0] != table.columns[0]:
         return levels_of_sheet(table.set_index(table.columns[0])[levels], path)
     raise wrong(path, f"columns {listed(table)}")
+
+
+def read_tree(path: Path) -> LabelTree:
+    """Its tree alone; raises as `read_levels`."""
+    return read_levels(path, []).tree
 
 
 def tree_facts(path: Path, labels: list[str]) -> dict:

@@ -1,0 +1,255 @@
+"""Reference labels of any depth: told apart, trained at their own depth, said."""
+
+import json
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from small import CPU, SCANVI, SCVI
+from torch.nn import functional as F
+
+from atlasmap.data.contract import of_depth
+from atlasmap.data.depth import (
+    GIVEN,
+    at_new_depth,
+    keep_tree,
+    names_within_others,
+    to_their_depth,
+    told_apart,
+    tree_in,
+    tree_key,
+)
+from atlasmap.data.label_tree import LabelTree
+from atlasmap.data.registry import UNLABELED, Registry
+from atlasmap.labels.own_leaf import keep_own_leaves
+from atlasmap.models.classifier import Classifier, cross_entropy, is_right
+
+TREE = LabelTree({"CD4": "T", "CD8": "T", "T": "lymphoid", "B": "lymphoid", "mono": "myeloid"})
+GIVEN_LABELS = ["CD4", "CD8", "T", "B", "lymphoid", "mono", "?", "myeloid"]
+
+
+def obs_of(labels=GIVEN_LABELS) -> pd.DataFrame:
+    return pd.DataFrame({"label": pd.Categorical(labels), "batch": "b"},
+                        index=[f"cell{k}" for k in range(len(labels))])  # fmt: skip
+
+
+def cells_of(obs: pd.DataFrame) -> anndata.AnnData:
+    out = anndata.AnnData(np.ones((len(obs), 3), np.float32), obs=obs)
+    keep_tree(out, TREE)
+    out.uns[UNLABELED] = "?"
+    return out
+
+
+def test_labels_above_others_are_told_apart():
+    obs = obs_of()
+    above = to_their_depth(obs, TREE, "?")
+    assert above == {"T": ["CD4", "CD8"], "lymphoid": ["B", "CD4", "CD8"], "myeloid": ["mono"]}
+    assert list(obs["label"]) == ["CD4", "CD8", "?", "B", "?", "mono", "?", "?"]
+    assert list(obs[GIVEN]) == GIVEN_LABELS
+    untouched = obs_of(["CD4", "B", "?"])
+    assert to_their_depth(untouched, TREE, "?") == {} and GIVEN not in untouched
+
+
+def test_codes_say_which_labels_a_cell_may_have(tmp_path):
+    obs = obs_of()
+    to_their_depth(obs, TREE, "?")
+    cells = cells_of(obs)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    cells = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    assert tree_in(cells) == TREE
+    registry = Registry.of(cells)
+    assert registry.labels == ["B", "CD4", "CD8", "mono"]
+    codes = registry.label_codes(cells.obs)
+    may_be = [
+        {name for name, may in zip(registry.labels, row, strict=True) if may}
+        for row in registry.may_be()[codes]
+    ]
+    everything = set(registry.labels)
+    own = [everything, everything, {"CD4", "CD8"}, everything, {"CD4", "CD8", "B"}, everything,
+           everything, {"mono"}]  # fmt: skip
+    assert may_be == own
+    assert [registry.labels[k] for k in codes if 0 <= k < 4] == ["CD4", "CD8", "B", "mono"]
+    assert codes[6] == -1 and Registry(**registry.as_dict()) == registry
+
+
+def test_without_labels_above_others_nothing_is_asked():
+    registry = Registry.of(cells_of(obs_of(["CD4", "B", "?"])))
+    assert (registry.label_codes(obs_of(["CD4", "B", "?"])) == [1, 0, -1]).all()
+
+
+def test_a_twin_without_what_is_below_learns_the_label_itself():
+    obs = obs_of()
+    to_their_depth(obs, TREE, "?")
+    twin = obs[obs[GIVEN].isin(["T", "B", "lymphoid", "myeloid", "?"])].copy()
+    at_new_depth(twin, TREE, "?")
+    assert dict(zip(twin[GIVEN], twin["label"], strict=True)) == {
+        "T": "T", "B": "B", "lymphoid": "?", "?": "?", "myeloid": "myeloid",
+    }  # fmt: skip
+
+
+def test_truth_above_the_labels_is_no_truth_at_their_depth():
+    table = pd.DataFrame({"truth": ["CD4", "T", "?", "other"]})
+    told_apart(table, "truth", {"T", "lymphoid"}, "?")
+    assert list(table["truth"]) == ["CD4", "?", "?", "other"]
+    assert list(table["truth_given"]) == ["CD4", "T", "?", "other"]
+
+
+def test_what_training_depends_on_of_a_sheet(tmp_path):
+    facts = tmp_path / "reference.json"
+    first = tree_key(TREE, facts)
+    assert first and tree_key(None, facts) == "" and tree_key(LabelTree({}), facts) != first
+
+    def prepared(labels: dict, above: dict, key: str) -> None:
+        said = {"labels": labels, "labels_above": above, "tree_key": key}
+        facts.write_text(json.dumps(said))
+
+    # No label stood above another: a sheet under which none does changes nothing, whatever it says.
+    prepared({"CD4": 5, "B": 5}, {}, "")
+    assert tree_key(TREE, facts) == tree_key(LabelTree({"CD4": "x"}), facts) == ""
+    assert tree_key(LabelTree({"CD4": "B"}), facts) != ""
+    prepared({"CD4": 5, "B": 5}, {"T": {"n": 3, "below": ["CD4"]}}, first)
+    assert tree_key(LabelTree({"CD4": "T", "B": "y"}), facts) == first
+    assert tree_key(LabelTree({"B": "T"}), facts) != first and tree_key(None, facts) == ""
+
+
+def test_names_within_others():
+    labels = ["T cell", "CD4-positive, alpha-beta T cell", "B", "NK", "NKT", "B_naive", "t-cell"]
+    assert names_within_others(labels) == [
+        ("T cell", "CD4-positive, alpha-beta T cell"),
+        ("B", "B_naive"),
+        ("t-cell", "CD4-positive, alpha-beta T cell"),
+    ]
+    [said] = of_depth({"labels_within_others": [["B", "B_naive"]]})
+    assert "B above B_naive" in said and "label_tree" in said
+    [said] = of_depth({"labels_above": {"T": {"n": 7, "below": ["CD4", "CD8"]}}})
+    assert "T (7 cells)" in said and "CD4, CD8" in said
+
+
+@pytest.mark.parametrize("variant", ["fixed", "prefix"])
+def test_cross_entropy_is_minus_log_of_a_sum(variant):
+    rng = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, 4, dtype=torch.double, generator=rng, requires_grad=True)
+    out = torch.softmax(logits, 1) if variant == "prefix" else logits
+    labels = torch.tensor([0, 3, 2, 4, 5, 1])
+    may_be = torch.ones(6, 4, dtype=torch.bool)
+    may_be[3], may_be[4] = torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 0, 1])
+    p = torch.softmax(out, 1)
+    sums = [p[0, 0], p[1, 3], p[2, 2], p[3, 0] + p[3, 1], p[4, 3], p[5, 1]]
+    expected = -torch.stack(sums).log().mean()
+    found = cross_entropy(out, labels, may_be)
+    assert torch.allclose(found, expected, atol=1e-12)
+    grads = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, expected))
+    assert torch.allclose(*grads, atol=1e-12)
+    plain = torch.tensor([0, 3, 2, 0, 3, 1])
+    everything = torch.ones(6, 4, dtype=torch.bool)
+    assert torch.allclose(cross_entropy(out, plain, everything), F.cross_entropy(out, plain))
+    predicted = torch.tensor([0, 1, 2, 1, 2, 1])
+    right = is_right(predicted, labels, may_be)
+    assert right.tolist() == [True, False, True, True, False, True]
+
+
+@pytest.mark.parametrize("variant", ["fixed", "linear", "prefix"])
+def test_probabilities_among_what_a_cell_may_be(variant):
+    head = Classifier.__new__(Classifier)
+    torch.nn.Module.__init__(head)
+    head.variant = variant
+    out = torch.softmax(torch.tensor([[1.0, 2.0, 3.0]]), 1)
+    own = head.probabilities(out, torch.tensor([[True, False, True]]))
+    whole = head.probabilities(out)
+    expected = whole[0, [0, 2]] / whole[0, [0, 2]].sum()
+    assert torch.allclose(own[0, [0, 2]], expected) and own[0, 1] == 0
+
+
+def mixed(reference: anndata.AnnData) -> tuple[anndata.AnnData, np.ndarray]:
+    """The reference with two labels' cells of some batches given what stands above both; and which
+    these are."""
+    out = reference.copy()
+    labels = sorted(set(out.obs["label"].astype(str)) - {out.uns[UNLABELED]})
+    tree = LabelTree({labels[0]: "above", labels[1]: "above"})
+    batches = sorted(out.obs["batch"].unique())
+    vague = (out.obs["label"].isin(labels[:2]) & out.obs["batch"].isin(batches[1:])).to_numpy()
+    out.obs["label"] = out.obs["label"].astype(str).where(~vague, "above")
+    to_their_depth(out.obs, tree, out.uns[UNLABELED])
+    keep_tree(out, tree)
+    return out, vague
+
+
+@pytest.mark.parametrize("variant", ["fixed", "linear", "prefix"])
+def test_training_at_their_depth(reference, variant):
+    from atlasmap.mapping.embed import embed
+    from atlasmap.mapping.encode import encode
+    from atlasmap.mapping.reference import fit_scanvi, fit_scvi
+
+    cells, vague = mixed(reference)
+    registry = Registry.of(cells)
+    assert "above" not in registry.labels and vague.sum() > 20
+    scvi, _ = fit_scvi(cells, registry, SCVI, 0, CPU)
+    longer = replace(SCANVI, train=replace(SCANVI.train, max_epochs=100))
+    bundle, _ = fit_scanvi(cells, scvi, longer, variant, 0, CPU)
+    soft = embed(bundle.model, encode(registry, cells, CPU)).soft_labels
+    below = registry.labels_above["above"]
+    assert soft.shape[1] == len(registry.labels)
+    mass = soft[vague][:, [registry.labels.index(name) for name in below]].sum(1)
+    assert mass.mean() > 0.8
+
+
+def blocks(rng, label: str, batch: str, n: int, own: slice) -> anndata.AnnData:
+    """Cells that have more counts of some genes."""
+    rates = np.full(60, 2.0)
+    rates[own] = 12.0
+    names = [f"{label}{batch}{k}" for k in range(n)]
+    obs = pd.DataFrame({"label": label, "batch": batch}, index=names)
+    return anndata.AnnData(rng.poisson(rates, (n, 60)).astype(np.float32), obs=obs)
+
+
+def with_a_third(rng, share: float) -> anndata.AnnData:
+    """CD4, CD8 and B cells in two batches, in a third "T" cells of which a share are neither."""
+    parts = [
+        blocks(rng, label, batch, 60, own)
+        for batch in ("b0", "b1")
+        for label, own in (("CD4", slice(0, 15)), ("CD8", slice(10, 25)), ("B", slice(40, 60)))
+    ]
+    n = int(100 * share)
+    parts += [blocks(rng, "B", "b2", 60, slice(40, 60)),
+              blocks(rng, "T", "b2", 50 - n // 2, slice(0, 15)),
+              blocks(rng, "T", "b2 ", 50 - n // 2, slice(10, 25))]  # fmt: skip
+    if n:
+        parts.append(blocks(rng, "T", "b2  ", n, slice(25, 40)))
+    out = anndata.concat(parts)
+    out.obs["kind"] = out.obs["batch"] == "b2  "
+    out.obs["batch"] = pd.Categorical(out.obs["batch"].str.strip())
+    out.X = sparse.csr_matrix(out.X)
+    to_their_depth(out.obs, TREE, "?")
+    out.obs["label"] = out.obs["label"].astype("category")
+    keep_tree(out, TREE)
+    out.uns[UNLABELED] = "?"
+    return out
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.3, True), (0.0, False)])
+def test_cells_that_are_none_of_those_below_keep_their_label(rng, share, kept):
+    cells = with_a_third(rng, share)
+    facts = {"labels": {}, "labels_above": {"T": {"n": 100, "below": ["CD4", "CD8"]}}}
+    keep_own_leaves(cells, facts)
+    own = (cells.obs["label"] == "T").to_numpy()
+    assert facts["labels_above"]["T"]["own"]["kept"] is kept and ("T" in facts["labels"]) is kept
+    assert bool((cells.obs["kind"] & own).sum() >= 25) is kept
+    assert (own & ~cells.obs["kind"]).sum() <= 3
+    registry = Registry.of(cells)
+    assert registry.labels_above["T"] == ["CD4", "CD8", *(["T"] if kept else [])]
+    assert ("or T itself" in of_depth(facts)[0]) is kept
+
+
+@pytest.mark.parametrize("without", ["b1", "B of b2"])
+def test_of_labels_in_one_batch_or_without_others_nothing_is_said(rng, without):
+    cells = with_a_third(rng, 0.3)
+    batch, label = cells.obs["batch"], cells.obs["label"]
+    gone = batch == "b1" if without == "b1" else (batch == "b2") & (label == "B")
+    cells = cells[~gone].copy()
+    facts = {"labels": {}, "labels_above": {"T": {"n": 100, "below": ["CD4", "CD8"]}}}
+    keep_own_leaves(cells, facts)
+    assert "own" not in facts["labels_above"]["T"] and not (cells.obs["label"] == "T").any()
