@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -9,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
-from small import CPU, SCANVI, SCVI
+from small import CONFIG, CPU, SCANVI, SCVI
 from torch.nn import functional as F
 
+from atlasmap.commands.data import write_cells
 from atlasmap.data.contract import of_depth
 from atlasmap.data.depth import (
     GIVEN,
@@ -23,10 +25,12 @@ from atlasmap.data.depth import (
     tree_in,
     tree_key,
 )
-from atlasmap.data.label_tree import LabelTree
+from atlasmap.data.label_tree import LabelTree, levels_of_tree
 from atlasmap.data.registry import UNLABELED, Registry
+from atlasmap.labels.atlas import with_levels
 from atlasmap.labels.own_leaf import keep_own_leaves
 from atlasmap.models.classifier import Classifier, cross_entropy, is_right
+from atlasmap.models.scanvi import Scanvi
 
 TREE = LabelTree({"CD4": "T", "CD8": "T", "T": "lymphoid", "B": "lymphoid", "mono": "myeloid"})
 GIVEN_LABELS = ["CD4", "CD8", "T", "B", "lymphoid", "mono", "?", "myeloid"]
@@ -253,3 +257,70 @@ def test_of_labels_in_one_batch_or_without_others_nothing_is_said(rng, without):
     facts = {"labels": {}, "labels_above": {"T": {"n": 100, "below": ["CD4", "CD8"]}}}
     keep_own_leaves(cells, facts)
     assert "own" not in facts["labels_above"]["T"] and not (cells.obs["label"] == "T").any()
+
+
+def test_the_unlabelled_terms_are_over_the_labels_below_alone(reference, monkeypatch):
+    from atlasmap.mapping.encode import encode
+    from atlasmap.mapping.reference import fit_scanvi, fit_scvi
+    from atlasmap.models import scanvi as module
+
+    cells, vague = mixed(reference)
+    registry = Registry.of(cells)
+    scvi, _ = fit_scvi(cells, registry, SCVI, 0, CPU)
+    model = fit_scanvi(cells, scvi, SCANVI, "fixed", 0, CPU)[0].model
+    asked, label_loss = [], module.ops.label_loss
+
+    def spied(encoder, decoder, z, probs, *others, **more):
+        asked.append(probs.detach())
+        return label_loss(encoder, decoder, z, probs, *others, **more)
+
+    monkeypatch.setattr(module.ops, "label_loss", spied)
+    some = np.r_[np.flatnonzero(vague)[:5], np.flatnonzero(~vague)[:5]]
+    with torch.no_grad():
+        model.loss(encode(registry, cells, CPU).minibatch(some), None, 1.0)
+    [probs] = asked
+    below = torch.tensor([name in registry.labels_above["above"] for name in registry.labels])
+    assert torch.allclose(probs.sum(1), torch.ones(10)) and (probs[:5, ~below] == 0).all()
+    assert (probs[5:] > 0).all()
+
+
+def test_kl_of_labels_is_to_the_labels_that_a_cell_may_have():
+    probs = torch.tensor([[0.25, 0.75, 0.0], [0.2, 0.3, 0.5]])
+    may_be = torch.tensor([[True, True, False], [True, True, True]])
+    found = Scanvi.kl_labels(SimpleNamespace(n_labels=3), probs, may_be)
+    rows = ((0.25, 0.75), 2), ((0.2, 0.3, 0.5), 3)
+    by_hand = [sum(p * np.log(p * n) for p in row) for row, n in rows]
+    assert found.tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_levels_of_cells_labelled_above_a_level():
+    levels = levels_of_tree(TREE, ["B", "CD4", "CD8", "mono"])
+    assert levels.vague("level0") == set() and levels.vague("level1") == {"lymphoid", "myeloid"}
+    obs = obs_of()
+    to_their_depth(obs, TREE, "?")
+    part = anndata.AnnData(obs=obs)
+    with_levels(part, "label", levels, "?")
+    assert list(part.obs["label_level0"]) == [
+        "lymphoid", "lymphoid", "lymphoid", "lymphoid", "lymphoid", "myeloid", "?", "myeloid",
+    ]  # fmt: skip
+    assert list(part.obs["label_level1"]) == ["T", "T", "T", "B", "?", "mono", "?", "?"]
+
+
+def test_a_reference_of_mixed_depth_is_prepared(prepare, tmp_path):
+    def mix(adata):
+        own = adata.obs.loc[adata.obs["role"] == "reference", "batch"]
+        late = adata.obs["batch"] == max(own)
+        adata.obs["cell_type"] = adata.obs["cell_type"].mask(late, adata.obs["lineage"])
+
+    prepared = prepare(mix, replace(CONFIG, label_levels=["lineage"]))
+    cells, above = prepared.adata, prepared.facts["labels_above"]
+    assert above and all("." not in name for name in above)
+    assert all("." in name for name in prepared.facts["labels"])
+    write_cells(cells, tmp_path / "reference.h5ad")
+    cells = anndata.read_h5ad(tmp_path / "reference.h5ad")
+    registry = Registry.of(cells)
+    assert registry.labels == sorted(prepared.facts["labels"])
+    vague = cells.obs[GIVEN].isin(list(above)).to_numpy()
+    assert (registry.label_codes(cells.obs)[vague] >= len(registry.labels)).all()
+    assert vague.sum() == sum(fact["n"] for fact in above.values())
+    assert (cells.obs.loc[~vague, GIVEN].astype(str) == cells.obs.loc[~vague, "label"]).all()

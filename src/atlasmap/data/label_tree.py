@@ -70,9 +70,9 @@ class Levels:
     tree: LabelTree
 
     def vague(self, level: str) -> set[str]:
-        """Groups of a level that stand above others of its groups."""
+        """What stands above groups of a level, and so is none of them."""
         groups = set(self.groups[level].values())
-        return groups & {name for group in groups for name in self.tree.lineage(group)[1:]}
+        return {name for group in groups for name in self.tree.lineage(group)[1:]}
 
 
 def levels_of_tree(tree: LabelTree, labels: list[str]) -> Levels:
