@@ -9,7 +9,7 @@ import pytest
 from atlasmap.data.contract import of_depth
 from atlasmap.data.label_tree import LabelTree
 from atlasmap.data.ontology import cell_ontology, in_words_of, plain, vocabulary_of
-from atlasmap.data.ontology_tree import BY_WHAT_THEY_DO, tree_of_terms
+from atlasmap.data.ontology_tree import NO_BRANCHES, tree_of_terms
 from atlasmap.data.prepare import labels_of_reference
 from atlasmap.settings import DataConfig
 
@@ -60,7 +60,7 @@ def test_every_term_is_below_its_ancestors():
     lineage = ONTOLOGY.lineages["CL:0000624"]
     assert lineage["CL:0000624"] == 0 and lineage["CL:0000791"] == 1 and lineage["CL:0000084"] == 3
     assert all("CL:0000000" in ONTOLOGY.lineages[term] for term in ("CL:0000236", "CL:0000057"))
-    assert set(ONTOLOGY.names.values()) >= BY_WHAT_THEY_DO
+    assert set(ONTOLOGY.names.values()) >= NO_BRANCHES
 
 
 def tree_of(labels: list[str]) -> LabelTree:
@@ -76,6 +76,27 @@ def test_the_tree_of_blood():
     for label in BLOOD:  # whatever is above is so in the ontology, too
         for below, above in pairwise(tree.lineage(label)):
             assert ONTOLOGY.term(above) in ONTOLOGY.lineages[ONTOLOGY.term(below)]
+
+
+LUNG = ["pulmonary alveolar type 1 cell", "pulmonary alveolar type 2 cell", "club cell",
+        "respiratory basal cell", "goblet cell", "capillary endothelial cell", "fibroblast",
+        "vein endothelial cell", "smooth muscle cell", "pericyte", "alveolar macrophage",
+        "classical monocyte", "mast cell", "B cell", "lung neuroendocrine cell", "keratinocyte",
+        "ionocyte", "serous secreting cell", "multi-ciliated epithelial cell", "hepatocyte",
+        "pancreatic acinar cell", "pancreatic ductal cell", "type B pancreatic cell", "adipocyte",
+        "mesothelial cell", "myofibroblast cell", "natural killer cell"]  # fmt: skip
+
+
+def test_groups_that_cross_are_not_both_there():
+    """Else a group would lack labels that are its own in the ontology."""
+    terms = vocabulary_of([*LUNG, *BLOOD], {}).terms
+    tree = tree_of_terms(terms)
+    groups = set(tree.parents.values())
+    assert {"epithelial cell", "endothelial cell", "lymphocyte"} <= groups
+    for group in groups:
+        under = {label for label in terms if group in tree.lineage(label)}
+        own = {x for x, term in terms.items() if ONTOLOGY.term(group) in ONTOLOGY.lineages[term]}
+        assert under == own, group
 
 
 def test_no_groups_that_tell_nothing_apart():

@@ -5,11 +5,16 @@ import numpy as np
 from atlasmap.data.label_tree import LabelTree
 from atlasmap.data.ontology import cell_ontology
 
-# Groups of CELLxGENE's by what cells do, which are no branches that a label is looked for in.
-BY_WHAT_THEY_DO = {
+# Groups of CELLxGENE's by what cells do, their shape or germ layer: no branches where a label is
+# looked for.
+NO_BRANCHES = {
     "secretory cell", "motile cell", "stuff accumulating cell", "contractile cell", "ciliated cell",
     "precursor cell", "progenitor cell", "supporting cell", "abnormal cell", "phagocyte",
-    "transit amplifying cell", "stem cell", "interstitial cell",
+    "transit amplifying cell", "stem cell", "interstitial cell", "seromucus secreting cell",
+    "glandular secretory epithelial cell", "columnar/cuboidal epithelial cell",
+    "squamous epithelial cell", "stratified epithelial cell", "transitional epithelial cell",
+    "endo-epithelial cell", "ecto-epithelial cell", "meso-epithelial cell", "ectodermal cell",
+    "mesodermal cell",
 }  # fmt: skip
 
 
@@ -30,7 +35,7 @@ def tree_of_terms(terms: dict[str, str]) -> LabelTree:
     the groups of CELLxGENE's that tell labels apart and do not cross.
 
     The ontology has several parents a term; of groups that cross, labels go before others, a
-    subclass before a class, and one that is nearer to its labels before others.
+    class before a subclass, and one that is nearer to its labels before others.
     """
     ontology, owner = cell_ontology(), owners(terms)
     far: dict[str, dict[str, int]] = {}
@@ -41,13 +46,13 @@ def tree_of_terms(terms: dict[str, str]) -> LabelTree:
     groups = {
         above
         for above in far.keys() & ontology.groups.keys()
-        if ontology.names[above] not in BY_WHAT_THEY_DO and 1 < len(far[above]) < len(terms)
+        if ontology.names[above] not in NO_BRANCHES and 1 < len(far[above]) < len(terms)
     }
 
     def order(above: str):
         given = above in owner or above in shared
         nearness = float(np.mean(list(far[above].values())))
-        return not given, ontology.groups.get(above) != "subclass", nearness, above
+        return not given, ontology.groups.get(above) != "class", nearness, above
 
     owned = set(owner.values())
     chosen = {frozenset([label]): label for label in terms if label not in owned}
