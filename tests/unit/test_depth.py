@@ -324,3 +324,12 @@ def test_a_reference_of_mixed_depth_is_prepared(prepare, tmp_path):
     assert (registry.label_codes(cells.obs)[vague] >= len(registry.labels)).all()
     assert vague.sum() == sum(fact["n"] for fact in above.values())
     assert (cells.obs.loc[~vague, GIVEN].astype(str) == cells.obs.loc[~vague, "label"]).all()
+
+
+def test_labels_that_exclude_each_other_are_prepared_as_before(prepare, tmp_path):
+    """Where a column of the config's label_levels makes no tree, either."""
+    prepared = prepare(None, replace(CONFIG, label_levels=["batch"]))
+    assert prepared.facts["labels_above"] == {} and GIVEN not in prepared.adata.obs
+    write_cells(prepared.adata, tmp_path / "reference.h5ad")
+    registry = Registry.of(anndata.read_h5ad(tmp_path / "reference.h5ad"))
+    assert not registry.label_parents and "label_parents" not in registry.as_dict()

@@ -260,7 +260,7 @@ def prepare_reference(
     chosen = settled(chosen, config)
     check_cells_not_empty(chosen.X, chosen.obs_names, "the reference", " among the chosen genes")
     columns = (*config.categorical_covariates, *config.label_levels)
-    if tree is not None:
+    if tree is not None and tree.parents:
         keep_tree(chosen, tree)
     columns += (GIVEN,) if GIVEN in chosen.obs else ()
     if (chosen.obs[ONTOLOGY] == "").all():
