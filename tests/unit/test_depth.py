@@ -28,7 +28,7 @@ from atlasmap.data.depth import (
 from atlasmap.data.label_tree import LabelTree, levels_of_tree
 from atlasmap.data.registry import UNLABELED, Registry
 from atlasmap.labels.atlas import with_levels
-from atlasmap.labels.own_leaf import keep_own_leaves
+from atlasmap.labels.own_leaf import OwnLeaf, keep_own_leaves
 from atlasmap.models.classifier import Classifier, cross_entropy, is_right
 from atlasmap.models.scanvi import Scanvi
 
@@ -246,6 +246,13 @@ def test_cells_that_are_none_of_those_below_keep_their_label(rng, share, kept):
     registry = Registry.of(cells)
     assert registry.labels_above["T"] == ["CD4", "CD8", *(["T"] if kept else [])]
     assert ("or T itself" in of_depth(facts)[0]) is kept
+
+
+@pytest.mark.parametrize(
+    ("asked", "unlike", "kept"), [(100, 20, True), (300, 20, False), (20, 9, False)]
+)
+def test_a_few_unlike_cells_are_chance(asked, unlike, kept):
+    assert OwnLeaf(asked, np.arange(unlike)).kept is kept
 
 
 @pytest.mark.parametrize("without", ["b1", "B of b2"])
