@@ -21,7 +21,7 @@ from atlasmap.labels.profiles import Profiles, Seen, some_of
 USUAL = 0.95  # share of cells of the labels below that are as like them as asked
 FARTHER = 1.1  # than those, on the scale of novelty
 SHARE = 0.1  # of a label's cells, from which on they are no chance (seen where all were: 0.01)
-LEAST = 10  # such cells, and cells of the labels below
+LEAST = 10  # such cells, cells of the labels below, and of a batch
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def unlikeness(cells: anndata.AnnData, registry: Registry) -> np.ndarray:
         batch = cells.obs["batch"].astype(str).to_numpy()[fold.asked]
         for name in np.unique(batch):
             at = fold.asked[batch == name]
+            if len(at) < LEAST:
+                continue
             seen = Seen.of(profiles, cells.X[at], np.zeros(len(at), int))
             seen = seen.renamed(seen.by_genes.argmax(1))
             out[at] = np.where(there, -seen.like, np.inf)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlasmap.data.label_tree import LabelTree, rolled_up
-from atlasmap.labels.confidence import fit_weights, pooled, risk_threshold
+from atlasmap.labels.confidence import Weights, fit_weights, pooled, risk_threshold
 from atlasmap.labels.novelty import Batch
 
 LABEL, NONE = "label", "none"  # levels: a label of the model, and no label at all
@@ -26,18 +26,17 @@ def at_level(
 
 @dataclass
 class Asked:
-    """Known cells of a held-out batch: pooled probabilities `p` (cells × labels), by weights of the
-    other folds, and which cells have no safe label yet (`left`)."""
+    """Known cells of a held-out batch: pooled probabilities `p` (cells × labels), and which cells
+    have no safe label yet (`left`)."""
 
     batch: Batch
     p: np.ndarray
     left: np.ndarray
 
     @classmethod
-    def of(cls, batch: Batch, held: list[Batch], threshold: float) -> "Asked":
+    def of(cls, batch: Batch, weights: Weights, threshold: float) -> "Asked":
         """Those whose label is not confident."""
-        others = [other.told for other in held if other.fold != batch.fold]
-        p = pooled(fit_weights(others or [one.told for one in held]), *batch.told[:2])
+        p = pooled(weights, *batch.told[:2])
         given, predicted = batch.seen.codes[batch.known], batch.predicted[batch.known]
         sure = p[np.arange(len(p)), given] >= threshold
         return cls(batch, p, ~(sure & (given == predicted)))
@@ -51,6 +50,16 @@ class Asked:
         return at[left], own[left], right[left]
 
 
+def weights_of_others(held: list[Batch]) -> dict[int, Weights]:
+    """Of each fold the weights that the others teach."""
+    others = {
+        fold: [batch.told for batch in held if batch.fold != fold]
+        for fold in {batch.fold for batch in held}
+    }
+    everyone = [batch.told for batch in held]
+    return {fold: fit_weights(told or everyone) for fold, told in others.items()}
+
+
 def level_thresholds(
     held: list[Batch], tree: LabelTree, threshold: float, risk: float
 ) -> dict[str, float]:
@@ -58,7 +67,10 @@ def level_thresholds(
     batches (as they are named) that have no label from `threshold` on and none safe at a deeper
     level. A level that held-out cells say nothing about is not in it."""
     n_levels = tree.levels([name for batch in held for name in batch.names])
-    asked = [Asked.of(batch, held, threshold) for batch in held] if n_levels else []
+    if not n_levels:
+        return {}
+    weights = weights_of_others(held)
+    asked = [Asked.of(batch, weights[batch.fold], threshold) for batch in held]
     out: dict[str, float] = {}
     for level in reversed(range(n_levels)):
         found = [one.at(tree, level) for one in asked]
