@@ -23,9 +23,8 @@ from atlasmap.data.depth import (
     to_their_depth,
     told_apart,
     tree_in,
-    tree_key,
 )
-from atlasmap.data.label_tree import LabelTree, levels_of_tree
+from atlasmap.data.label_tree import LabelTree, levels_of_tree, tree_key
 from atlasmap.data.registry import UNLABELED, Registry
 from atlasmap.labels.atlas import with_levels
 from atlasmap.labels.own_leaf import OwnLeaf, keep_own_leaves

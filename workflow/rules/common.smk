@@ -23,8 +23,6 @@ from atlasmap.config import (
     with_reference,
 )
 from atlasmap.data.contract import check_same_atlas
-from atlasmap.data.depth import tree_key
-from atlasmap.data.label_tree import LabelTree, read_tree
 from atlasmap.data.sheet import Dataset, read_sheet
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.files import cells_file, model_file
@@ -435,8 +433,16 @@ def tree_of_reference():
 
 def key_of_tree(atlas):
     """What training depends on of it."""
-    sheet, none = LABELLED and label_tree(), CONFIG.label_tree == "none"
-    tree = read_tree(Path(sheet)) if sheet else LabelTree({}) if none else None
+    if CONFIG.label_tree is None:
+        return ""
+    from atlasmap.data.label_tree import (
+        LabelTree,
+        read_tree,
+        tree_key,
+    )  # pandas is slow to load
+
+    sheet = LABELLED and label_tree()
+    tree = read_tree(Path(sheet)) if sheet else LabelTree({})
     return tree_key(tree, Path(f"results/{atlas}/data/reference.json"))
 
 

@@ -4,17 +4,14 @@ Cells that are given one keep it in `label_given` and have no `label`; what a mo
 is that one of the labels below it is theirs.
 """
 
-import json
 import re
 from collections.abc import Iterable
-from hashlib import sha256
-from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 
-from atlasmap.data.label_tree import LabelTree
+from atlasmap.data.label_tree import LabelTree, above_and_below
 
 GIVEN = "label_given"  # obs of a reference with such labels: what was written of each cell
 PARENTS = "label_parents"  # uns: columns child and parent
@@ -39,28 +36,6 @@ def to_their_depth(obs: pd.DataFrame, tree: LabelTree, unlabeled: str) -> dict[s
     above = above_and_below(tree, sorted(set(given) - {unlabeled}))
     told_apart(obs, "label", above, unlabeled)
     return above
-
-
-def tree_key(tree: LabelTree | None, facts: Path) -> str:
-    """What training depends on of a sheet of labels, as a text: while the same labels of the
-    prepared reference (its `facts`, if they are there) stand above the same others, the text that
-    the reference was prepared with. Without a sheet (None) empty."""
-    key = "" if tree is None else sha256(repr(sorted(tree.parents.items())).encode()).hexdigest()
-    try:
-        before = json.loads(facts.read_text(encoding="utf-8"))
-        recorded = {name: fact["below"] for name, fact in before["labels_above"].items()}
-        names = sorted({*before["labels"], *recorded})
-        same = tree is not None and above_and_below(tree, names) == recorded
-        return str(before["tree_key"]) if same else key[:16]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return key[:16]
-
-
-def above_and_below(tree: LabelTree, names: list[str]) -> dict[str, list[str]]:
-    """Those of `names` that stand above others, and the lowest ones below each."""
-    above = tree.labels_below(names).keys() & set(names)
-    below = tree.labels_below([name for name in names if name not in above])
-    return {name: below[name] for name in sorted(above)}
 
 
 def told_apart(obs: pd.DataFrame, key: str, above: Iterable[str], unlabeled: str) -> None:

@@ -1,9 +1,11 @@
 """A tree of labels: probabilities rolled up, and what ambiguous labels have in common."""
 
 import csv
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -153,6 +155,28 @@ def tree_facts(path: Path, labels: list[str]) -> dict:
         },
         "labels_not_in_it": [x for x in labels if x not in {*parents, *parents.values()}],
     }
+
+
+def tree_key(tree: LabelTree | None, facts: Path) -> str:
+    """What training depends on of a sheet of labels, as a text: while the same labels of the
+    prepared reference (its `facts`, if they are there) stand above the same others, the text that
+    the reference was prepared with. Without a sheet (None) empty."""
+    key = "" if tree is None else sha256(repr(sorted(tree.parents.items())).encode()).hexdigest()
+    try:
+        before = json.loads(facts.read_text(encoding="utf-8"))
+        recorded = {name: fact["below"] for name, fact in before["labels_above"].items()}
+        names = sorted({*before["labels"], *recorded})
+        same = tree is not None and above_and_below(tree, names) == recorded
+        return str(before["tree_key"]) if same else key[:16]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return key[:16]
+
+
+def above_and_below(tree: LabelTree, names: list[str]) -> dict[str, list[str]]:
+    """Those of `names` that stand above others, and the lowest ones below each."""
+    above = tree.labels_below(names).keys() & set(names)
+    below = tree.labels_below([name for name in names if name not in above])
+    return {name: below[name] for name in sorted(above)}
 
 
 def read_table(path: Path) -> pd.DataFrame:
