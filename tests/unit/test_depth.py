@@ -20,8 +20,8 @@ from atlasmap.data.depth import (
     at_new_depth,
     keep_tree,
     names_within_others,
+    set_apart,
     to_their_depth,
-    told_apart,
     tree_in,
 )
 from atlasmap.data.label_tree import LabelTree, levels_of_tree, tree_key
@@ -47,7 +47,7 @@ def cells_of(obs: pd.DataFrame) -> anndata.AnnData:
     return out
 
 
-def test_labels_above_others_are_told_apart():
+def test_labels_above_others_are_set_apart():
     obs = obs_of()
     above = to_their_depth(obs, TREE, "?")
     assert above == {"T": ["CD4", "CD8"], "lymphoid": ["B", "CD4", "CD8"], "myeloid": ["mono"]}
@@ -96,7 +96,7 @@ def test_a_twin_without_what_is_below_learns_the_label_itself():
 
 def test_truth_above_the_labels_is_no_truth_at_their_depth():
     table = pd.DataFrame({"truth": ["CD4", "T", "?", "other"]})
-    told_apart(table, "truth", {"T", "lymphoid"}, "?")
+    set_apart(table, "truth", {"T", "lymphoid"}, "?")
     assert list(table["truth"]) == ["CD4", "?", "?", "other"]
     assert list(table["truth_given"]) == ["CD4", "T", "?", "other"]
 
@@ -114,6 +114,9 @@ def test_what_training_depends_on_of_a_sheet(tmp_path):
     prepared({"CD4": 5, "B": 5}, {}, "")
     assert tree_key(TREE, facts) == tree_key(LabelTree({"CD4": "x"}), facts) == ""
     assert tree_key(LabelTree({"CD4": "B"}), facts) != ""
+    said = json.loads(facts.read_text()) | {"ontology": {"renamed": {"CL:0000624": "CD4"}}}
+    facts.write_text(json.dumps(said))  # whose words a sheet, or none, takes back
+    assert tree_key(LabelTree({}), facts) != "" and tree_key(None, facts) == ""
     prepared({"CD4": 5, "B": 5}, {"T": {"n": 3, "below": ["CD4"]}}, first)
     assert tree_key(LabelTree({"CD4": "T", "B": "y"}), facts) == first
     assert tree_key(LabelTree({"B": "T"}), facts) != first and tree_key(None, facts) == ""

@@ -435,11 +435,8 @@ def key_of_tree(atlas):
     """What training depends on of it."""
     if CONFIG.label_tree is None:
         return ""
-    from atlasmap.data.label_tree import (
-        LabelTree,
-        read_tree,
-        tree_key,
-    )  # pandas is slow to load
+    # pandas, which it needs, is slow to load
+    from atlasmap.data.label_tree import LabelTree, read_tree, tree_key
 
     sheet = LABELLED and label_tree()
     tree = read_tree(Path(sheet)) if sheet else LabelTree({})

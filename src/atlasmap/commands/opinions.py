@@ -36,7 +36,7 @@ def second_opinions(
     transfer
         Settings of kNN.
     """
-    from atlasmap.data.depth import told_apart, tree_in
+    from atlasmap.data.depth import set_apart, tree_in
     from atlasmap.data.registry import unlabeled_in
     from atlasmap.evaluation.opinions import knn_by_k, second_opinions
     from atlasmap.labels.gathered import read_truth
@@ -63,7 +63,7 @@ def second_opinions(
         found = truth.reindex(pd.MultiIndex.from_arrays([batch, query.obs_names]))
         table.insert(2, "truth", found.fillna(unlabeled).to_numpy())
         above = tree_in(reference).labels_below(list(set(labels)))
-        told_apart(table, "truth", above, unlabeled)
+        set_apart(table, "truth", above, unlabeled)
     with written_aside(out) as aside:
         table.to_parquet(aside, index=False)
     with written_aside(seconds) as aside:

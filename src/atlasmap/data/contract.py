@@ -56,14 +56,15 @@ def of_depth(found: dict) -> list[str]:
     """What is said of reference labels that stand, or may stand, above others."""
     above, within = found.get("labels_above", {}), found.get("labels_within_others", [])
     words = found.get("ontology", {"renamed": {}, "not_found": {}})
-    lines = [
-        "labels in the words of the Cell Ontology: "
-        + listed(f"{word} is {name}" for word, name in words["renamed"].items())
-    ] * bool(words["renamed"])
-    lines += [
-        "labels that the Cell Ontology does not have, which so are above and below no other: "
-        + listed(f"{label} (nearest: {near})" for label, near in words["not_found"].items())
-    ] * bool(words["not_found"])
+    lines = []
+    if words["renamed"]:
+        said = listed(f"{word} is {name}" for word, name in words["renamed"].items())
+        lines.append(f"labels in the words of the Cell Ontology: {said}")
+    if words["not_found"]:
+        said = listed(f"{label} (nearest: {near})" for label, near in words["not_found"].items())
+        lines.append(
+            f"labels that the Cell Ontology does not have, above and below no other: {said}"
+        )
     for name, fact in above.items():
         said, own = f"they are one of {listed(fact['below'])}", fact.get("own", {})
         if own.get("kept"):

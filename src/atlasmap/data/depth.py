@@ -34,11 +34,11 @@ def to_their_depth(obs: pd.DataFrame, tree: LabelTree, unlabeled: str) -> dict[s
     them and the labels below each. Without any, nothing is changed."""
     given = obs["label"].astype(str)
     above = above_and_below(tree, sorted(set(given) - {unlabeled}))
-    told_apart(obs, "label", above, unlabeled)
+    set_apart(obs, "label", above, unlabeled)
     return above
 
 
-def told_apart(obs: pd.DataFrame, key: str, above: Iterable[str], unlabeled: str) -> None:
+def set_apart(obs: pd.DataFrame, key: str, above: Iterable[str], unlabeled: str) -> None:
     """Values of a column that stand above labels go to {key}_given, in place: at the labels' depth
     nothing is known of these cells."""
     values = obs[key].astype(str)

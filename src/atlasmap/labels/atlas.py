@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from atlasmap.data.depth import GIVEN, given_in, told_apart, tree_in
+from atlasmap.data.depth import GIVEN, given_in, set_apart, tree_in
 from atlasmap.data.label_tree import (
     LabelTree,
     Levels,
@@ -272,7 +272,7 @@ def assemble(
         reference.obs["truth"] = reference.obs["label"].astype(str)
         for query in queries:
             with_truth(query, truth, unlabeled)
-            told_apart(query.obs, "truth", above, unlabeled)
+            set_apart(query.obs, "truth", above, unlabeled)
     if classified:
         with_columns(reference.obs, named)
         with_levels(reference, "label", coarse, unlabeled)

@@ -35,7 +35,7 @@ class Asked:
 
     @classmethod
     def of(cls, batch: Batch, weights: Weights, threshold: float) -> "Asked":
-        """Those whose label is not confident."""
+        """All of them left but those whose label is confident."""
         p = pooled(weights, *batch.told[:2])
         given, predicted = batch.seen.codes[batch.known], batch.predicted[batch.known]
         sure = p[np.arange(len(p)), given] >= threshold
