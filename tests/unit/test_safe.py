@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from atlasmap.data.label_tree import LabelTree
+from atlasmap.labels.confidence import weights_of_others
 from atlasmap.labels.safe import LABEL, NONE, at_level, level_thresholds, safe_labels
 
 TREE = LabelTree({"CD4": "T", "CD8": "T", "T": "lymphoid", "B": "lymphoid", "mono": "myeloid"})
@@ -59,7 +60,9 @@ class Held:
 
 @pytest.mark.parametrize("risk", [0.05, 0.2])
 def test_at_each_level_as_often_wrong_as_was_asked(rng, risk):
-    thresholds = level_thresholds([Held(k % 3, rng) for k in range(6)], TREE, 0.9, risk)
+    held = [Held(k % 3, rng) for k in range(6)]
+    of_others = weights_of_others([one.told for one in held], [one.fold for one in held])
+    thresholds = level_thresholds(held, of_others, TREE, 0.9, risk)
     assert set(thresholds) == {"level0", "level1"}
     asked = Held(9, rng, 20_000)
     p, given = asked.told[0], asked.seen.codes

@@ -40,6 +40,7 @@ from atlasmap.labels.confidence import (
     pooled,
     risk_threshold,
     set_threshold,
+    weights_of_others,
 )
 from atlasmap.labels.fit import BatchFit, distances_if_missing, fit_batches, local_distance
 from atlasmap.labels.folds import folds_of, thinned
@@ -91,6 +92,12 @@ def test_variance_of_counts_is_scipys(kind):
 
 
 FLAT = LabelTree({})  # labels that exclude each other
+
+
+def learned_from(held: list, folds: list[int]) -> Confidence:
+    """A confidence of a risk of 5 %, and sets that cover 90 %."""
+    of_others = weights_of_others([one.told for one in held], folds)
+    return Confidence.learned(held, folds, of_others, 0.05, 0.9)
 
 
 def test_residuals_of_drawn_counts_have_unit_variance(reference, scanvi):
@@ -217,7 +224,7 @@ def held(rng, n=3000, wrong=0.0):
 
 
 def test_sets_of_unsure_cells_cover_as_often_as_asked(rng):
-    learned = Confidence.learned([held(rng) for _ in range(3)], [0, 1, 2], 0.05, 0.9)
+    learned = learned_from([held(rng) for _ in range(3)], [0, 1, 2])
     new, rows = held(rng), np.arange(3000)
     (by_model, by_genes, codes), own = new.told, new.given
     p = pooled(learned.weights, by_model, by_genes)
@@ -232,7 +239,7 @@ def test_sets_of_unsure_cells_cover_as_often_as_asked(rng):
 
 def test_the_worst_fold_says_who_is_sure(rng):
     good, bad = held(rng), held(rng, wrong=0.3)
-    mixed, fine = (Confidence.learned([good, two], [0, 1], 0.05, 0.9) for two in (bad, good))
+    mixed, fine = (learned_from([good, two], [0, 1]) for two in (bad, good))
     assert mixed.threshold > fine.threshold
 
 
@@ -254,9 +261,9 @@ def test_who_is_sure_is_learned_of_cells_on_which_classifier_and_genes_agree(rng
         *(np.concatenate([getattr(good, key), getattr(astray, key)[some]])
           for key in ("given", "predicted")),
     )  # fmt: skip
-    alone, beside = (Confidence.learned([one, one], [0, 1], 0.05, 0.9) for one in (good, both))
+    alone, beside = (learned_from([one, one], [0, 1]) for one in (good, both))
     assert beside.threshold < alone.threshold + 0.05 < 1
-    nobody = Confidence.learned([astray, astray], [0, 1], 0.05, 0.9)
+    nobody = learned_from([astray, astray], [0, 1])
     assert nobody.threshold > 1
 
 

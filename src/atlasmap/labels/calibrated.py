@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from atlasmap.data.label_tree import LabelTree
 from atlasmap.errors import AtlasmapError
-from atlasmap.labels.confidence import Confidence, Weights, fit_weights
+from atlasmap.labels.confidence import Confidence, Weights, fit_weights, weights_of_others
 from atlasmap.labels.fit import BatchFit
 from atlasmap.labels.novelty import (
     Batch,
@@ -147,9 +147,10 @@ def learned_view(
     score, told_apart = choose_score(named, settings.min_cells_per_label)
     cuts = cut_offs(named, score, settings.false_novel, by_label=by_label)
     held_out, folds = [batch.held for batch in named], [batch.fold for batch in named]
-    confidence = Confidence.learned(held_out, folds, settings.risk, settings.coverage)
+    of_others = weights_of_others([one.told for one in held_out], folds)
+    confidence = Confidence.learned(held_out, folds, of_others, settings.risk, settings.coverage)
     n_cells = sum(len(batch.known) for batch in named)
-    levels = level_thresholds(named, tree, confidence.threshold, settings.risk)
+    levels = level_thresholds(named, of_others, tree, confidence.threshold, settings.risk)
     return View(depth, n_cells, naming, cuts, confidence, levels), named, told_apart
 
 

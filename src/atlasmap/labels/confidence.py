@@ -38,6 +38,13 @@ def fit_weights(parts: list[Told]) -> Weights:
     return np.exp(minimize(loss, np.full(2, START), method="Nelder-Mead").x).tolist()
 
 
+def weights_of_others(told: list[Told], folds: list[int]) -> dict[int, Weights]:
+    """Of each fold the weights that the others teach; those of all where there are no others."""
+    parts = list(zip(told, folds, strict=True))
+    others = {fold: [one for one, of in parts if of != fold] for fold in sorted(set(folds))}
+    return {fold: fit_weights(of_others or told) for fold, of_others in others.items()}
+
+
 def risk_threshold(p: np.ndarray, right: np.ndarray, risk: float) -> float:
     """The least probability such that of the cells that have at least that much no more than `risk`
     are wrong (one more than are seen, divided by one cell more)."""
@@ -83,16 +90,17 @@ class Confidence:
     in_set: float
 
     @classmethod
-    def learned(cls, held: list[Held], folds: list[int], risk: float, coverage: float):
+    def learned(
+        cls, held: list[Held], folds: list[int], of_others: dict[int, Weights], risk: float,
+        coverage: float,
+    ):  # fmt: skip
         """From held-out batches, each by weights of the other folds; of the folds' thresholds the
         largest."""
         thresholds, known = [], []
         for fold in sorted(set(folds)):
             own = [one for one, of in zip(held, folds, strict=True) if of == fold]
-            others = [one.told for one, of in zip(held, folds, strict=True) if of != fold]
-            weights = fit_weights(others or [one.told for one in held])
             sure, agree, right, of_truth = map(
-                np.concatenate, zip(*(one.weighed(weights) for one in own), strict=True)
+                np.concatenate, zip(*(one.weighed(of_others[fold]) for one in own), strict=True)
             )
             thresholds.append(risk_threshold(sure[agree], right[agree], risk))
             known.append((np.where(agree, sure, 0), of_truth))

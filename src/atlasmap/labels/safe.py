@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlasmap.data.label_tree import LabelTree, rolled_up
-from atlasmap.labels.confidence import Weights, fit_weights, pooled, risk_threshold
+from atlasmap.labels.confidence import Weights, pooled, risk_threshold
 from atlasmap.labels.novelty import Batch
 
 LABEL, NONE = "label", "none"  # levels: a label of the model, and no label at all
@@ -50,27 +50,15 @@ class Asked:
         return at[left], own[left], right[left]
 
 
-def weights_of_others(held: list[Batch]) -> dict[int, Weights]:
-    """Of each fold the weights that the others teach."""
-    others = {
-        fold: [batch.told for batch in held if batch.fold != fold]
-        for fold in {batch.fold for batch in held}
-    }
-    everyone = [batch.told for batch in held]
-    return {fold: fit_weights(told or everyone) for fold, told in others.items()}
-
-
 def level_thresholds(
-    held: list[Batch], tree: LabelTree, threshold: float, risk: float
+    held: list[Batch], of_others: dict[int, Weights], tree: LabelTree, threshold: float, risk: float
 ) -> dict[str, float]:
     """Level → probability from which on a label is safe there, learned from those cells of held-out
-    batches (as they are named) that have no label from `threshold` on and none safe at a deeper
-    level. A level that held-out cells say nothing about is not in it."""
+    batches (as they are named, weighed by the other folds' weights) that have no label from
+    `threshold` on and none safe at a deeper level. A level that held-out cells say nothing about is
+    not in it."""
     n_levels = tree.levels([name for batch in held for name in batch.names])
-    if not n_levels:
-        return {}
-    weights = weights_of_others(held)
-    asked = [Asked.of(batch, weights[batch.fold], threshold) for batch in held]
+    asked = [Asked.of(batch, of_others[batch.fold], threshold) for batch in held]
     out: dict[str, float] = {}
     for level in reversed(range(n_levels)):
         found = [one.at(tree, level) for one in asked]
