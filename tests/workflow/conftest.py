@@ -16,7 +16,7 @@ def finished(tmp_path_factory, worker_id):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "output.txt").is_file():
             new_folder(folder)
-            folder.joinpath("output.txt").write_text(snakemake(folder))
+            folder.joinpath("output.txt").write_text(snakemake(folder, "--quiet", "rules", "host"))
     return folder
 
 
