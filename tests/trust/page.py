@@ -137,6 +137,16 @@ def safe_labels(rows: list[dict]) -> str:
     return page
 
 
+def opinions(rows: pd.DataFrame) -> str:
+    """Macro-F1 of each opinion, and of all of them together."""
+    keys = [key for key in rows if key.startswith("f1 ")]
+    real = rows[rows["group"] != "simulated"]
+    found = rows.groupby("group", sort=False)[keys].mean()
+    found.loc["all real query batches"] = real[keys].mean()
+    text = (HERE / "opinions.md").read_text(encoding="utf-8")
+    return text + table(found.rename(columns=lambda key: key.removeprefix("f1 ")))
+
+
 def write(rows: list[dict], folder: Path) -> None:
     """Both files."""
     text = json.dumps(rows, indent=1, ensure_ascii=False, default=float).replace("NaN", "null")
@@ -148,7 +158,7 @@ def write(rows: list[dict], folder: Path) -> None:
     keys = ["auroc", "found", "new_confident"]
     page += table(means(found[~found["sibling"]])[keys])
     page += "\nWith one:\n\n" + table(means(found[found["sibling"]])[keys])
-    page += safe_labels(rows) + beside(found, folder / "trust_peer.json")
+    page += safe_labels(rows) + opinions(found) + beside(found, folder / "trust_peer.json")
     chosen = found.groupby(["group", "score"], sort=False).size().unstack(fill_value=0)
     page += "\n## Which score of novelty the references chose\n\nTimes, of all query batches.\n\n"
     page += "| | " + " | ".join(chosen) + " |\n" + "|---" * (1 + chosen.shape[1]) + "|\n"

@@ -8,25 +8,31 @@ import numpy as np
 import pandas as pd
 import torch
 from cases import depth_for, held_out_of
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 from tasks import LEAST, SIBLINGS, TREES, Task
 
 from atlasmap.data.label_tree import LabelTree
 from atlasmap.labels.calibrated import BATCHES, PARTS, Calibration, calibrate
 from atlasmap.labels.fit import distances_if_missing, fit_batches, local_distance
 from atlasmap.labels.folds import STAND_IN
-from atlasmap.labels.held_out import counts_of, profiles_of
+from atlasmap.labels.held_out import counts_of, fitted_of, opinions_on, profiles_of
 from atlasmap.labels.novelty import Batch, relative
+from atlasmap.labels.opinions import Fitted, majority
 from atlasmap.labels.profiles import Profiles, Seen
 from atlasmap.labels.verdict import AMBIGUOUS, CONFIDENT, NOVEL, SEPARATOR, judged
 from atlasmap.settings import CalibrationSettings
 from atlasmap.training.history import expected_calibration_error
 
+OPINION = "opinion: "  # before a method, of columns
 MANY = 20  # cells of a label, for it to be the worst
 
 
-def batch_of(cells: anndata.AnnData, names: list[str], profiles: Profiles, fold: int = 0) -> Batch:
-    """Cells of a case as a batch of a model with labels `names`."""
+def batch_of(
+    cells: anndata.AnnData, names: list[str], profiles: Profiles, fitted: dict[str, Fitted],
+    fold: int = 0,
+) -> Batch:  # fmt: skip
+    """Cells of a case as a batch of a model with labels `names`, on whose latent classifiers were
+    `fitted`."""
     codes, misfit = np.asarray(cells.obsm["soft_labels"]).argmax(1), cells.obs["misfit"].to_numpy()
     missing = cells.obs.get("misfit_if_missing")
     return Batch(
@@ -34,6 +40,7 @@ def batch_of(cells: anndata.AnnData, names: list[str], profiles: Profiles, fold:
         Seen.of(profiles, counts_of(cells), codes), relative(misfit), fold,
         None if missing is None else cells.obs["label"].astype(str).to_numpy(),
         None if missing is None else relative(missing.to_numpy(), misfit),
+        opinions_on(cells, fitted, names),
     )  # fmt: skip
 
 
@@ -52,10 +59,11 @@ def learned_of(
         cells = anndata.read_h5ad(twin)
         own, of_twin = names_of(cells), cells.obs["label"].astype(str).to_numpy()
         profiles = profiles_of(cells, own, depth)
+        fitted = fitted_of(cells, str(cells.uns["unlabeled_category"]))
         for path in paths:
             part = anndata.read_h5ad(path)
             found.append(str(part.obs["batch"].iloc[0]))
-            held.append(batch_of(part, own, profiles, k))
+            held.append(batch_of(part, own, profiles, fitted, k))
             known = np.isin(held[-1].labels, own)
             latent = np.asarray(part.obsm["X_latent"])
             distances.append(local_distance(cells.obsm["X_latent"], latent))
@@ -73,16 +81,22 @@ def weighed(folder: Path, tree: LabelTree) -> Iterator[tuple[dict, pd.DataFrame]
     """Of each query batch of a case facts, and its cells as they are judged, with their truth."""
     reference = anndata.read_h5ad(folder / "reference.h5ad")
     names = names_of(reference)
+    fitted = fitted_of(reference, str(reference.uns["unlabeled_category"]))
     for path in sorted((folder / "query").glob("*.h5ad")):
         cells = anndata.read_h5ad(path)
         depth = depth_for(reference, cells)
         learned = learned_of(folder, path.stem, depth, names, tree)
         view, profiles = learned.views[0], profiles_of(reference, names, depth)
-        batch = batch_of(cells, names, profiles).named(view.naming)
+        batch = batch_of(cells, names, profiles, fitted).named(view.naming)
         table, _ = judged(view, batch, cells.obs_names, tree, "")
         table["truth"] = cells.obs["truth"].astype(str)
         table["predicted_label"] = np.array(names, object)[batch.predicted]
         table["confidence"] = np.asarray(cells.obsm["soft_labels"]).max(1)
+        opinions = batch.opinions | {"genes": batch.seen.opinion}
+        opinions["majority"] = majority(opinions, view.opinions)
+        opinions["equal majority"] = majority(batch.opinions, {})
+        for name, said in opinions.items():
+            table[f"{OPINION}{name}"] = np.array(names, object)[np.nan_to_num(said).argmax(1)]
         fit = learned.batch_fit
         far = local_distance(reference.obsm["X_latent"], cells.obsm["X_latent"])
         said = {"batch": path.stem, "names": names, "score": view.cut_offs.score}
@@ -145,6 +159,10 @@ def figures(table: pd.DataFrame, names: set[str], left_out: tuple[str, ...]) -> 
         "ece_pooled": ece(known["pooled_confidence"], pooled),
         "ece_raw": ece(known["confidence"], right),
     }  # fmt: skip
+    for key in ("pooled_label", *(key for key in known if key.startswith(OPINION))):
+        truth = known["truth"]
+        f1 = f1_score(truth, known[key], average="macro", labels=sorted(set(truth)))
+        out[f"f1 {key.removeprefix(OPINION)}"] = f1
     if 0 < right.sum() < len(right):
         out["wrong_auroc"] = roc_auc_score(~right, -known["calibrated_confidence"])
     if len(new):

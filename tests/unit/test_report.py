@@ -47,8 +47,8 @@ def moved(**changed) -> dict:
 def trust(**changed) -> dict:
     """100 cells, of which 40 confident and 40 ambiguous."""
     return FINAL | {
-        "batch": "a", "n": 100, "confident": 0.4, "ambiguous": 0.4, "coverage_ambiguous": 0.9,
-        "accuracy_confident": 0.97,
+        "batch": "a", "level": "label", "n": 100, "confident": 0.4, "ambiguous": 0.4,
+        "coverage_ambiguous": 0.9, "accuracy_confident": 0.97,
     } | changed  # fmt: skip
 
 

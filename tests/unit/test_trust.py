@@ -19,7 +19,7 @@ from atlasmap.data.label_tree import LabelTree, levels_of_tree
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import draw
-from atlasmap.evaluation.trust import score_trust
+from atlasmap.evaluation.trust import at_level, score_trust
 from atlasmap.labels import verdict as verdict_module
 from atlasmap.labels.atlas import query_labels
 from atlasmap.labels.calibrated import (
@@ -272,6 +272,10 @@ def test_who_is_sure_is_learned_of_cells_on_which_classifier_and_genes_agree(rng
 
 class Same(Seen):
     """Cells whose correlations are known, whatever they are called."""
+
+    @property
+    def opinion(self):
+        return self.by_genes
 
     def renamed(self, codes):
         return self
@@ -711,5 +715,13 @@ def test_scores_of_sets_and_verdicts_by_hand():
     assert found["new_called_novel"] == 1 and found["accuracy_confident"] == 0.5
     assert found["accuracy_ambiguous"] == 1
     assert score_trust(cells, {"z"}, "Unknown") is None
+    groups = {"a": "A", "b": "A", "c": "C"}
+    cells = cells.assign(predicted_x="A", truth_x=["A", "A", "A", "A", "Unknown"])
+    coarse = at_level(cells, "x", groups)
+    assert list(coarse["prediction_set"]) == ["A"] * 5
+    assert list(coarse["prediction_set_size"]) == [1] * 5
+    found = score_trust(coarse, {"A", "C"}, "Unknown")
+    assert found["n"] == 4 and found["coverage"] == 1 and found["accuracy_confident"] == 1
+    assert found["known_called_novel"] == 0.25  # a new label of a group that the reference has
     longer = cells.assign(prediction_set="ab")  # a name that holds another
     assert score_trust(longer, {"a", "b"}, "Unknown")["coverage"] == 0

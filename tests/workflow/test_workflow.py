@@ -125,6 +125,21 @@ def test_it_ends_with_the_table_and_where_things_are(done):
     assert re.search(r"fixed +per_batch +query", text) and "figures:  results/tiny/figures" in text
 
 
+def test_the_genes_have_an_opinion_beside_every_variant(done):
+    found = pd.read_csv(done / TOP / "benchmark/opinions.csv").groupby("variant")["method"].unique()
+    latent = {"knn", "random_forest", "logistic", "majority"}
+    assert set(found["fixed"]) == set(found["linear"]) == {"classifier", "genes", *latent}
+    assert set(found["scvi"]) == latent  # which has no classifier, and learned nothing of labels
+    learned = json.loads((done / TOP / "seed0/reference/scanvi_fixed/calibration.json").read_text())
+    weights = learned["views"][0]["opinions"]
+    assert set(weights) == {"classifier", "genes", *latent} - {"majority"}
+    assert all(weight > 0 for weight in weights.values())
+    opinions = pd.read_parquet(done / TOP / "seed0/mapping/fixed/joint/opinions.parquet")
+    labels = pd.read_csv(done / TOP / "seed0/mapping/fixed/joint/labels.csv", index_col="cell_id")
+    same = labels.loc[opinions["cell_id"], "genes_label"].to_numpy() == opinions["genes"].to_numpy()
+    assert same.all()
+
+
 def test_the_tables_say_what_they_should(done):
     scores = pd.read_csv(done / TOP / "benchmark/classification.csv", keep_default_na=False)
     assert list(scores) == [

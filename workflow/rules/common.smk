@@ -485,6 +485,19 @@ def calibration_of(w):
     return [f"{top}/{file}" for file in LEARNED]
 
 
+def of_opinions(w):
+    """The same for second opinions, which a model trained anew with the query is not weighed by."""
+    if w.strategy == "de_novo" or not (learned := calibration_of(w)):
+        return []
+    top = os.path.dirname(learned[0])
+    return [*learned, *(f"{top}/{file}" for file in BUNDLE)]
+
+
+def beside_calibration(learned):
+    """The bundle that was learned of, as a command-line flag."""
+    return f"--bundle={shlex.quote(os.path.dirname(learned[0]))}" if learned else ""
+
+
 def beside_reference(w):
     """What lies beside a reference's bundle for whoever maps onto it."""
     top = f"results/{w.atlas}/seed{w.seed}/reference/{w.folder}"

@@ -113,11 +113,7 @@ rule assemble:
         settings=settings_of("transfer"),
         latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
         queries=lambda w, input: repeated("queries", input.queries),
-        trust=lambda w, input: (
-            f"--bundle={shlex.quote(os.path.dirname(input.calibration[0]))}"
-            if input.calibration
-            else ""
-        ),
+        trust=lambda w, input: beside_calibration(input.calibration),
         levels=as_is(repeated("levels", CONFIG.label_levels)),
         tree=tree_flag,
         out=subpath(output.atlas, parent=True),
@@ -139,6 +135,7 @@ rule second_opinions:
             atlas=w.atlas,
             batch=query_batches(),
         ),
+        calibration=of_opinions,
     output:
         table="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/opinions.parquet",
         # Among the logs: no two runs take the same time, and results are the same bits.
@@ -158,13 +155,14 @@ rule second_opinions:
         settings=settings_of("transfer"),
         latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
         queries=lambda w, input: repeated("queries", input.queries),
+        trust=lambda w, input: beside_calibration(input.calibration),
         numerics=NUMERICS["transfer"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " second-opinions {params.latents:q} --reference_latent {input.reference:q}"
         " {params.queries} --out {output.table:q} --seconds {output.seconds:q}"
         " --seed {wildcards.seed}"
-        " {params.settings}"
+        " {params.settings} {params.trust}"
 
 
 rule gene_gap:

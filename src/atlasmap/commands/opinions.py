@@ -6,7 +6,7 @@ from pathlib import Path
 import anndata
 import pandas as pd
 
-from atlasmap.commands.parameters import Latents, ReferenceLatent, WithTruth
+from atlasmap.commands.parameters import Latents, Prepared, ReferenceLatent
 from atlasmap.files import unslug, write_table, written_aside
 from atlasmap.settings import TransferSettings
 
@@ -14,13 +14,15 @@ from atlasmap.settings import TransferSettings
 def second_opinions(
     *latents: Latents,
     reference_latent: ReferenceLatent,
-    queries: WithTruth,
+    queries: Prepared,
     out: Path,
     seconds: Path,
+    bundle: Path | None = None,
     seed: int = 0,
     transfer: TransferSettings = TransferSettings(),
 ) -> None:
-    """Name query cells by kNN, random forest and logistic regression on the latent, and by vote.
+    """Name query cells by kNN, random forest and logistic regression on the latent, by their genes,
+    and by the majority of all.
 
     Example: atlasmap second-opinions latent.h5ad --reference_latent b.h5ad --queries q.h5ad --out
     o.parquet --seconds s.csv
@@ -31,43 +33,56 @@ def second_opinions(
         Table (.parquet), a row a cell.
     seconds
         What each method took (.csv): among the logs, since no two runs take the same time.
+    bundle
+        The reference's bundle with calibration.json and profiles.npz: adds what the genes say, and
+        weights.
     seed
         Seed of the random forest.
     transfer
         Settings of kNN.
     """
+    from atlasmap.api import trust_in
+    from atlasmap.bundle import load
     from atlasmap.data.depth import set_apart, tree_in
     from atlasmap.data.registry import unlabeled_in
+    from atlasmap.device import pick_device
     from atlasmap.evaluation.opinions import knn_by_k, second_opinions
-    from atlasmap.labels.gathered import read_truth
-    from atlasmap.labels.knn import soft_labels_of
     from atlasmap.mapping.given import read_reference
     from atlasmap.mapping.latent import latent_of
 
     reference = read_reference(reference_latent)
-    unlabeled = unlabeled_in(reference)
+    unlabeled, of_batch = unlabeled_in(reference), {unslug(path.stem): path for path in queries}
+    trust = None
+    if bundle:
+        loaded = load(bundle, pick_device("cpu"))
+        trust = trust_in(bundle, loaded, lambda batch: anndata.read_h5ad(of_batch[batch]))
     labels = reference.obs["label"].astype(str).to_numpy()
     known = labels != unlabeled
     z, labels = latent_of(reference)[known], labels[known]
     query = anndata.concat([anndata.read_h5ad(path) for path in latents], uns_merge="same")
-    classifier = soft_labels_of(query) if "soft_labels" in query.obsm else None
-    asked = query.obsm["X_latent"]
-    table, took = second_opinions(z, labels, asked, classifier, transfer.n_neighbors, seed)
-    by_k = knn_by_k(z, labels, asked).add_prefix("knn_k")
-    table = pd.concat([table, by_k], axis=1)
-    batch = query.obs["batch"].astype(str).to_numpy()
-    table.insert(0, "cell_id", query.obs_names)
-    table.insert(1, "batch", batch)
-    truth = read_truth(queries)
-    if truth is not None:
-        found = truth.reindex(pd.MultiIndex.from_arrays([batch, query.obs_names]))
-        table.insert(2, "truth", found.fillna(unlabeled).to_numpy())
+    how = trust, transfer.n_neighbors, seed, unlabeled
+    table, took = second_opinions(z, labels, query, *how)
+    by_k = knn_by_k(z, labels, latent_of(query)).add_prefix("knn_k")
+    table = pd.concat([of_cells(query, queries, unlabeled), table, by_k], axis=1)
+    if "truth" in table:
         above = tree_in(reference).labels_below(list(set(labels)))
         set_apart(table, "truth", above, unlabeled)
     with written_aside(out) as aside:
         table.to_parquet(aside, index=False)
     with written_aside(seconds) as aside:
         pd.Series(took, name="seconds").rename_axis("method").to_csv(aside)
+
+
+def of_cells(query: anndata.AnnData, queries: list[Path], unlabeled: str) -> pd.DataFrame:
+    """cell_id, batch and, where any is known, truth of mapped cells."""
+    from atlasmap.labels.gathered import read_truth
+
+    batch, truth = query.obs["batch"].astype(str).to_numpy(), read_truth(queries)
+    table = pd.DataFrame({"cell_id": query.obs_names, "batch": batch})
+    if truth is not None:
+        found = truth.reindex(pd.MultiIndex.from_arrays([batch, query.obs_names]))
+        table["truth"] = found.fillna(unlabeled).to_numpy()
+    return table
 
 
 def gene_gap(

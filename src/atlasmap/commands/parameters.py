@@ -28,6 +28,7 @@ Probe = Annotated[
     Path | None,
     Parameter(help="Prepared reference (.h5ad): some of its cells are embedded before and after."),
 ]
+Prepared = Annotated[list[Path], Parameter(help="Prepared query batches (.h5ad).")]
 Queries = Annotated[Path, Parameter(help="Prepared query batches (.h5ad).")]
 Reference = Annotated[Path, Parameter(help="Prepared reference (.h5ad).")]
 ReferenceBundle = Annotated[Path, Parameter(help="The reference's bundle.")]

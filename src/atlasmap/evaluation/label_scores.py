@@ -1,5 +1,6 @@
 """Scores of every mapping's labels: the tables of benchmark/ that are about labels."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pandas as pd
 
 from atlasmap.data.registry import unlabeled_in
 from atlasmap.evaluation.classification import score
-from atlasmap.evaluation.trust import score_trust
+from atlasmap.evaluation.trust import at_level, score_trust
 from atlasmap.files import read_table
 from atlasmap.labels.knn import label_table, soft_labels_of
 from atlasmap.labels.verdict import fitness
@@ -23,7 +24,7 @@ WAYS = (
     ("genes", "raw", "genes", "genes_confidence"),
 )
 CALIBRATED = ("classifier", "calibrated")
-OPINIONS = ("classifier", "knn", "random_forest", "logistic", "majority")
+OPINIONS = ("classifier", "genes", "knn", "random_forest", "logistic", "majority")
 # Tables of a mapping, and the files they are gathered in.
 FILES = {
     "summary": "classification",
@@ -83,21 +84,39 @@ def coarse_levels(obs: pd.DataFrame) -> list[str]:
     return [level for level in named if f"confidence_{level}" in obs]  # others are a user's own
 
 
-def of_batches(run: LabelRun, obs: pd.DataFrame, unlabeled: str, known: set[str]) -> dict:
-    """Tables trust (what became of prediction sets and verdicts, all query cells and by batch),
-    fitness (whether the reference fits, a row a query batch; needs no truth), and shifts (a row a
-    batch and label)."""
+def trust_rows(
+    obs: pd.DataFrame, unlabeled: str, known: dict[str, set[str]]
+) -> Iterator[tuple[str, str, dict]]:
+    """(batch, level, scores) of prediction sets and verdicts, of all query cells and by batch;
+    `known`: level → labels that the reference has there."""
+    reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
+    for batch, part in [("all", query), *query.groupby("batch")]:
+        for level, labels in known.items():
+            if level != "label":
+                pairs = reference[["label", f"label_{level}"]].itertuples(index=False)
+                part_at = at_level(part, level, dict(pairs))
+            else:
+                part_at = part
+            if found := score_trust(part_at, labels, unlabeled):
+                yield batch, level, found
+
+
+def of_batches(
+    run: LabelRun, obs: pd.DataFrame, unlabeled: str, known: dict[str, set[str]]
+) -> dict[str, list[pd.DataFrame]]:
+    """Tables trust (what became of prediction sets and verdicts, all query cells and by batch, at
+    every level), fitness (whether the reference fits, a row a query batch; needs no truth), and
+    shifts (a row a batch and label)."""
     query, rows = obs[obs["role"] == "query"], {"trust": [], "fitness": [], "shifts": []}
     beside = run.atlas.with_name("shifts.csv")
     if "verdict" in obs and beside.is_file():
         shifts = read_table(beside)
         rows["shifts"] = [run.key | row for row in shifts.to_dict("records")]
-    for batch, part in [("all", query), *query.groupby("batch")]:
-        key = run.key | {"batch": batch}
-        if "verdict" in obs and "truth" in obs and (found := score_trust(part, known, unlabeled)):
-            rows["trust"].append(key | found)
-        if "strangeness" in obs and batch != "all":
-            rows["fitness"].append(key | fitness(part))
+    if "verdict" in obs and "truth" in obs:
+        for batch, level, found in trust_rows(obs, unlabeled, known):
+            rows["trust"].append(run.key | {"batch": batch, "level": level} | found)
+    for batch, part in query.groupby("batch") if "strangeness" in obs else ():
+        rows["fitness"].append(run.key | {"batch": batch} | fitness(part))
     return {name: [pd.DataFrame(of, columns=None if of else TRUST_KEYS)]
             for name, of in rows.items()}  # fmt: skip
 
@@ -120,13 +139,13 @@ def score_run(run: LabelRun) -> dict:
     obs, unlabeled = observed(run.atlas)
     reference = obs[obs["role"] == "reference"]
     known = set(reference["label"]) - {unlabeled}
-    at_level = {"label": known} | {
+    known_at = {"label": known} | {
         level: set(reference[f"label_{level}"]) - {unlabeled} for level in coarse_levels(obs)
     }
-    tables = {name: [] for name in PARTS} | of_batches(run, obs, unlabeled, known)
+    tables = {name: [] for name in PARTS} | of_batches(run, obs, unlabeled, known_at)
     for batch, split, method, probabilities, level, *of_cells in groups(obs):
         columns = (column.to_numpy() for column in of_cells)
-        scored = score(*columns, at_level[level], unlabeled)
+        scored = score(*columns, known_at[level], unlabeled)
         if scored is None:
             continue
         # The reference's own cells are named alike under every strategy that keeps it.
@@ -149,9 +168,9 @@ def opinion_groups(table: pd.DataFrame):
 
 
 def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, pd.DataFrame]:
-    """Of one mapping's opinions.parquet: `summary` as classification.csv has it (where the
-    classifier is already), `opinions` (of all batches, the classifier too), `by_k` (kNN by number
-    of neighbours), `timed` (opinions, and seconds a method took besides the mapping)."""
+    """Of one mapping's opinions.parquet: `summary` as classification.csv has it (where classifier
+    and genes are already), `opinions` (of all batches, those too), `by_k` (kNN by number of
+    neighbours), `timed` (opinions, and seconds a method took besides the mapping)."""
     table, key = pd.read_parquet(run.atlas), run.key
     if "truth" not in table:
         return {}
@@ -175,7 +194,7 @@ def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, 
     everyone = whole.loc[whole["batch"] == "all", kept]
     seconds = pd.read_csv(run.seconds, index_col="method")["seconds"].round(2)
     return {
-        "summary": whole[whole["method"] != "classifier"],
+        "summary": whole[~whole["method"].isin(("classifier", "genes"))],
         "opinions": everyone,
         "by_k": pd.DataFrame(by_k),
         "timed": everyone.assign(seconds=everyone["method"].map(seconds)),

@@ -1,77 +1,71 @@
-"""Second opinions on a query's labels: other classifiers on the same latent, and a vote of all."""
+"""Second opinions on a query's labels: other classifiers on the same latent, the genes alone, and
+the majority of all."""
 
 import time
-from collections.abc import Callable
 
+import anndata
 import numpy as np
 import pandas as pd
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from atlasmap.labels.knn import SoftLabels, votes, weighted_neighbors
-from atlasmap.models.random import keyed_seed
+from atlasmap.labels.knn import SoftLabels, soft_labels_of, votes, weighted_neighbors
+from atlasmap.labels.opinions import ON_LATENT, aligned, majority
+from atlasmap.labels.verdict import Trust, seen_by
+from atlasmap.mapping.latent import latent_of
 
-N_TREES = 100
-MAX_ITERATIONS = 1000
 KS = (5, 10, 20, 50, 100, 200)  # neighbours, whose number kNN is sensitive to
 
 
-def random_forest(reference: np.ndarray, labels: np.ndarray, query: np.ndarray, seed: int):
-    """Random forest (Breiman 2001) on the latent (cells × latent)."""
-    state = keyed_seed(seed, "random forest") % 2**32
-    model = RandomForestClassifier(N_TREES, random_state=state, n_jobs=1).fit(reference, labels)
-    return SoftLabels(model.predict_proba(query), [str(name) for name in model.classes_])
-
-
-def logistic(reference: np.ndarray, labels: np.ndarray, query: np.ndarray, seed: int):
-    """Multinomial logistic regression on the standardised latent (cells × latent)."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
-    model.fit(reference, labels)
-    return SoftLabels(model.predict_proba(query), [str(name) for name in model.classes_])
-
-
-def majority(opinions: pd.DataFrame) -> pd.DataFrame:
-    """Label that most columns of `opinions` (cells × methods) name, and their share; of labels with
-    as many votes the one that the leftmost column named."""
-    codes, names = pd.factorize(opinions.to_numpy(object).ravel())
-    codes = codes.reshape(opinions.shape)
-    counts = np.stack([(codes == code).sum(1) for code in range(len(names))], 1)
-    of_each = np.take_along_axis(counts, codes, 1)  # votes of the label that each column names
-    winner = of_each.argmax(1)
-    rows = np.arange(len(codes))
-    share = of_each[rows, winner] / opinions.shape[1]
-    return pd.DataFrame({"label": names[codes[rows, winner]], "confidence": share})
+def by_genes(
+    trust: Trust, query: anndata.AnnData, rows: list[np.ndarray]
+) -> tuple[np.ndarray, list[dict[str, float]]]:
+    """What the genes of mapped cells say (cells × labels; NaN where nothing), and the weights of
+    opinions, for each batch (places of its cells)."""
+    found = [seen_by(trust, query[at]) for at in rows]
+    out = np.empty(np.asarray(query.obsm["soft_labels"]).shape)
+    for at, (_, batch) in zip(rows, found, strict=True):
+        out[at] = batch.seen.opinion
+    return out, [view.opinions for view, _ in found]
 
 
 def second_opinions(
-    reference: np.ndarray, labels: np.ndarray, query: np.ndarray, classifier: SoftLabels | None,
-    n_neighbors: int, seed: int,
+    reference: np.ndarray, labels: np.ndarray, query: anndata.AnnData, trust: Trust | None,
+    n_neighbors: int, seed: int, unlabeled: str,
 ) -> tuple[pd.DataFrame, dict[str, float]]:  # fmt: skip
     """Columns {method} and {method}_confidence for each query cell, and seconds a method.
 
-    `reference` and `query` are cells × latent, `labels` those of the reference's cells (all known).
+    `reference` is cells × latent, `labels` those of its cells (all known); `query` mapped cells:
+    obsm X_latent, with a classifier also soft_labels. With `trust` the genes have an opinion, too.
+    A method that has nothing to say of a cell calls it `unlabeled`, with confidence 0.
     """
-
-    def knn(reference, labels, query, seed):
-        return votes(weighted_neighbors(reference, query, n_neighbors), labels)
-
-    methods: dict[str, Callable] = {
-        "knn": knn, "random_forest": random_forest, "logistic": logistic,
-    }  # fmt: skip
-    found = {} if classifier is None else {"classifier": classifier}
-    seconds = {}
-    for name, method in methods.items():
+    latent, opinions, seconds = latent_of(query), {}, {}
+    names = sorted(set(labels))
+    if "soft_labels" in query.obsm:
+        soft = soft_labels_of(query)
+        names, opinions["classifier"] = soft.names, soft.probabilities
+    batch = query.obs["batch"].astype(str).to_numpy()
+    rows = [np.flatnonzero(batch == name) for name in np.unique(batch)]
+    weights: list[dict[str, float]] = [{}] * len(rows)
+    if trust:
         start = time.perf_counter()
-        found[name] = method(reference, labels, query, seed)
+        opinions["genes"], weights = by_genes(trust, query, rows)
+        seconds["genes"] = time.perf_counter() - start
+    for name, fit in ON_LATENT.items():
+        start = time.perf_counter()
+        opinions[name] = aligned(fit(reference, labels, n_neighbors, seed)(latent), names)
         seconds[name] = time.perf_counter() - start
-    table = pd.DataFrame({name: soft.predicted().astype(str) for name, soft in found.items()})
-    everyone = majority(table)
-    for name, soft in found.items():
-        table[f"{name}_confidence"] = soft.confidence()
-    table["majority"], table["majority_confidence"] = everyone["label"], everyone["confidence"]
-    return table, seconds | {"majority": sum(seconds.values())}
+    everyone = np.empty((query.n_obs, len(names)))
+    for at, own in zip(rows, weights, strict=True):
+        everyone[at] = majority({name: said[at] for name, said in opinions.items()}, own)
+    said = {name: SoftLabels(p, names) for name, p in (opinions | {"majority": everyone}).items()}
+    table = {name: named(soft, unlabeled) for name, soft in said.items()}
+    table |= {f"{name}_confidence": np.nan_to_num(soft.confidence()) for name, soft in said.items()}
+    return pd.DataFrame(table), seconds | {"majority": sum(seconds.values())}
+
+
+def named(soft: SoftLabels, unlabeled: str) -> np.ndarray:
+    """The label of each cell, `unlabeled` where nothing is said."""
+    nothing = np.isnan(soft.probabilities).all(1)
+    return np.where(nothing, unlabeled, soft.predicted().astype(str))
 
 
 def knn_by_k(reference: np.ndarray, labels: np.ndarray, query: np.ndarray) -> pd.DataFrame:

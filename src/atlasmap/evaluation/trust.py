@@ -12,6 +12,21 @@ def mean_of(values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else np.nan
 
 
+def at_level(cells: pd.DataFrame, level: str, groups: dict[str, str]) -> pd.DataFrame:
+    """What `score_trust` reads of query cells, at a coarser level of labels; `groups`: label →
+    what it is there. A cell is as novel as it was, and known whose group the reference has."""
+    sets = [
+        list(dict.fromkeys(groups.get(name, name) for name in said.split(SEPARATOR)))
+        for said in cells["prediction_set"]
+    ]
+    return cells.assign(
+        truth=cells[f"truth_{level}"],
+        predicted_label=cells[f"predicted_{level}"],
+        prediction_set=[SEPARATOR.join(said) for said in sets],
+        prediction_set_size=[len(said) for said in sets],
+    )
+
+
 def score_trust(cells: pd.DataFrame, known: set[str], unlabeled: str) -> dict | None:
     """Of query cells (truth, predicted_label, prediction_set, novelty, verdict); None where no
     cell's true label is in `known`, the reference's.

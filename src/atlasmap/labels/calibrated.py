@@ -35,7 +35,8 @@ BATCHES, PARTS, VALIDATION = "batches held out", "parts of one batch held out", 
 class View:
     """For query batches whose median depth is about `depth`; learned on `n_cells` cells. By the
     weights `naming` cells are given labels, which `cut_offs` and `confidence` are about; `levels`
-    are probabilities from which on a label is safe at a level of the tree."""
+    are probabilities from which on a label is safe at a level of the tree; `opinions` are the
+    weights of opinions in their majority."""
 
     depth: float
     n_cells: int
@@ -43,6 +44,7 @@ class View:
     cut_offs: CutOffs
     confidence: Confidence
     levels: dict[str, float] = field(default_factory=dict)
+    opinions: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,9 @@ def learned_view(
     confidence = Confidence.learned(held_out, folds, of_others, settings.risk, settings.coverage)
     n_cells = sum(len(batch.known) for batch in named)
     levels = level_thresholds(named, of_others, tree, confidence.threshold, settings.risk)
-    return View(depth, n_cells, naming, cuts, confidence, levels), named, told_apart
+    names, told = zip(*(batch.all_told for batch in named), strict=True)
+    opinions = dict(zip(names[0], fit_weights(list(told)), strict=True))
+    return View(depth, n_cells, naming, cuts, confidence, levels, opinions), named, told_apart
 
 
 def calibrate(

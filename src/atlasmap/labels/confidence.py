@@ -9,33 +9,51 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import softmax
 
 EPS = 1e-9
 LEAST_P = 1e-6
+MOST_TOLD = 20_000  # cells that weights are learned from
 MIN_UNSURE = 30  # cells from which sets are learned, at least
 START, TIED = np.log(0.5), 1e-3  # of logarithms of weights, and how much they are held together
 
-Weights = list[float]  # of the classifier's and of the genes' probabilities
-# The classifier's and the genes' probabilities (cells × labels), and true labels (codes).
-Told = tuple[np.ndarray, np.ndarray, np.ndarray]
+Weights = list[float]  # of opinions, here the classifier's and the genes'
+# Probabilities by each opinion (cells × labels), last the true labels (codes).
+Told = tuple[np.ndarray, ...]
 
 
-def pooled(weights: Weights, by_model: np.ndarray, by_genes: np.ndarray) -> np.ndarray:
-    """Probabilities of labels (cells × labels)."""
-    parts = (by_model, by_genes)
-    logs = sum(w * np.log(np.clip(p, LEAST_P, 1)) for w, p in zip(weights, parts, strict=True))
-    out = np.exp(logs - logs.max(1, keepdims=True))
-    return out / out.sum(1, keepdims=True)
+def logs_of(opinion: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities (cells × labels), all alike where an opinion is NaN."""
+    return np.nan_to_num(np.log(np.clip(opinion, LEAST_P, 1)))
 
 
-def fit_weights(parts: list[Told]) -> Weights:
-    """Those under which true labels are most probable, over all parts."""
+def pooled(weights: Weights, *opinions: np.ndarray) -> np.ndarray:
+    """Probabilities of labels (cells × labels) by weighted opinions (cells × labels each)."""
+    parts = zip(weights, opinions, strict=True)
+    return softmax(sum(weight * logs_of(opinion) for weight, opinion in parts), axis=1)
 
-    def loss(logs: np.ndarray) -> float:
-        of_truth = [pooled(list(np.exp(logs)), m, g)[np.arange(len(y)), y] for m, g, y in parts]
-        return float(-np.log(np.concatenate(of_truth) + EPS).mean() + TIED * np.square(logs).sum())
 
-    return np.exp(minimize(loss, np.full(2, START), method="Nelder-Mead").x).tolist()
+def fit_weights(told: list[Told]) -> Weights:
+    """Those under which true labels are most probable, over all parts (of many cells some)."""
+    step = max(1, sum(len(truth) for *_, truth in told) // MOST_TOLD)
+    some = [[values[::step] for values in one] for one in told]
+    parts = [(np.stack([logs_of(p) for p in opinions]), truth) for *opinions, truth in some]
+    n_cells = sum(len(truth) for _, truth in parts)
+
+    def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        """And its gradient, both by the logarithms of weights."""
+        value, gradient, weights = 0.0, np.zeros_like(logs), np.exp(logs)
+        for of_opinions, truth in parts:
+            rows = np.arange(len(truth))
+            p = softmax(np.tensordot(weights, of_opinions, 1), axis=1)
+            value -= np.log(p[rows, truth] + EPS).sum()
+            expected = np.einsum("ncl,cl->n", of_opinions, p)
+            gradient += weights * (expected - of_opinions[:, rows, truth].sum(1))
+        tied = TIED * np.square(logs).sum()
+        return value / n_cells + tied, gradient / n_cells + 2 * TIED * logs
+
+    start = np.full(len(told[0]) - 1, START)
+    return np.exp(minimize(loss, start, jac=True, method="BFGS").x).tolist()
 
 
 def weights_of_others(told: list[Told], folds: list[int]) -> dict[int, Weights]:

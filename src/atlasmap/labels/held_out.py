@@ -8,15 +8,16 @@ import numpy as np
 from scipy import sparse
 
 from atlasmap.data.label_tree import LabelTree
-from atlasmap.data.registry import Registry
+from atlasmap.data.registry import Registry, unlabeled_in
 from atlasmap.labels.calibrated import BATCHES, PARTS, VALIDATION, Calibration, calibrate
 from atlasmap.labels.fit import BatchFit, distances_if_missing, fit_batches, local_distance
 from atlasmap.labels.folds import STAND_IN, thinned
 from atlasmap.labels.novelty import Batch, relative
+from atlasmap.labels.opinions import Fitted, aligned, fitted_on
 from atlasmap.labels.profiles import Profiles, Seen
 from atlasmap.mapping.embed import posterior_soft_labels
 from atlasmap.mapping.latent import latent_of, variance_of
-from atlasmap.settings import CalibrationSettings
+from atlasmap.settings import CalibrationSettings, TransferSettings
 
 LEAST = 10  # cells of a batch that anything is learned from
 
@@ -49,8 +50,24 @@ def mapped_at(path: Path, depth: float) -> anndata.AnnData:
     return said[(said.obs["depth"] == depth).to_numpy()].copy()
 
 
-def batches_of(run: Mapped, depth: float) -> list[Batch]:
-    """The held-out batches of a fold at a depth, seen from its twin's reference."""
+def fitted_of(latent: anndata.AnnData, unlabeled: str) -> dict[str, Fitted]:
+    """Classifiers on the latent of labelled cells."""
+    labels = latent.obs["label"].astype(str).to_numpy()
+    known = labels != unlabeled
+    return fitted_on(latent_of(latent)[known], labels[known], TransferSettings().n_neighbors)
+
+
+def opinions_on(
+    part: anndata.AnnData, fitted: dict[str, Fitted], names: list[str]
+) -> dict[str, np.ndarray]:
+    """What the classifier and those on the latent say of mapped cells (name → cells × names)."""
+    said = {name: aligned(ask(latent_of(part)), names) for name, ask in fitted.items()}
+    return {"classifier": np.asarray(part.obsm["soft_labels"], np.float64), **said}
+
+
+def batches_of(run: Mapped, depth: float, fitted: dict[str, Fitted]) -> list[Batch]:
+    """The held-out batches of a fold at a depth, seen from its twin's reference (on whose latent
+    classifiers were `fitted`)."""
     said = mapped_at(run.mapped, depth)
     names = [str(name) for name in said.uns["soft_label_names"]]
     profiles = profiles_of(anndata.read_h5ad(run.twin, backed="r"), names, depth)
@@ -67,7 +84,7 @@ def batches_of(run: Mapped, depth: float) -> list[Batch]:
                 names, codes, np.asarray(part.obsm["averaged"]),
                 Seen.of(profiles, counts_of(cells[part.obs_names]), codes),
                 relative(misfit), run.fold, part.obs["label"].astype(str).to_numpy(),
-                relative(missing, misfit),
+                relative(missing, misfit), opinions_on(part, fitted, names),
             )
         )  # fmt: skip
     return out
@@ -98,7 +115,11 @@ def from_batches(
     said = [anndata.read_h5ad(run.mapped, backed="r").obs for run in runs]
     depths = sorted({float(depth) for obs in said for depth in obs["depth"]})
     batches = sorted({str(name) for obs in said for name in obs["batch"]})
-    held = {depth: [one for run in runs for one in batches_of(run, depth)] for depth in depths}
+    held = {depth: [] for depth in depths}
+    for run in runs:
+        fitted = fitted_of(anndata.read_h5ad(run.latent), unlabeled_in(reference))
+        for depth, batches_at in held.items():
+            batches_at.extend(batches_of(run, depth, fitted))
     parts = any(name.startswith(STAND_IN) for name in batches)
     fit = None if parts else fit_of(runs, depths[-1])
     scheme = PARTS if parts else BATCHES
@@ -115,6 +136,7 @@ def from_validation(
     seen = (latent.obs["split"] == "validation").to_numpy()
     others = np.where(seen, "", reference.obs["label"].astype(str))
     profiles = Profiles.of(reference.X, others, labels, depth)
+    fitted = fitted_of(latent[~seen], unlabeled_in(reference))
     batch, held = latent.obs["batch"].astype(str).to_numpy(), []
     for k, name in enumerate(sorted(set(batch))):
         at = np.flatnonzero(seen & (batch == name))
@@ -127,7 +149,8 @@ def from_validation(
         )
         found = Seen.of(profiles, sparse.csr_matrix(reference.X[at]), codes)
         own = part.obs["label"].astype(str).to_numpy()
-        held.append(Batch(labels, codes, averaged, found, None, k, own))
+        said = opinions_on(part, fitted, labels)
+        held.append(Batch(labels, codes, averaged, found, None, k, own, opinions=said))
     of_batches = sorted(set(batch))
     learned = calibrate({depth: held}, labels, of_batches, VALIDATION, settings, None, tree)
     return learned, [profiles_of(reference, labels, depth)]

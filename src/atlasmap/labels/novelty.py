@@ -6,7 +6,7 @@ compared with, and the score is taken that tells its cells apart. Cut-offs come 
 batches, by the label that a cell was given: the largest over folds, shrunk to that of all labels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import binomtest
@@ -32,8 +32,9 @@ class Batch:
     (codes), `by_model` its probabilities averaged over the posterior (cells × names), `seen` the
     cells' genes, `misfit` the decoder's residual over the batch's median (None without counts).
 
-    Of a held-out batch also its `fold`, true `labels` (names), and `misfit_if_missing`: that of
-    each cell if the model lacked its label.
+    Of a held-out batch also its `fold`, true `labels` (names), `misfit_if_missing`: that of each
+    cell if the model lacked its label, and `opinions` on its labels (name → cells × names), those
+    of genes left out.
     """
 
     names: list[str]
@@ -44,6 +45,7 @@ class Batch:
     fold: int = 0
     labels: np.ndarray | None = None
     misfit_if_missing: np.ndarray | None = None
+    opinions: dict[str, np.ndarray] = field(default_factory=dict)
 
     def named(self, weights: Weights) -> "Batch":
         """The same with cells named (`seen.codes`) as classifier and genes together say."""
@@ -65,6 +67,12 @@ class Batch:
     def told(self) -> Told:
         """What weights are learned from."""
         return self.by_model[self.known], self.seen.by_genes[self.known], self.truth
+
+    @property
+    def all_told(self) -> tuple[list[str], Told]:
+        """What weights of all opinions are learned from, and whose they are."""
+        said = self.opinions | {"genes": self.seen.opinion}
+        return list(said), (*(p[self.known] for p in said.values()), self.truth)
 
     @property
     def held(self) -> Held:

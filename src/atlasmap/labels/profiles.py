@@ -181,6 +181,12 @@ class Seen:
         by_genes = profiles.probabilities(logs, shift, measured)
         return cls(profiles, codes, logs, pooling, measured, shift, like, by_genes)
 
+    @property
+    def opinion(self) -> np.ndarray:
+        """`by_genes`, NaN for cells in which no gene was found that tells labels apart."""
+        nothing = np.asarray(self.logs[:, self.profiles.regressed].sum(1)).ravel() == 0
+        return np.where(nothing[:, None], np.nan, self.by_genes)
+
     def renamed(self, codes: np.ndarray) -> "Seen":
         """Its cells given other labels."""
         return self.named(self.profiles, codes, self.logs, self.pooling, self.measured)

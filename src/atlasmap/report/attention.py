@@ -126,7 +126,8 @@ def of_promises(found: Found) -> Iterator[Notice]:
         "{:.0%} of its confident cells are named right":
             ("confident", "accuracy_confident", 1 - asked["risk"]),
     }  # fmt: skip
-    for row in trust[trust["batch"] != "all"].to_dict("records"):
+    of_labels = trust[(trust["batch"] != "all") & (trust["level"] == "label")]
+    for row in of_labels.to_dict("records"):
         for said, (share, key, wanted) in promises.items():
             if row["n"] * row[share] >= LEAST and row[key] < wanted - BELOW:
                 why = f"{said.format(row[key])}, where {wanted:.0%} was asked"
