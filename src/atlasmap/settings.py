@@ -358,8 +358,10 @@ class UmapSettings:
 
 @dataclass(frozen=True, config=CLOSED)
 class BenchmarkSettings:
-    """scib-metrics."""
+    """Second opinions and scib-metrics."""
 
+    scope: Literal["none", "labels", "full"] = "full"
+    """none: neither; labels: second opinions on query cells; full: scib-metrics, too."""
     split_above: Count = 50_000
     """Up to so many cells all embeddings of a seed are scored in one job; above, one job each."""
     n_neighbors: Annotated[int, Field(ge=3, le=10**9)] = 90

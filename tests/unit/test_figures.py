@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import anndata
 import matplotlib
@@ -418,8 +419,8 @@ def test_read_table_keeps_text(tmp_path):
     assert read_table(path).empty
 
 
-def write_inputs(folder: Path) -> dict[str, dict]:
-    """Inputs of every command: command → arguments but `out`."""
+def write_inputs(folder: Path) -> dict:
+    """Inputs of plot-figures, and its arguments but `out`."""
     tables = {"history": history(), "confusion": confusion(), "scib": scib(labels=False)}
     tables |= {"reliability": reliability(), "risk_coverage": risk_coverage()}
     tables["shifts"] = shifts().assign(seed=0, variant="fixed", strategy="joint")
@@ -431,33 +432,28 @@ def write_inputs(folder: Path) -> dict[str, dict]:
     anndata.AnnData(obs=obs, obsm={"X_umap": part[["x", "y"]].to_numpy()}).write_h5ad(
         folder / "atlas.h5ad"
     )
-    return {
-        "plot_loss_curves": {"history": folder / "history.csv"},
-        "plot_confusion": {"confusion": folder / "confusion.csv", "split": "query"},
-        "plot_embeddings": {"runs": [figures.MapRun("fixed", "joint", folder / "atlas.h5ad")]},
-        "plot_scib_table": {"scib": folder / "scib.csv"},
-        "plot_reliability": {"reliability": folder / "reliability.csv"},
-        "plot_risk_coverage": {"risk_coverage": folder / "risk_coverage.csv", "risk": 0.1},
-        "plot_shifts": {
-            "shifts": folder / "shifts.csv",
-            "variant": "fixed",
-            "strategy": "joint",
-            "seed": 0,
-        },
-    }
+    runs = [figures.MapRun("fixed", "joint", folder / "atlas.h5ad")]
+    final = figures.FinalRun("fixed", "joint", 0, 0.1)
+    return {"tables": folder, "runs": runs, "final": final}
 
 
-def test_commands_write_the_same_bytes_twice(tmp_path):
+ALL = get_args(figures.Name)
+
+
+def test_commands_write_the_same_bytes_twice_together_and_alone(tmp_path):
     before = dict(matplotlib.rcParams)
-    for name, arguments in write_inputs(tmp_path).items():
-        for again in ("first", "second"):
-            getattr(figures, name)(**arguments, out=tmp_path / again / name)
+    arguments = write_inputs(tmp_path)
+    figures.plot_figures(**arguments, figures=list(ALL), out=tmp_path / "together")
+    for name in ALL:
+        figures.plot_figures(**arguments, figures=[name], out=tmp_path / "alone")
         for suffix, start in (("svg", b"<?xml"), ("png", b"\x89PNG")):
             first, second = (
                 (tmp_path / again / f"{name}.{suffix}").read_bytes()
-                for again in ("first", "second")
+                for again in ("together", "alone")
             )
             assert first.startswith(start) and first == second, name
+    found = {path.name for path in (tmp_path / "together").iterdir() if path.name[0] != "."}
+    assert found == {f"{name}.{suffix}" for name in ALL for suffix in ("svg", "png")}
     assert dict(matplotlib.rcParams) == before
     from matplotlib import pyplot
 
@@ -467,21 +463,26 @@ def test_commands_write_the_same_bytes_twice(tmp_path):
 def test_bytes_do_not_depend_on_the_process(tmp_path):
     write_inputs(tmp_path)
     runs = [{"variant": "fixed", "strategy": "joint", "atlas": str(tmp_path / "atlas.h5ad")}]
-    start, found = [sys.executable, "-m", "atlasmap.commands.main"], set()
+    found = set()
     for seed in ("1", "2"):
-        for command, source in [
-            ("plot-scib-table", [str(tmp_path / "scib.csv")]),
-            ("plot-embeddings", ["--runs", json.dumps(runs)]),
-        ]:
-            subprocess.run(
-                [*start, command, *source, "--out", str(tmp_path / seed / command)],
-                check=True,
-                env=os.environ | {"PYTHONHASHSEED": seed},
-                stderr=subprocess.DEVNULL,
-            )
-        names = [f"{c}.{s}" for c in ("plot-scib-table", "plot-embeddings") for s in ("svg", "png")]
+        subprocess.run(
+            [sys.executable, "-m", "atlasmap.commands.main", "plot-figures", str(tmp_path),
+             "--figures", "scib_table", "--figures", "embeddings", "--runs", json.dumps(runs),
+             "--out", str(tmp_path / seed)],
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        names = [f"{c}.{s}" for c in ("scib_table", "embeddings") for s in ("svg", "png")]
         found.add(tuple((tmp_path / seed / name).read_bytes() for name in names))
     assert len(found) == 1
+
+
+def test_shifts_are_those_of_the_final_mapping():
+    table = pd.concat([shifts().assign(seed=0, variant=v, strategy="joint") for v in ("a", "b")])
+    own = figures.of_run(table, figures.FinalRun("b", "joint", 0))
+    assert set(own["variant"]) == {"b"} and len(own) == len(shifts())
+    assert figures.of_run(pd.DataFrame(), figures.FinalRun()).empty
 
 
 def test_query_cells_are_named_by_prediction(tmp_path):

@@ -123,7 +123,7 @@ def test_earlier_runs_correct_it(tmp_path):
         "seed0/train_scvi.tsv": (2 * once["train_scvi"].seconds, 3 * once["train_scvi"].mem_mb),
         "seed0/map_per_batch_fixed/b.tsv": (0.5 * once["map_per_batch"].seconds, 10.0),
         "seed0/map_per_batch_linear/+01.tsv": (0.5 * once["map_per_batch"].seconds, 10.0),
-        "plot_confusion_query.tsv": (1, 1),
+        "plot_figures.tsv": (1, 1),
     }
     finished(tmp_path / "a", raw, took)
     again = {row.rule: row for row in corrected(raw, corrections(tmp_path))}

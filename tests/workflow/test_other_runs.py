@@ -84,10 +84,24 @@ def explorer_of(folder: Path) -> str:
     return (folder / TOP / "explorer.html").read_text(encoding="utf-8")
 
 
+def test_how_much_is_benchmarked_is_asked_for(tmp_path):
+    def planned(scope: str) -> dict[str, int]:
+        folder = new_folder(tmp_path / scope, CONFIG | {"benchmark": {"scope": scope}})
+        return jobs(snakemake(folder, "-n"))
+
+    full, labels, none = map(planned, ("full", "labels", "none"))
+    assert full["gather_scib"] == 1 and full["second_opinions"] == 6
+    assert full.keys() - labels.keys() == {"gather_scib"}
+    assert labels.keys() - none.keys() == {"second_opinions"}
+    # nor is the query mapped onto scVI, whom opinions alone ask
+    assert labels["map_joint"] - none["map_joint"] == 1
+    assert sum(none.values()) == sum(full.values()) - 8
+
+
 def test_a_reference_alone_is_trained_and_scored(tmp_path):
     folder = new_folder(tmp_path, CONFIG | {"variants": ["fixed"]}, SHEET[:2])
     planned = jobs(snakemake(folder, "-n"))
-    assert planned["plot_scib_table"] == 1 and not {"assemble", "map_joint"} & set(planned)
+    assert planned["plot_figures"] == 1 and not {"assemble", "map_joint"} & set(planned)
     snakemake(folder, str(TOP / "benchmark/classification.csv"))
     scores = pd.read_csv(folder / TOP / "benchmark/classification.csv", keep_default_na=False)
     assert set(scores["split"]) == {"train", "validation"}

@@ -33,7 +33,6 @@ rule audit_strategies:
         "results/{atlas}/logs/audit_strategies.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("audit_strategies", 3000, 20),
@@ -90,7 +89,6 @@ rule audit_reference:
         "results/{atlas}/logs/audit_reference.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("audit_reference", 3000, 10),

@@ -35,7 +35,6 @@ rule score_labels:
         "results/{atlas}/logs/score_labels.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("score_labels", 2000, 4),
@@ -69,7 +68,6 @@ rule score_embeddings:
         "results/{atlas}/logs/seed{seed}/score_embeddings_{part}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("score_embeddings", 4000, 20),
@@ -77,7 +75,7 @@ rule score_embeddings:
     params:
         runs=lambda w: shlex.quote(json.dumps(runs_of(w))),
         counts=lambda w, input: repeated("counts", input.counts),
-        settings=settings_of("benchmark"),
+        settings=block_flag("benchmark", "n_neighbors", "max_cells", "n_samples"),
         numerics=NUMERICS["scib"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
@@ -96,7 +94,6 @@ rule gather_scib:
         "results/{atlas}/logs/gather_scib.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("gather_scib", 1000),
@@ -126,7 +123,6 @@ rule gather_history:
         "results/{atlas}/logs/gather_history.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("gather_history", 1000),
@@ -164,7 +160,6 @@ rule gather_certificates:
         "results/{atlas}/logs/gather_certificates.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("gather_certificates", 1000),
@@ -208,7 +203,6 @@ rule model_card:
         "results/{atlas}/logs/seed{seed}/model_card_{folder}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("model_card", 3000, 30),

@@ -443,12 +443,10 @@ def key_of_tree(atlas):
     return tree_key(tree, Path(f"results/{atlas}/data/reference.json"))
 
 
-def calibration_flag(*keys):
-    """Those keys of the calibration block that a job depends on; others are no rerun trigger."""
-    block = config.get("calibration") or {}
-    return as_is(
-        as_flag("calibration", {key: block[key] for key in keys if key in block})
-    )
+def block_flag(name, *keys):
+    """Those keys of a config block that a job depends on; others are no rerun trigger."""
+    block = config.get(name) or {}
+    return as_is(as_flag(name, {key: block[key] for key in keys if key in block}))
 
 
 def found_in_data(w):
@@ -544,7 +542,7 @@ def label_runs():
 
 def opinion_runs():
     """Second opinions on every mapping, and on those onto scVI's latent."""
-    if not QUERIES or not LABELLED:
+    if not QUERIES or not LABELLED or CONFIG.benchmark.scope == "none":
         return []
     models = [*MODELS, *([] if TAKEN or CITESEQ else ["scvi"])]
     return [
@@ -618,6 +616,67 @@ def say_forecast():
         )
 
 
+# What a reference that was taken over cannot give is named in contract.json.
+SCORED_BY_SCIB = CONFIG.benchmark.scope == "full" and not TAKEN
+
+
+def figures_drawn():
+    """Figure → category, title and table (none: it is of the atlases), of those that this atlas
+    has."""
+    own, told = not TAKEN, CALIBRATED and QUERIES and FINAL.strategy != "de_novo"
+    drawn = {
+        "loss_curves": (
+            own and (LABELLED or CITESEQ),
+            "Training",
+            "Loss curves",
+            "history",
+        ),
+        "confusion_validation": (
+            own and LABELLED,
+            "Labels",
+            "Confusion, validation",
+            "confusion",
+        ),
+        "confusion_query": (
+            QUERIES and LABELLED,
+            "Labels",
+            "Confusion, query",
+            "confusion",
+        ),
+        "embeddings": (QUERIES, "Atlas", "Embeddings", None),
+        "scib_table": (SCORED_BY_SCIB, "Benchmark", "scib-metrics", "scib"),
+        "reliability": (LABELLED, "Labels", "Reliability", "reliability"),
+        "risk_coverage": (LABELLED, "Labels", "Risk and coverage", "risk_coverage"),
+        "shifts": (told, "Labels", "Labels that moved", "shifts"),
+    }
+    return {name: rest for name, (there, *rest) in drawn.items() if there}
+
+
+FIGURES = figures_drawn()
+
+
+def tables_drawn():
+    """Tables that figures are of."""
+    tables = dict.fromkeys(table for *_, table in FIGURES.values() if table)
+    return [f"results/{{atlas}}/benchmark/{table}.csv" for table in tables]
+
+
+def drawn_runs():
+    """Mappings whose maps are drawn, as a flag."""
+    runs = [
+        dict(variant=v, strategy=t, atlas=p) for _, v, t, p in mappings([FINAL.seed])
+    ]
+    return f"--runs {shlex.quote(json.dumps(runs))}" if runs else ""
+
+
+def drawn_final():
+    """The final mapping, as flags."""
+    final = dict(variant=FINAL.variant, strategy=FINAL.strategy, seed=FINAL.seed)
+    if CALIBRATED and not TAKEN:
+        final["risk"] = CONFIG.calibration.risk
+    return as_flag("final", final)
+
+
 def final_targets(wildcards):
     """Everything a finished atlas has."""
     say_forecast()
@@ -632,20 +691,13 @@ def reported(wildcards):
         f"results/{CONFIG.atlas}/data/contract.json",
         f"results/{CONFIG.atlas}/benchmark/history.csv",
     ]
-    # What a reference that was taken over cannot give is named in contract.json.
-    if not TAKEN:
-        targets += [
-            f"results/{CONFIG.atlas}/benchmark/scib.csv",
-            f"results/{CONFIG.atlas}/figures/scib_table.svg",
-        ]
+    if SCORED_BY_SCIB:
+        targets.append(f"results/{CONFIG.atlas}/benchmark/scib.csv")
     if LABELLED:
         targets += [
             f"results/{CONFIG.atlas}/benchmark/classification.csv",
-            f"results/{CONFIG.atlas}/figures/reliability.svg",
-            f"results/{CONFIG.atlas}/figures/risk_coverage.svg",
         ]
-    if CALIBRATED and QUERIES and FINAL.strategy != "de_novo":
-        targets.append(f"results/{CONFIG.atlas}/figures/shifts.svg")
+    targets += [f"results/{CONFIG.atlas}/figures/{name}.svg" for name in FIGURES]
     targets += [
         f"results/{CONFIG.atlas}/seed{seed}/reference/{folder}/{file}"
         for seed in CONFIG.seeds
@@ -658,15 +710,10 @@ def reported(wildcards):
             for seed in CONFIG.seeds
             for variant in MODELS
         ]
-    if (LABELLED or CITESEQ) and not TAKEN:
-        targets.append(f"results/{CONFIG.atlas}/figures/loss_curves.svg")
-    if LABELLED and not TAKEN:
-        targets.append(f"results/{CONFIG.atlas}/figures/confusion_validation.svg")
     if QUERIES:
         targets += [
             f"results/{CONFIG.atlas}/atlas.h5ad",
             f"results/{CONFIG.atlas}/explorer.html",
-            f"results/{CONFIG.atlas}/figures/embeddings.svg",
             *(path for *_, path in mappings(CONFIG.seeds)),
         ]
     if QUERIES and set(CONFIG.strategies) != {"de_novo"}:  # which certifies nothing
@@ -682,7 +729,6 @@ def reported(wildcards):
             f"results/{CONFIG.atlas}/benchmark/trust.csv",
             f"results/{CONFIG.atlas}/benchmark/fitness.csv",
             f"results/{CONFIG.atlas}/benchmark/opinions.csv",
-            f"results/{CONFIG.atlas}/figures/confusion_query.svg",
             *([] if TAKEN else [f"results/{CONFIG.atlas}/benchmark/gene_gap.csv"]),
         ]
     return targets

@@ -8,7 +8,6 @@ rule fetch:
         "results/{atlas}/logs/fetch/{source}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("fetch", 4000),
@@ -39,7 +38,6 @@ checkpoint find_batches:
         "results/{atlas}/logs/find_batches/{dataset}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("find_batches", 1000, 6),
@@ -68,7 +66,6 @@ rule prepare_query:
         "results/{atlas}/logs/prepare_query/{batch}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("prepare_query", 2000, 12),
@@ -105,7 +102,6 @@ checkpoint write_contract:
         "results/{atlas}/logs/write_contract.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("write_contract", 1000),

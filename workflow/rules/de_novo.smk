@@ -19,7 +19,6 @@ rule join_cohort:
         "results/{atlas}/logs/join_cohort/{cohort}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("join_cohort", 1500, 6),
@@ -92,7 +91,6 @@ rule split_cohort:
         "results/{atlas}/logs/seed{seed}/split_cohort_{variant}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("split_cohort", 1500, 6),

@@ -1,223 +1,39 @@
-rule plot_loss_curves:
+rule plot_figures:
     input:
-        "results/{atlas}/benchmark/history.csv",
+        tables=tables_drawn(),
+        atlases=[path for *_, path in mappings([FINAL.seed])],
     output:
-        report(
-            "results/{atlas}/figures/loss_curves.svg",
-            caption="../report/loss_curves.rst",
-            category="Training",
-            labels={"figure": "Loss curves"},
-        ),
-        "results/{atlas}/figures/loss_curves.png",
-    log:
-        "results/{atlas}/logs/plot_loss_curves.log",
-    benchmark:
-        "results/{atlas}/logs/plot_loss_curves.tsv"
-    conda:
-        CONDA
-    threads: 1
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("plot_loss_curves", 1500),
-        runtime=minutes("plot_loss_curves", 10),
-    params:
-        out=subpath(output[0], strip_suffix=".svg"),
-        numerics=NUMERICS["figures"],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " plot-loss-curves {input:q} --out {params.out:q}"
-
-
-rule plot_confusion:
-    input:
-        "results/{atlas}/benchmark/confusion.csv",
-    output:
-        report(
-            "results/{atlas}/figures/confusion_{split}.svg",
-            caption="../report/confusion.rst",
-            category="Labels",
-            labels={"figure": "Confusion, {split}"},
-        ),
-        "results/{atlas}/figures/confusion_{split}.png",
-    log:
-        "results/{atlas}/logs/plot_confusion_{split}.log",
-    benchmark:
-        "results/{atlas}/logs/plot_confusion_{split}.tsv"
-    wildcard_constraints:
-        split="validation|query",
-    conda:
-        CONDA
-    threads: 1
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("plot_confusion", 1500),
-        runtime=minutes("plot_confusion", 10),
-    params:
-        out=subpath(output[0], strip_suffix=".svg"),
-        numerics=NUMERICS["figures"],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " plot-confusion {input:q} --split {wildcards.split} --out {params.out:q}"
-
-
-rule plot_embeddings:
-    input:
-        [path for *_, path in mappings([FINAL.seed])],
-    output:
-        report(
-            "results/{atlas}/figures/embeddings.svg",
-            caption="../report/embeddings.rst",
-            category="Atlas",
-            labels={"figure": "Embeddings"},
-        ),
-        "results/{atlas}/figures/embeddings.png",
-    log:
-        "results/{atlas}/logs/plot_embeddings.log",
-    benchmark:
-        "results/{atlas}/logs/plot_embeddings.tsv"
-    conda:
-        CONDA
-    threads: 1
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("plot_embeddings", 2000, 4),
-        runtime=minutes("plot_embeddings", 30),
-    params:
-        runs=shlex.quote(
-            json.dumps(
-                [
-                    dict(variant=v, strategy=t, atlas=p)
-                    for _, v, t, p in mappings([FINAL.seed])
-                ]
+        [
+            report(
+                f"results/{{atlas}}/figures/{name}.svg",
+                caption=f"../report/{name.split('_query')[0].split('_validation')[0]}.rst",
+                category=category,
+                labels={"figure": title},
             )
-        ),
-        out=subpath(output[0], strip_suffix=".svg"),
-        numerics=NUMERICS["figures"],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " plot-embeddings --runs {params.runs} --out {params.out:q}"
-
-
-rule plot_scib_table:
-    input:
-        "results/{atlas}/benchmark/scib.csv",
-    output:
-        report(
-            "results/{atlas}/figures/scib_table.svg",
-            caption="../report/scib_table.rst",
-            category="Benchmark",
-            labels={"figure": "scib-metrics"},
-        ),
-        "results/{atlas}/figures/scib_table.png",
+            for name, (category, title, _) in FIGURES.items()
+        ],
+        expand("results/{{atlas}}/figures/{name}.png", name=FIGURES),
     log:
-        "results/{atlas}/logs/plot_scib_table.log",
+        "results/{atlas}/logs/plot_figures.log",
     benchmark:
-        "results/{atlas}/logs/plot_scib_table.tsv"
+        "results/{atlas}/logs/plot_figures.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
-        mem_mb=memory("plot_scib_table", 1500),
-        runtime=minutes("plot_scib_table", 10),
+        mem_mb=memory("plot_figures", 2000, 4),
+        runtime=minutes("plot_figures", 30),
     params:
-        out=subpath(output[0], strip_suffix=".svg"),
+        runs=drawn_runs(),
+        figures=repeated("figures", FIGURES),
+        final=drawn_final(),
+        tables=f"results/{CONFIG.atlas}/benchmark",
+        out=subpath(output[0], parent=True),
         numerics=NUMERICS["figures"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " plot-scib-table {input:q} --out {params.out:q}"
-
-
-rule plot_reliability:
-    input:
-        "results/{atlas}/benchmark/reliability.csv",
-    output:
-        report(
-            "results/{atlas}/figures/reliability.svg",
-            caption="../report/reliability.rst",
-            category="Labels",
-            labels={"figure": "Reliability"},
-        ),
-        "results/{atlas}/figures/reliability.png",
-    log:
-        "results/{atlas}/logs/plot_reliability.log",
-    benchmark:
-        "results/{atlas}/logs/plot_reliability.tsv"
-    conda:
-        CONDA
-    threads: 1
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("plot_reliability", 1500),
-        runtime=minutes("plot_reliability", 10),
-    params:
-        out=subpath(output[0], strip_suffix=".svg"),
-        numerics=NUMERICS["figures"],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " plot-reliability {input:q} --out {params.out:q}"
-
-
-rule plot_risk_coverage:
-    input:
-        "results/{atlas}/benchmark/risk_coverage.csv",
-    output:
-        report(
-            "results/{atlas}/figures/risk_coverage.svg",
-            caption="../report/risk_coverage.rst",
-            category="Labels",
-            labels={"figure": "Risk and coverage"},
-        ),
-        "results/{atlas}/figures/risk_coverage.png",
-    log:
-        "results/{atlas}/logs/plot_risk_coverage.log",
-    benchmark:
-        "results/{atlas}/logs/plot_risk_coverage.tsv"
-    conda:
-        CONDA
-    threads: 1
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("plot_risk_coverage", 1500),
-        runtime=minutes("plot_risk_coverage", 10),
-    params:
-        out=subpath(output[0], strip_suffix=".svg"),
-        risk=f"--risk {CONFIG.calibration.risk}" if CALIBRATED and not TAKEN else "",
-        numerics=NUMERICS["figures"],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " plot-risk-coverage {input:q} --out {params.out:q} {params.risk}"
-
-
-rule plot_shifts:
-    input:
-        "results/{atlas}/benchmark/shifts.csv",
-    output:
-        report(
-            "results/{atlas}/figures/shifts.svg",
-            caption="../report/shifts.rst",
-            category="Labels",
-            labels={"figure": "Labels that moved"},
-        ),
-        "results/{atlas}/figures/shifts.png",
-    log:
-        "results/{atlas}/logs/plot_shifts.log",
-    benchmark:
-        "results/{atlas}/logs/plot_shifts.tsv"
-    conda:
-        CONDA
-    threads: 1
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("plot_shifts", 1500),
-        runtime=minutes("plot_shifts", 10),
-    params:
-        out=subpath(output[0], strip_suffix=".svg"),
-        final=f"--variant {FINAL.variant} --strategy {FINAL.strategy} --seed {FINAL.seed}",
-        numerics=NUMERICS["figures"],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " plot-shifts {input:q} --out {params.out:q} {params.final}"
+        " plot-figures {params.tables:q} {params.figures} {params.runs} {params.final}"
+        " --out {params.out:q}"
 
 
 rule plot_proteins:
@@ -242,7 +58,6 @@ rule plot_proteins:
         "results/{atlas}/logs/plot_proteins.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("plot_proteins", 2000, 4),

@@ -24,7 +24,6 @@ rule map_per_batch:
         strategy="per_batch|frozen",
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("map_per_batch", 3000, 20, together=False),
@@ -72,7 +71,6 @@ rule map_batch:
         strategy="per_batch|frozen",
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("map_per_batch", 3000, 20),
@@ -122,7 +120,6 @@ rule map_joint:
         "results/{atlas}/logs/seed{seed}/map_joint_{variant}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("map_joint", 3000, 20),

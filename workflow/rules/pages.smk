@@ -21,7 +21,6 @@ rule write_explorer:
         "results/{atlas}/logs/write_explorer.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("write_explorer", 2000, 10),
@@ -47,7 +46,6 @@ rule write_report:
         "results/{atlas}/logs/write_report.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("write_report", 1500, 2),

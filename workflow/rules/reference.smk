@@ -11,7 +11,6 @@ rule prepare_reference:
         "results/{atlas}/logs/prepare_reference.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("prepare_reference", 2000, 12),
@@ -61,7 +60,6 @@ rule train_scvi:
         "results/{atlas}/logs/seed{seed}/train_scvi.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("train_scvi", 3000, 20),
@@ -95,7 +93,6 @@ rule train_scanvi:
         "results/{atlas}/logs/seed{seed}/train_scanvi_{variant}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("train_scanvi", 3000, 20),
@@ -131,7 +128,6 @@ rule train_totalvi:
         "results/{atlas}/logs/seed{seed}/train_totalvi.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("train_totalvi", 3000, 20),
@@ -163,7 +159,6 @@ rule denoise_reference:
         "results/{atlas}/logs/seed{seed}/denoise_reference.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("denoise_reference", 3000, 120),

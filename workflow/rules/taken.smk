@@ -21,7 +21,6 @@ rule take_reference:
         "results/{atlas}/logs/seed{seed}/take_reference_{folder}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("take_reference", 3000, 6),
@@ -60,7 +59,6 @@ rule describe_reference:
         "results/{atlas}/logs/describe_reference.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("describe_reference", 1500, 6),

@@ -9,7 +9,6 @@ rule fit_umap:
         "results/{atlas}/logs/seed{seed}/fit_umap_{folder}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("fit_umap", 3000, 20),
@@ -38,7 +37,6 @@ rule seal_reference:
         "results/{atlas}/logs/seed{seed}/seal_{folder}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("seal_reference", 1500, 6),
@@ -104,7 +102,6 @@ rule assemble:
         strategy="per_batch|joint|frozen",
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("assemble", 3000, 10),
@@ -146,7 +143,6 @@ rule second_opinions:
         "results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("second_opinions", 3000, 10),
@@ -187,7 +183,6 @@ rule gene_gap:
         "results/{atlas}/logs/gene_gap.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("gene_gap", 2000, 6),
@@ -222,7 +217,6 @@ rule publish:
         file=r"atlas\.h5ad|labels\.csv",
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("publish", 500, 4),

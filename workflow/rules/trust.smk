@@ -15,14 +15,13 @@ rule hold_out:
         "results/{atlas}/logs/hold_out/{fold}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("hold_out", 1500, 6),
         runtime=minutes("hold_out", 30),
         memory=MEMORY,
     params:
-        settings=calibration_flag("folds"),
+        settings=block_flag("calibration", "folds"),
         numerics=NUMERICS["hold_out"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
@@ -95,7 +94,6 @@ rule map_held_out:
         "results/{atlas}/logs/seed{seed}/map_held_out_{folder}/{fold}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("map_held_out", 3000, 20),
@@ -105,7 +103,7 @@ rule map_held_out:
         running=RUNNING,
     params:
         settings=settings_of(SURGERY[0]),
-        draws=calibration_flag("n_draws"),
+        draws=block_flag("calibration", "n_draws"),
         bundle=subpath(output[0], parent=True),
         strategy=HELD_OUT_STRATEGY,
         numerics=NUMERICS["surgery"],
@@ -141,7 +139,6 @@ rule calibrate:
         "results/{atlas}/logs/seed{seed}/calibrate_{folder}.tsv"
     conda:
         CONDA
-    threads: 1
     resources:
         attempt=this_attempt,
         mem_mb=memory("calibrate", 2000, 6),
@@ -149,7 +146,8 @@ rule calibrate:
     params:
         bundle=lambda w, input: os.path.dirname(input.bundle[0]),
         held_out=lambda w: repeated("held_out", map(json.dumps, held_out_runs(w))),
-        settings=calibration_flag(
+        settings=block_flag(
+            "calibration",
             "n_draws",
             "risk",
             "coverage",

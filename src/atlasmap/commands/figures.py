@@ -1,10 +1,14 @@
 """Commands that draw figures from finished tables."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from atlasmap.commands.parameters import Figure
+Name = Literal[
+    "loss_curves", "confusion_validation", "confusion_query", "embeddings", "scib_table",
+    "reliability", "risk_coverage", "shifts",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -16,65 +20,90 @@ class MapRun:
     atlas: Path
 
 
-def plot_loss_curves(history: Path, *, out: Figure, seed: int | None = None) -> None:
-    """Draw classification loss, calibration error and accuracy over training.
+@dataclass(frozen=True)
+class FinalRun:
+    """The mapping whose shifts are drawn, and the risk that its confident cells may have."""
 
-    Example: atlasmap plot-loss-curves results/ATLAS/benchmark/history.csv --out loss_curves
-
-    Parameters
-    ----------
-    history
-        Table of training histories (.csv).
-    seed
-        Only this seed; otherwise all, and their mean.
-    """
-    from atlasmap.figures.loss_curves import draw_loss_curves
-    from atlasmap.figures.style import save
-    from atlasmap.files import read_table
-
-    save(draw_loss_curves(read_table(history), seed), out)
+    variant: str = "fixed"
+    strategy: str = "per_batch"
+    seed: int = 0
+    risk: float | None = None
 
 
-def plot_confusion(confusion: Path, *, out: Figure, split: Literal["validation", "query"]) -> None:
-    """Draw confusion matrices.
+def plot_figures(
+    tables: Path, *, figures: list[Name], out: Path, runs: list[MapRun] | None = None,
+    final: FinalRun = FinalRun(),
+) -> None:  # fmt: skip
+    """Draw figures of an atlas, all of them or one anew.
 
-    Example: atlasmap plot-confusion results/ATLAS/benchmark/confusion.csv --split query --out
-    confusion
+    Example: atlasmap plot-figures results/ATLAS/benchmark --figures confusion_query --out
+    results/ATLAS/figures
 
     Parameters
     ----------
-    confusion
-        confusion.csv of score-labels.
-    split
-        Held-out reference cells, or query cells with a known label.
-    """
-    from atlasmap.figures.confusion import draw_confusion
-    from atlasmap.figures.style import save
-    from atlasmap.files import read_table
-
-    save(draw_confusion(read_table(confusion), split), out)
-
-
-def plot_embeddings(*, runs: list[MapRun], out: Figure) -> None:
-    """Draw maps by label, batch and role.
-
-    Example: atlasmap plot-embeddings --runs '{"variant": "fixed", "strategy": "per_batch",
-    "atlas": "atlas.h5ad"}' --out embeddings
-
-    Parameters
-    ----------
+    tables
+        Folder of the benchmark's tables.
+    figures
+        Which.
+    out
+        Folder: of each figure .svg and .png.
     runs
-        Mappings to draw (JSON).
+        Mappings whose maps are drawn (JSON).
+    final
+        The final mapping.
     """
+    from atlasmap.figures.style import save
+
+    for name in figures:
+        save(drawer(name, tables, runs or [], final)(), out / name)
+        print(f"{out / name}.svg")
+
+
+def drawer(name: Name, tables: Path, runs: list[MapRun], final: FinalRun) -> Callable:
+    """What draws a figure."""
+    from functools import partial
+
+    from atlasmap.figures.confusion import draw_confusion
+    from atlasmap.figures.loss_curves import draw_loss_curves
+    from atlasmap.figures.reliability import draw_reliability
+    from atlasmap.figures.risk_coverage import draw_risk_coverage
+    from atlasmap.figures.scib_table import draw_scib_table
+    from atlasmap.figures.shifts import draw_shifts
+    from atlasmap.files import read_table
+
+    def of_table(draw: Callable, table: str, *args) -> Callable:
+        return lambda: draw(read_table(tables / f"{table}.csv"), *args)
+
+    return {
+        "loss_curves": of_table(draw_loss_curves, "history"),
+        "confusion_validation": of_table(draw_confusion, "confusion", "validation"),
+        "confusion_query": of_table(draw_confusion, "confusion", "query"),
+        "embeddings": partial(maps_of, runs),
+        "scib_table": of_table(draw_scib_table, "scib"),
+        "reliability": of_table(draw_reliability, "reliability"),
+        "risk_coverage": of_table(draw_risk_coverage, "risk_coverage", final.risk),
+        "shifts": of_table(lambda table: draw_shifts(of_run(table, final)), "shifts"),
+    }[name]
+
+
+def of_run(table, final: FinalRun):
+    """Rows of the final mapping."""
+    for key in ("variant", "strategy", "seed") if len(table) else ():
+        table = table[table[key] == getattr(final, key)]
+    return table
+
+
+def maps_of(runs: list[MapRun]):
+    """Maps by label, batch and role."""
     from anndata import read_h5ad
 
     from atlasmap.data.registry import unlabeled_in
     from atlasmap.figures.embeddings import draw_embeddings
-    from atlasmap.figures.style import run_name, save
+    from atlasmap.figures.style import run_name
 
     atlases = {run_name(run.variant, run.strategy): read_h5ad(run.atlas) for run in runs}
     maps = {name: cells_of(atlas) for name, atlas in atlases.items()}
-    save(draw_embeddings(maps, unlabeled_in(next(iter(atlases.values())))), out)
+    return draw_embeddings(maps, unlabeled_in(next(iter(atlases.values()))))
 
 
 def cells_of(adata):
@@ -92,23 +121,6 @@ def cells_of(adata):
     name = label.where(obs["role"] == "reference", predicted)
     x, y = adata.obsm["X_umap"].T
     return obs.assign(x=x, y=y, name=name)
-
-
-def plot_scib_table(scib: Path, *, out: Figure) -> None:
-    """Draw the scib-metrics table as a picture.
-
-    Example: atlasmap plot-scib-table results/ATLAS/benchmark/scib.csv --out scib_table
-
-    Parameters
-    ----------
-    scib
-        Table of score-embeddings (.csv), of any number of seeds.
-    """
-    from atlasmap.figures.scib_table import draw_scib_table
-    from atlasmap.figures.style import save
-    from atlasmap.files import read_table
-
-    save(draw_scib_table(read_table(scib)), out)
 
 
 def plot_proteins(*denoised: Path, atlas: Path, out: Path) -> None:
@@ -146,67 +158,3 @@ def plot_proteins(*denoised: Path, atlas: Path, out: Path) -> None:
     group = "name" if (cells["name"] != unlabeled_in(whole)).any() else "batch"
     save(draw_ridges(raw, level, share, cells["role"]), out / "protein_ridges")
     save(draw_dots(level, share, cells[group]), out / "protein_dots")
-
-
-def plot_reliability(reliability: Path, *, out: Figure) -> None:
-    """Draw reliability curves: accuracy against confidence.
-
-    Example: atlasmap plot-reliability results/ATLAS/benchmark/reliability.csv --out reliability
-
-    Parameters
-    ----------
-    reliability
-        reliability.csv of score-labels.
-    """
-    from atlasmap.figures.reliability import draw_reliability
-    from atlasmap.figures.style import save
-    from atlasmap.files import read_table
-
-    save(draw_reliability(read_table(reliability)), out)
-
-
-def plot_risk_coverage(risk_coverage: Path, *, out: Figure, risk: float | None = None) -> None:
-    """Draw the accuracy of the surest cells, the more of them are kept.
-
-    Example: atlasmap plot-risk-coverage results/ATLAS/benchmark/risk_coverage.csv --out
-    risk_coverage
-
-    Parameters
-    ----------
-    risk_coverage
-        risk_coverage.csv of score-labels.
-    risk
-        The risk that confident cells may have, drawn as a line.
-    """
-    from atlasmap.figures.risk_coverage import draw_risk_coverage
-    from atlasmap.figures.style import save
-    from atlasmap.files import read_table
-
-    save(draw_risk_coverage(read_table(risk_coverage), risk), out)
-
-
-def plot_shifts(shifts: Path, *, out: Figure, variant: str, strategy: str, seed: int = 0) -> None:
-    """Draw which labels of which query batches moved as a whole.
-
-    Example: atlasmap plot-shifts results/ATLAS/benchmark/shifts.csv --variant fixed --strategy
-    per_batch --out shifts
-
-    Parameters
-    ----------
-    shifts
-        shifts.csv of score-labels.
-    variant
-        The mapping's classifier.
-    strategy
-        How it was mapped.
-    seed
-        Its seed.
-    """
-    from atlasmap.figures.shifts import draw_shifts
-    from atlasmap.figures.style import save
-    from atlasmap.files import read_table
-
-    table = read_table(shifts)
-    for key, value in {"variant": variant, "strategy": strategy, "seed": seed}.items():
-        table = table[table[key] == value] if len(table) else table
-    save(draw_shifts(table), out)

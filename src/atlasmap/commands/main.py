@@ -76,14 +76,8 @@ COMMANDS = {
     "score-labels": ("benchmark:score_labels", "Score predicted labels where truth is known."),
     "score-embeddings": ("benchmark:score_embeddings", "scib-metrics of embeddings."),
     "gather-tables": ("results:gather_tables", "Concatenate tables."),
-    "plot-loss-curves": ("figures:plot_loss_curves", "Loss, calibration error, accuracy."),
-    "plot-confusion": ("figures:plot_confusion", "Confusion matrices."),
-    "plot-embeddings": ("figures:plot_embeddings", "Maps by label, batch and role."),
-    "plot-scib-table": ("figures:plot_scib_table", "The scib-metrics table as a picture."),
+    "plot-figures": ("figures:plot_figures", "Figures of an atlas."),
     "plot-proteins": ("figures:plot_proteins", "Proteins: raw against denoised, by label."),
-    "plot-reliability": ("figures:plot_reliability", "Reliability curves."),
-    "plot-shifts": ("figures:plot_shifts", "Labels of query batches that moved as a whole."),
-    "plot-risk-coverage": ("figures:plot_risk_coverage", "Accuracy of the surest cells."),
 }
 
 BY_HAND = ("map", "explore", "status", "why", "doctor", "plan", "check-results", "card", "seal",

@@ -11,7 +11,6 @@ from atlasmap.settings import Device
 Covariates = Annotated[list[str] | None, Parameter(help="Covariate columns of obs.")]
 DataFile = Annotated[Path, Parameter(help="File of the data set.")]
 Facts = Annotated[Path, Parameter(help="What was found and decided (.json).")]
-Figure = Annotated[Path, Parameter(help="Figure, without suffix: .svg and .png are written.")]
 TreeFile = Annotated[
     Path | None,
     Parameter(

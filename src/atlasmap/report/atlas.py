@@ -213,8 +213,7 @@ def figures_of(found: Found, captions: Path | None) -> list[Figure]:
             continue
         caption = captions / f"{CAPTIONS.get(name, name)}.rst" if captions else None
         text = caption.read_text(encoding="utf-8") if caption and caption.is_file() else ""
-        split = name.partition("_")[2]
-        wildcards = {"atlas": found.folder.name, "split": split, "seed": found.final.seed}
+        wildcards = {"atlas": found.folder.name, "seed": found.final.seed}
         text = Environment().from_string(text).render(snakemake={"wildcards": wildcards})
         image = base64.b64encode(path.read_bytes()).decode()
         out.append(Figure(title, as_fragment(text), f"data:image/svg+xml;base64,{image}"))
