@@ -1,3 +1,6 @@
+from atlasmap.jobs.packing import members
+
+
 rule map_per_batch:
     input:
         bundle=lambda w: expand(

@@ -1,3 +1,6 @@
+from atlasmap.config import variant_block
+
+
 rule prepare_reference:
     input:
         files=lambda w: [source_path(d) for d in [*REFERENCES, *CHOOSING]],
