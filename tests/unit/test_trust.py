@@ -19,6 +19,7 @@ from atlasmap.data.label_tree import LabelTree, levels_of_tree
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import draw
+from atlasmap.evaluation.opinions import second_opinions
 from atlasmap.evaluation.trust import at_level, score_trust
 from atlasmap.labels import verdict as verdict_module
 from atlasmap.labels.atlas import query_labels
@@ -573,6 +574,25 @@ def test_query_cells_get_a_verdict(learned, mapped, queries, scanvi):
     shifts = found.shifts
     assert set(shifts["batch"]) == {"query0"} and (shifts["n_shifted"] <= shifts["n"]).all()
     assert shifts["n"].sum() <= query.n_obs and set(shifts["label"]) <= set(labels)
+
+
+def test_the_majority_of_opinions_is_weighed_as_held_out_batches_taught(
+    learned, mapped, queries, scanvi
+):
+    known, query = mapped
+    made, _ = learned
+    opinions = {"classifier", "genes", "knn", "random_forest", "logistic"}
+    assert all(set(view.opinions) == opinions for view in made.views)
+    known = known[known.obs["label"] != "Unknown"]
+    reference = known.obsm["X_latent"], known.obs["label"].astype(str).to_numpy()
+    for alone in ("genes", "classifier", "knn"):
+        weights = dict.fromkeys(opinions, 0.0) | {alone: 1.0}
+        views = [replace(view, opinions=weights) for view in made.views]
+        trust = trusting(scanvi, learned, queries, views=views)
+        table, seconds = second_opinions(*reference, query, trust, 15, 0, "Unknown")
+        assert (table["majority"] == table[alone]).all() and seconds["genes"] > 0
+    weighed = named(known, query, trust).labels
+    assert list(table["genes"]) == list(weighed["genes_label"])
 
 
 def test_cells_in_another_order_are_given_the_same(learned, mapped, queries, scanvi):
