@@ -14,7 +14,7 @@ def test_a_run_is_a_line_for_each_job(finished):
     numbers = [int(line[1]) for line in ended]
     assert numbers == list(range(1, int(ended[-1][2]) + 1))
     assert {"train_scvi", "map_joint", "write_report"} <= {line[3] for line in ended}
-    assert "train_scanvi seed=0 variant=linear" in text
+    assert "train_scanvi seed=0 variant=linear" in text and "prepare_query batch=Zoë/1 a" in text
     foreign = [
         line for line in text.splitlines() if re.match("Select|Execute|Finished|Using", line)
     ]

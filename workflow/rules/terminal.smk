@@ -4,6 +4,7 @@ log keeps its own words."""
 
 import logging
 import time
+from urllib.parse import unquote
 
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
@@ -66,7 +67,11 @@ class Terminal(logging.Formatter):
 def described(record):
     """Rule and wildcards of a job, but for the atlas, which is the run's."""
     wildcards = record.__dict__.get("wildcards") or {}
-    named = [f"{key}={value}" for key, value in wildcards.items() if key != "atlas"]
+    named = [
+        f"{key}={unquote(str(value).replace('~', '%'))}"  # batches as their files are named
+        for key, value in wildcards.items()
+        if key != "atlas"
+    ]
     return " ".join([record.rule_name, *named])
 
 
