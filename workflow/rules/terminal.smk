@@ -43,9 +43,8 @@ class Terminal(logging.Formatter):
             self.started.setdefault(record.jobid, described(record))
         if event == LogEvent.JOB_FINISHED:
             self.finished.append(self.started.get(record.job_id, text))
-        if (
-            event == LogEvent.JOB_ERROR
-        ):  # which Snakemake counts among what `rules` silences
+        # Snakemake counts failed jobs among what `rules` silences.
+        if event == LogEvent.JOB_ERROR:
             return True
         if event in DROPPED or text.startswith(SCHEDULING) or told_by_why(text):
             return False

@@ -90,14 +90,13 @@ def trust_rows(
     """(batch, level, scores) of prediction sets and verdicts, of all query cells and by batch;
     `known`: level → labels that the reference has there."""
     reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
-    for batch, part in [("all", query), *query.groupby("batch")]:
-        for level, labels in known.items():
-            if level != "label":
-                pairs = reference[["label", f"label_{level}"]].itertuples(index=False)
-                part_at = at_level(part, level, dict(pairs))
-            else:
-                part_at = part
-            if found := score_trust(part_at, labels, unlabeled):
+    for level, labels in known.items():
+        cells = query
+        if level != "label":
+            pairs = reference[["label", f"label_{level}"]].drop_duplicates()
+            cells = at_level(query, level, dict(pairs.itertuples(index=False)))
+        for batch, part in [("all", cells), *cells.groupby("batch")]:
+            if found := score_trust(part, labels, unlabeled):
                 yield batch, level, found
 
 
