@@ -10,6 +10,7 @@ from rich.console import Console
 CODE = re.compile(r"[A-Z][A-Z0-9_]{4,}")
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/atlasmap"
+COMMON = ROOT / "workflow/common"
 
 
 def config_page() -> str:
@@ -73,8 +74,9 @@ def helpers_in(tree: ast.Module) -> dict[str, tuple[list[str], tuple[str, str]]]
 
 
 def module_of(path: Path) -> str:
-    """The name by which a file of the package is imported."""
-    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    """The name by which a file of the package is imported; of the workflow, its own."""
+    top = PACKAGE.parent if path.is_relative_to(PACKAGE) else COMMON
+    return ".".join(path.relative_to(top).with_suffix("").parts)
 
 
 def said_by(call: ast.Call, helpers: dict) -> tuple[str, str] | None:
@@ -90,8 +92,8 @@ def said_by(call: ast.Call, helpers: dict) -> tuple[str, str] | None:
 
 def errors_page() -> str:
     """Every error code, what was expected, and how to mend it."""
-    trees = {module_of(path): ast.parse(path.read_text(encoding="utf-8"))
-             for path in sorted(PACKAGE.rglob("*.py"))}  # fmt: skip
+    files = [*sorted(PACKAGE.rglob("*.py")), *sorted(COMMON.glob("*.smk"))]
+    trees = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in files}
     helpers, rows = {name: helpers_in(tree) for name, tree in trees.items()}, {}
     for name, tree in trees.items():
         known = dict(helpers[name])

@@ -29,43 +29,20 @@ Surgery = Literal["per_batch", "joint", "frozen"]
 Strategy = Literal[Surgery, "de_novo"]
 Device = Literal["auto", "cpu", "cuda", "any"]
 
-# Rules that train, on a GPU unless `device` is cpu.
-GPU_RULES = (
-    "train_scvi",
-    "train_scanvi",
-    "train_totalvi",
-    "denoise_reference",
-    "train_twin_totalvi",
-    "train_twin_scvi",
-    "train_twin_scanvi",
-    "map_held_out",
-    "train_de_novo_scvi",
-    "train_de_novo_scanvi",
-    "train_de_novo_totalvi",
-    "audit_strategies",
-    "map_per_batch",
-    "map_joint",
-)
+# Raised by hand when a model computes something else from the same settings; recorded in bundles.
+# The workflow has the same numbers, and those of its other stages, as rerun triggers.
+NUMERICS = {"scvi": 5, "scanvi": 5, "totalvi": 6, "surgery": 7}
 
-# Raised by hand when a stage computes something else from the same settings: a rerun trigger.
-NUMERICS = {
-    "data": 2,
-    "scvi": 5,
-    "scanvi": 5,
-    "totalvi": 6,
-    "surgery": 7,
-    "denoise": 2,
-    "umap": 1,
-    "transfer": 7,
-    "hold_out": 5,
-    "calibration": 5,
-    "classification": 5,
-    "scib": 2,
-    "card": 1,
-    "seal": 1,
-    "figures": 2,
-    "pages": 1,
-}
+# Columns of obs that prepared files and atlases have of their own.
+RESERVED = {
+    "batch", "label", "truth", "dataset", "role", "split", "barcode", "predicted_label",
+    "confidence", "entropy", "runner_up", "runner_up_probability", "knn_label", "knn_uncertainty",
+    "calibrated_confidence", "prediction_set", "prediction_set_size", "common_ancestor", "distance",
+    "safe_label", "safe_level", "safe_probability", "label_given", "truth_given",
+    "misfit", "novelty", "strangeness", "verdict", "seed_agreement", "shifted", "pooled_label",
+    "pooled_confidence", "genes_label", "genes_confidence",
+}  # fmt: skip
+ObsColumns = Annotated[list[str], Field(json_schema_extra={"reserved": sorted(RESERVED)})]
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -470,11 +447,11 @@ class DataConfig:
     """Other values of the label column that mean: no label (`Unknown`, too, must be listed)."""
     keep_labels: list[str] = field(default_factory=list)
     """Labels that are meant, though they read like none (doublet, low quality, unassigned)."""
-    categorical_covariates: list[str] = field(default_factory=list)
+    categorical_covariates: ObsColumns = field(default_factory=list)
     """Columns of obs the model conditions on besides the batch."""
-    continuous_covariates: list[str] = field(default_factory=list)
+    continuous_covariates: ObsColumns = field(default_factory=list)
     """Numeric columns of obs the model conditions on."""
-    label_levels: list[str] = field(default_factory=list)
+    label_levels: ObsColumns = field(default_factory=list)
     """Further label columns of the reference (coarser or finer levels): kNN transfers each, and the
     classifier's probabilities are summed at those that are coarser."""
     data: DataSettings = field(default_factory=DataSettings)

@@ -22,7 +22,6 @@ from atlasmap.data.sheet import Dataset
 from atlasmap.data.simulate import simulate
 from atlasmap.device import pick_device
 from atlasmap.files import sha256
-from atlasmap.jobs.packing import jobs
 from atlasmap.mapping.reference import fit_scanvi, fit_scvi
 from atlasmap.settings import (
     DataConfig,
@@ -34,6 +33,9 @@ from atlasmap.settings import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/unit"))
+from parts import CHECKS  # noqa: E402
+
 CELLS, GENES, PER_JOB = 300, 1000, 25
 TOP = Path("results/many")
 GROUPS = ["--groups", "map_per_batch=g", "--group-components", f"g={PER_JOB}"]
@@ -88,7 +90,7 @@ def run(folder: Path, way: str, epochs: int) -> tuple[float, int]:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     names = json.loads((folder / TOP / "data/batches/query.json").read_text())
     done = TOP / "seed0/mapping/fixed/per_batch/.mapped"
-    markers = [str(done / f"{job}.json") for job in jobs(names, per_job, lambda _job: 0)]
+    markers = [str(done / f"{job}.json") for job in CHECKS.packed(names, per_job, lambda _job: 0)]
     command = [
         str(Path(sys.executable).parent / "snakemake"), "-s", str(ROOT / "Snakefile"), "--profile",
         str(ROOT / "slurm"), "--directory", str(folder), "--configfile",

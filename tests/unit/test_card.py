@@ -13,7 +13,7 @@ from small import CPU, SCVI, learned, of_rate
 
 from atlasmap.bundle import save
 from atlasmap.card.checks import tables_of
-from atlasmap.commands.reference import card
+from atlasmap.commands.reference import write_card
 from atlasmap.errors import AtlasmapError
 from atlasmap.evaluation.criticism import (
     agreement,
@@ -122,7 +122,7 @@ def test_samples_are_their_own_and_the_same_again(reference, scanvi):
 
 def test_a_card_has_what_it_promises(folder, tmp_path):
     settings = CardSettings(description="Made up.", license="cc0-1.0", tissue=("lung", "blood"))
-    card(folder, counts=tmp_path / "counts.h5ad", card=settings)
+    write_card(folder, counts=tmp_path / "counts.h5ad", card=settings)
     text = (folder / "card.md").read_text()
     head = yaml.safe_load(text.split("---\n")[1])
     assert head["library_name"] == "atlasmap" and head["license"] == "cc0-1.0"
@@ -146,7 +146,7 @@ def test_a_card_has_what_it_promises(folder, tmp_path):
 
 
 def test_without_counts_the_checks_are_left_out_by_name(folder):
-    card(folder)
+    write_card(folder)
     text = (folder / "card.md").read_text()
     assert text.count("Left out: the counts of the reference were not given.") == 2
     assert json.loads((folder / "card.json").read_text())["metrics"]["variation"] is None
@@ -174,7 +174,7 @@ def test_large_references_are_looked_at_in_part(folder, reference, scanvi):
 def test_a_card_shows_what_was_learned_of_the_labels(folder, scanvi):
     labels = scanvi.registry.labels
     learned(labels, 80)[0].write(folder / "calibration.json")
-    card(folder)
+    write_card(folder)
     text = (folder / "card.md").read_text()
     section = text.split("## How far to trust a label")[1].split("\n## ")[0]
     for said in ("150 cells, batches held out: batch3", "weights 0.50 and 1.50", "90%", "5%",

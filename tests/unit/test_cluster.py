@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from atlasmap.config import check_slurm_resources
 from atlasmap.errors import AtlasmapError
 from atlasmap.jobs import doctor, slurm, why
 from atlasmap.jobs.doctor import Need, Partition
 from atlasmap.jobs.failures import failure_of, failure_path, write_failure
-from atlasmap.jobs.partitions import Limits, largest, minutes_of, read_partitions
+from atlasmap.jobs.partitions import Limits, minutes_of, read_partitions
 from atlasmap.training.stopping import Stopped
 
 PARTITIONS = (
@@ -78,15 +77,12 @@ def test_gpus_of_a_node(gres, gpus):
     assert sum(map(int, doctor.GRES.findall(gres))) == gpus
 
 
-def test_the_most_a_job_may_ask_for(tmp_path):
+def test_the_partition_file_is_read(tmp_path):
     path = tmp_path / "partitions.yaml"
     path.write_text("partitions: {a: {max_runtime: 1-00:00:00, max_mem_mb: 5}, "
                     "b: {max_gpu: 1, max_runtime: 90}}")  # fmt: skip
     found = read_partitions(path)
     assert found == {"a": Limits(1440, 5, 0), "b": Limits(90, float("inf"), 1)}
-    assert largest(found, gpu=True) == Limits(90, float("inf"))
-    assert largest(found, gpu=False) == Limits(1440, float("inf"))
-    assert largest({}, gpu=True) == Limits()
 
 
 def test_the_doctors_job_is_submitted_as_the_profile_says(tmp_path):
@@ -319,20 +315,6 @@ def test_the_last_failure_is_found(job, answers):
     write_failure(failure_of(KeyError("x"), ["a"], 1), job)
     assert why.find_log(None, Path("results")) == job
     failure_path(job).unlink()
-
-
-@pytest.mark.parametrize(
-    "given",
-    [{"gpus": 1}, {"slurm_extra": "'--job-name=x'"}, {"slurm_extra": "--qos=a -J x"}],
-)
-def test_resources_that_blind_the_plugin_are_refused(given):
-    with pytest.raises(AtlasmapError, match="SLURM_RESOURCE"):
-        check_slurm_resources(given)
-
-
-def test_other_resources_are_not(tmp_path):
-    check_slurm_resources({"slurm_extra": "'--mail-type=END --nodelist=a-Jb'", "gpu": 1})
-    check_slurm_resources({"slurm_extra": None})
 
 
 def test_findings_are_readable():

@@ -21,8 +21,8 @@ def test_an_error_is_one_block_and_exits_with_2(tmp_path):
 
 def test_a_log_begins_with_the_command_that_made_it(tmp_path):
     log = tmp_path / "a.log"
-    run("--log", str(log), "gather-tables", "a b.csv", "--out", str(tmp_path / "x.csv"))
-    assert "atlasmap gather-tables 'a b.csv' --out" in log.read_text().splitlines()[0]
+    run("--log", str(log), "gather", "a b.csv", "--out", str(tmp_path / "x"))
+    assert "atlasmap gather 'a b.csv' --out" in log.read_text().splitlines()[0]
 
 
 def test_flags_are_config_keys(tmp_path):

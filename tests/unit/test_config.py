@@ -4,25 +4,19 @@ import importlib.util
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import yaml
+from parts import CHECKS, MISTAKE, OF_CONFIG, SCHEMAS, load, load_config, read_sheet
+from pydantic import TypeAdapter
+from snakemake.utils import validate
 
-from atlasmap.config import (
-    as_flag,
-    depth_levels,
-    final_of,
-    load_config,
-    merged,
-    n_folds,
-    variant_block,
-    with_reference,
-)
-from atlasmap.data.sheet import Dataset, read_sheet
-from atlasmap.errors import AtlasmapError
-from atlasmap.settings import Config, ScviSettings
+from atlasmap import config as package
+from atlasmap.settings import NUMERICS, Config, DataConfig, ScviSettings
 
+FLAGS = load("flags")
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "config").glob("*.yaml")) + sorted((ROOT / "tests/parity").glob("*.yaml"))
 
@@ -66,7 +60,8 @@ def test_shipped_configs_and_their_sheets_are_valid(path):
     given = yaml.safe_load(path.read_text())
     config = load_config(given)
     jsonschema.validate(given, yaml.safe_load(make_schemas().text(Config)))
-    assert read_sheet(ROOT / config.datasets, trained=config.reference.given)
+    taken = bool(config.reference.bundle or config.reference.scvi_tools)
+    assert read_sheet(ROOT / config.datasets, trained=taken)
 
 
 def test_an_atlas_file_for_each_promised_config():
@@ -102,9 +97,13 @@ def test_a_partial_block_keeps_the_other_defaults():
 
 def test_final_has_sensible_defaults():
     base = {"atlas": "a", "datasets": "d"}
-    final = final_of(load_config(base | {"strategies": ["joint", "per_batch"], "seeds": [4, 2]}))
+    final = CHECKS.final_of(
+        load_config(base | {"strategies": ["joint", "per_batch"], "seeds": [4, 2]})
+    )
     assert (final.variant, final.strategy, final.seed) == ("fixed", "joint", 4)
-    assert final_of(load_config(base | {"variants": ["prefix", "linear"]})).variant == "prefix"
+    assert (
+        CHECKS.final_of(load_config(base | {"variants": ["prefix", "linear"]})).variant == "prefix"
+    )
 
 
 def test_a_variants_block_lies_over_scanvi():
@@ -112,16 +111,17 @@ def test_a_variants_block_lies_over_scanvi():
         "scanvi": {"classification_ratio": 10.0, "train": {"max_epochs": 7}},
         "scanvi_linear": {"train": {"batch_size": 64}},
     }
-    assert variant_block(given, "fixed") == given["scanvi"]
-    assert variant_block(given, "linear") == {
-        "classification_ratio": 10.0, "train": {"max_epochs": 7, "batch_size": 64}
-    }  # fmt: skip
-    assert merged({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    for variant_block in (CHECKS.variant_block, package.variant_block):
+        assert variant_block(given, "fixed") == given["scanvi"]
+        assert variant_block(given, "linear") == {
+            "classification_ratio": 10.0, "train": {"max_epochs": 7, "batch_size": 64}
+        }  # fmt: skip
+    assert package.merged({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
 
 
 def test_a_flag_survives_a_shell():
     block = {"x": 'it\'s "quoted"', "n": None, "t": {"k": 1}}
-    (word,) = shlex.split(as_flag("scvi", block))
+    (word,) = shlex.split(FLAGS.as_flag("scvi", block))
     name, text = word.split("=", 1)
     assert name == "--scvi" and json.loads(text) == block
 
@@ -136,7 +136,7 @@ def test_a_flag_survives_a_shell():
     ],
 )
 def test_what_is_fetched_has_an_ending_that_is_read(url, name):
-    assert Dataset(id="a", path=url, role="query").fetched_as == name
+    assert CHECKS.fetched_as(SimpleNamespace(id="a", path=url)) == name
 
 
 def written_bundle(folder, **about):
@@ -158,8 +158,8 @@ def written_bundle(folder, **about):
 def test_a_bundle_of_another_kind_is_refused(about, given, mend, tmp_path):
     folder = written_bundle(tmp_path / "b", **about)
     given = {"atlas": "a", "datasets": "s.tsv", "reference": {"bundle": str(folder)}} | given
-    with pytest.raises(AtlasmapError, match="CONFIG_REFERENCE") as error:
-        with_reference(load_config(given), given, folder)
+    with pytest.raises(MISTAKE, match="CONFIG_REFERENCE") as error:
+        CHECKS.variants_with(load_config(given), given, folder)
     assert mend in error.value.mend
 
 
@@ -167,7 +167,7 @@ def test_a_totalvi_bundle_is_taken(tmp_path):
     folder = written_bundle(tmp_path / "b", kind="totalvi", classifier={"n_steps": 1})
     given = {"atlas": "a", "datasets": "s.tsv", "reference": {"bundle": str(folder)}}
     given |= {"modality": "citeseq"}
-    assert with_reference(load_config(given), given, folder).modality == "citeseq"
+    assert CHECKS.variants_with(load_config(given), given, folder) == ["prefix", "fixed", "linear"]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_totalvi_bundle_is_taken(tmp_path):
      {"modality": "citeseq", "final": {"variant": "fixed"}}],
 )  # fmt: skip
 def test_blocks_of_the_other_modality_are_refused(given):
-    with pytest.raises(AtlasmapError, match="CONFIG_MODALITY"):
+    with pytest.raises(MISTAKE, match="CONFIG_MODALITY"):
         load_config({"atlas": "a", "datasets": "s.tsv"} | given)
 
 
@@ -200,10 +200,10 @@ def test_a_trained_reference_that_the_config_does_not_fit(tmp_path, change, code
     folder = written_bundle(tmp_path / "b", kind="scanvi", variant="fixed")
     given = {"atlas": "a", "datasets": "d", "reference": {"bundle": str(folder)}}
     config = load_config(given)
-    assert with_reference(config, given, folder).variants == ["fixed"]
-    with pytest.raises(AtlasmapError) as error:
+    assert CHECKS.variants_with(config, given, folder) == ["fixed"]
+    with pytest.raises(MISTAKE) as error:
         config = load_config(given | change)
-        with_reference(config, given | change, Path(config.reference.bundle))
+        CHECKS.variants_with(config, given | change, Path(config.reference.bundle))
     assert error.value.code == code and error.value.mend
 
 
@@ -213,12 +213,16 @@ def test_a_trained_reference_that_the_config_does_not_fit(tmp_path, change, code
      (None, 1, 500, 3), (9, 1, 500, 3)],
 )  # fmt: skip
 def test_how_often_a_reference_is_trained_to_hold_batches_out(asked, batches, cells, expected):
-    assert n_folds(asked, batches, cells) == expected
+    assert package.n_folds(asked, batches, cells) == expected
+    folds = SimpleNamespace(calibration=SimpleNamespace(folds=asked))
+    assert load("trust", CONFIG=folds, CITESEQ=False).n_folds(batches, cells) == expected
 
 
 def test_depths_that_trust_is_learned_for_are_the_references_alone():
     def levels(depth, **queries):
-        return depth_levels({"reference": {"counts": {"median_depth": depth}}, "queries": queries})
+        return package.depth_levels(
+            {"reference": {"counts": {"median_depth": depth}}, "queries": queries}
+        )
 
     assert levels(500.0) == levels(700.0) == [512, 256, 128, 64]  # 724: half-way, in octaves
     assert levels(730.0, q={"counts": {"median_depth": 9.0}}) == [1024, 512, 256, 128]
@@ -238,12 +242,44 @@ def test_depths_that_trust_is_learned_for_are_the_references_alone():
     ],
 )
 def test_the_key_that_was_meant_is_found_at_any_depth(given, meant):
-    with pytest.raises(AtlasmapError, match="CONFIG_INVALID") as error:
+    with pytest.raises(MISTAKE, match="CONFIG_INVALID") as error:
         load_config({"atlas": "a", "datasets": "d"} | given)
     assert f"did you mean {meant}?" in error.value.found
 
 
 def test_a_key_like_no_other_lists_those_there_are():
-    with pytest.raises(AtlasmapError) as error:
+    with pytest.raises(MISTAKE) as error:
         load_config({"atlas": "a", "datasets": "d", "scvi": {"zzzz": 1}})
     assert "did you mean" not in error.value.found and "n_latent" in error.value.found
+
+
+def test_the_schema_has_the_defaults_of_the_settings():
+    """What Snakemake fills in is what the package would."""
+    filled = {"atlas": "a", "datasets": "d"}
+    validate(filled, str(SCHEMAS / "config.schema.yaml"))
+    whole = json.loads(TypeAdapter(Config).dump_json(Config(atlas="a", datasets="d")))
+    assert filled == whole
+
+
+def test_a_number_without_a_dot_is_a_number():
+    """PyYAML takes 1e-3 for a text."""
+    given = {"atlas": "1e5", "datasets": "d", "scvi": {"train": {"learning_rate": "1e-3"}}}
+    config = load_config(given)
+    assert config.scvi.train.learning_rate == 1e-3 and config.atlas == "1e5"
+    assert given["scvi"]["train"]["learning_rate"] == "1e-3"  # as the user wrote it
+    nested = {"mapping": {"batches_per_job": "10"}, "seeds": ["3"]}  # of snakemake --config
+    nested |= {"surgery": {"early_stopping": "True"}, "data": {"memory_gb": ".5"}}
+    config = load_config(given | nested)
+    assert config.mapping.batches_per_job == 10 and config.seeds == [3]
+    assert config.surgery.early_stopping is True and config.data.memory_gb == 0.5
+    with pytest.raises(MISTAKE, match="n_latent is '1e-x'"):
+        load_config(given | {"scvi": {"n_latent": "1e-x"}})
+
+
+def test_numbers_that_rerun_stages_are_those_that_bundles_record():
+    assert {name: FLAGS.NUMERICS[name] for name in NUMERICS} == NUMERICS
+
+
+def test_keys_that_jobs_reading_data_depend_on_are_those_of_its_settings():
+    assert {*FLAGS.OF_DATA, "data"} == set(DataConfig.__dataclass_fields__)
+    assert set(OF_CONFIG["properties"]) == set(Config.__dataclass_fields__)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from parts import read_sheet
 
 from atlasmap.commands.main import app
-from atlasmap.config import load_config, read_config
+from atlasmap.config import checked, read_config
 from atlasmap.data.prepare import prepare_reference, sizes_of_batches
-from atlasmap.data.sheet import read_sheet
+from atlasmap.data.sheet import Dataset
 from atlasmap.data.sources import pbmc68k
+from atlasmap.settings import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -101,8 +103,8 @@ def test_the_join_in_r_is_that_of_the_docs(tmp_path):
 
 def test_the_readmes_sample_counts_are_those_of_the_demo(tmp_path):
     """Cells, batches, labels and genes are the same everywhere; scores are not."""
-    config = load_config(read_config(ROOT / "config/config.yaml"))
-    rows = read_sheet(ROOT / config.datasets)
+    config = checked(Config, read_config(ROOT / "config/config.yaml"), "the config", "X")
+    rows = [Dataset(**vars(row)) for row in read_sheet(ROOT / config.datasets)]
     pbmc68k().write_h5ad(tmp_path / "demo.h5ad")
     reference, query = (
         [row for row in rows if row.role == role] for role in ("reference", "query")

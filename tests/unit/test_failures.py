@@ -170,7 +170,7 @@ def test_a_failed_command_leaves_log_and_record_and_a_retry_leaves_at_once(tmp_p
 
 def test_success_removes_the_record_and_keeps_the_logs_of_failed_attempts(tmp_path):
     log, table = tmp_path / "a.log", tmp_path / "t.csv"
-    words = ["gather-tables", str(table), "--out", str(tmp_path / "out.csv")]
+    words = ["gather", "--scib", str(table), "--out", str(tmp_path / "out")]
     assert run(log, *words).returncode == EXIT_CODES["bug"]  # no such file
     assert read_failure(log).code == "FileNotFoundError" and "Traceback" in log.read_text()
     table.write_text("a\n1\n")
@@ -182,7 +182,7 @@ def test_success_removes_the_record_and_keeps_the_logs_of_failed_attempts(tmp_pa
 
 
 def test_a_wrong_flag_is_bad_input(tmp_path):
-    assert run(tmp_path / "a.log", "gather-tables", "--nope").returncode == EXIT_CODES["bad_input"]
+    assert run(tmp_path / "a.log", "gather", "--nope").returncode == EXIT_CODES["bad_input"]
     assert read_failure(tmp_path / "a.log").kind == "bad_input"
 
 

@@ -37,18 +37,12 @@ def test_numbers_of_jobs():
     found = {rule: row.jobs for rule, row in rows().items()}
     assert found == {
         "train_scvi": 1, "train_scanvi": 3, "map_per_batch": 9, "map_joint": 3,
-        "train_twin_scvi": 4, "train_twin_scanvi": 12, "map_held_out": 12,
+        "train_held_out": 4,
     }  # fmt: skip
     twice = replace(CONFIG, calibration=CalibrationSettings(folds=2))
-    fewer = rows(config=twice)
-    assert fewer["train_twin_scvi"].jobs == 2 and fewer["map_held_out"].jobs == 3 * 2
-    asked = rows()["map_held_out"].seconds - SPEEDS.start
-    assert asked == pytest.approx(100 * 4 * 1000 * SPEEDS.surgery)  # four depths of a fold's cells
-    large = rows(replace(SIZES, n_reference=400_000))["map_held_out"].seconds - SPEEDS.start
-    assert large == pytest.approx(100 * 4 * 10_000 * SPEEDS.surgery)  # of two folds some
-    assert "map_held_out" not in rows(
-        config=replace(CONFIG, calibration=CalibrationSettings("none"))
-    )
+    assert rows(config=twice)["train_held_out"].jobs == 2
+    none = replace(CONFIG, calibration=CalibrationSettings("none"))
+    assert "train_held_out" not in rows(config=none)
     taken = replace(CONFIG, reference=ReferenceSettings(bundle="b"))
     assert set(rows(config=taken)) == {"map_per_batch", "map_joint"}
     packed = replace(CONFIG, mapping=MappingSettings(2), seeds=[0, 1], variants=["fixed"])
@@ -58,11 +52,25 @@ def test_numbers_of_jobs():
     assert "train_scanvi" not in rows(replace(SIZES, n_labels=0))
 
 
+@pytest.mark.parametrize(("n", "kept", "asked"), [(4000, 3000, 1000), (400_000, 200_000, 10_000)])
+def test_a_fold_trains_all_models_and_maps_onto_those_with_labels(n, kept, asked):
+    sizes, alone = replace(SIZES, n_reference=n), replace(CONFIG, variants=["fixed"])
+    config = replace(
+        alone, scvi=replace(CONFIG.scvi, train=replace(CONFIG.scvi.train, max_epochs=7))
+    )
+    mapped = 100 * 4 * asked * SPEEDS.surgery  # four library sizes of the held-out cells
+    scanvi, scvi = 100 * kept * SPEEDS.scanvi, 7 * kept * SPEEDS.scvi
+    found = rows(sizes, config)["train_held_out"].seconds - SPEEDS.start
+    assert found == pytest.approx(scvi + scanvi + mapped)
+    three = rows(sizes, replace(config, variants=["fixed", "prefix", "linear"]))["train_held_out"]
+    assert three.seconds - SPEEDS.start == pytest.approx(scvi + 3 * (scanvi + mapped))
+
+
 def test_citeseq_trains_totalvi_alone():
     config = Config(atlas="a", datasets="s.tsv", modality="citeseq")
     found = rows(replace(SIZES, n_proteins=20), config)
     assert {rule: row.jobs for rule, row in found.items() if "train" in rule or "map" in rule} == {
-        "train_totalvi": 1, "train_twin_totalvi": 4, "map_held_out": 4,
+        "train_totalvi": 1, "train_held_out": 4,
         "map_per_batch": 3, "map_joint": 1,
     }  # fmt: skip
     slower = rows(replace(SIZES, n_proteins=20), config, speeds=replace(SPEEDS, scvi=2e-5))

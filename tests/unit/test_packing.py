@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from parts import CHECKS
 from small import CPU
 
 from atlasmap.bundle import save
@@ -10,7 +11,6 @@ from atlasmap.commands.mapping import Operation, map_batches
 from atlasmap.commands.running import Running
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import sha256
-from atlasmap.jobs.packing import jobs, members
 from atlasmap.settings import SurgerySettings
 
 NAMES = [f"donor {k}" for k in range(200)]
@@ -18,8 +18,8 @@ NAMES = [f"donor {k}" for k in range(200)]
 
 def packed(batches, most, done: dict[str, list[str]] | None = None) -> dict[str, list[str]]:
     """Job → its batches, when the jobs in `done` have mapped theirs."""
-    found = jobs(batches, most, lambda job: len((done or {}).get(job, [])))
-    return {job: members(job, batches) for job in found}
+    found = CHECKS.packed(batches, most, lambda job: len((done or {}).get(job, [])))
+    return {job: CHECKS.members(job, batches) for job in found}
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 20, 199, 200, 10**6])
@@ -73,7 +73,7 @@ def test_a_job_that_is_done_does_not_grow_without_limit():
 
 
 def test_no_batches_no_jobs():
-    assert jobs([], 5, lambda job: 0) == []
+    assert CHECKS.packed([], 5, lambda job: 0) == []
 
 
 @pytest.fixture

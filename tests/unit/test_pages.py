@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasmap.commands.results import gather_certificates
+from atlasmap.commands.results import gather
 from atlasmap.report.audits import MOST_LABELS, reference_page, strategies_page
 from atlasmap.report.pages import as_html, number, table
 
@@ -46,7 +46,11 @@ def test_certificates_have_a_page(tmp_path):
         paths[-1].write_text(json.dumps(said))
         about = {"kind": "delta", "seed": 0, "variant": "fixed", "strategy": "per_batch"}
         (folder / "settings.json").write_text(json.dumps(about))
-    gather_certificates(*paths, out=tmp_path / "certificates.csv")
+    history = tmp_path / "scvi/history.csv"
+    history.parent.mkdir()
+    history.write_text("epoch,split,metric,value\n0,train,loss,1\n")
+    (history.parent / "settings.json").write_text('{"kind": "scvi", "seed": 0}')
+    gather(history, certificates=paths, out=tmp_path)
     page = (tmp_path / "certificates.html").read_text()
     assert "Of 2 mappings none moved" in page and "100 of its cells" in page and ">0.12<" in page
     table = pd.read_csv(tmp_path / "certificates.csv")

@@ -207,14 +207,17 @@ def test_seed_agreement_by_hand(tmp_path):
     for name, table in (("one", one), ("two", two), ("three", three)):
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     paths = [tmp_path / f"{name}.csv" for name in ("one", "two", "three")]
-    publish(paths[0], out=tmp_path / "labels.csv", seeds=paths)
+    atlas = anndata.AnnData(obs=pd.DataFrame({"role": ["reference", "query", "query", "query"]}))
+    final = tmp_path / "final"
+    final.mkdir()
+    atlas.write_h5ad(final / "atlas.h5ad")
+    one.to_csv(final / "labels.csv", index=False)
+    publish(final, out=tmp_path, seeds=paths)
     found = pd.read_csv(tmp_path / "labels.csv", keep_default_na=False, dtype=str)
     assert found.drop(columns="seed_agreement").equals(one)  # nothing is read as a number
     assert found["seed_agreement"].astype(float).tolist() == pytest.approx([1, 2 / 3, 2 / 3])
-    atlas = anndata.AnnData(obs=pd.DataFrame({"role": ["reference", "query", "query", "query"]}))
-    atlas.write_h5ad(tmp_path / "one.h5ad")
-    publish(tmp_path / "one.h5ad", out=tmp_path / "atlas.h5ad", seeds=paths)
     obs = anndata.read_h5ad(tmp_path / "atlas.h5ad").obs
     assert obs["seed_agreement"].tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3])
-    publish(paths[0], out=tmp_path / "alone.csv")
-    assert (tmp_path / "alone.csv").read_bytes() == paths[0].read_bytes()
+    publish(final, out=tmp_path / "alone")
+    for name in ("labels.csv", "atlas.h5ad"):
+        assert (tmp_path / "alone" / name).read_bytes() == (final / name).read_bytes()

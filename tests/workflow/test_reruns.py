@@ -33,7 +33,7 @@ def test_where_and_how_jobs_run_triggers_nothing(changed, change):
 
 
 def test_where_logs_are_triggers_nothing(changed, tmp_path):
-    for name in ("Snakefile", "workflow", "config", "envs"):
+    for name in ("Snakefile", "workflow", "config", "envs", "src", "profiles"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     rules = [p for p in (tmp_path / "workflow/rules").iterdir() if "/logs/" in p.read_text()]
@@ -63,9 +63,10 @@ def test_what_concerns_queries_alone_retrains_nothing(changed):
     assert not {"prepare_reference", "find_batches", "train_scvi", "train_scanvi"} & set(planned)
 
 
-def test_a_final_file_is_remade_alone(changed):
+def test_a_final_file_is_remade_with_what_is_made_of_it(changed):
     (changed / TOP / "labels.csv").unlink()
-    assert jobs(snakemake(changed, "-n")) == {"publish": 1, "write_report": 1}
+    of_it = {"publish": 1, "write_explorer": 1, "write_report": 1}
+    assert jobs(snakemake(changed, "-n")) == of_it
 
 
 def test_an_intermediate_that_is_named_is_remade(changed):
@@ -80,11 +81,12 @@ def test_an_intermediate_that_is_named_is_remade(changed):
 def test_de_novo_alone_certifies_nothing_and_frozen_alone_is_calibrated_frozen(changed):
     write(changed, CONFIG | {"strategies": ["de_novo"]}, SHEET)
     planned = jobs(snakemake(changed, "-n"))
-    assert planned["assemble_de_novo"] == 2 and "gather_certificates" not in planned
+    assert planned["assemble_de_novo"] == 2 and planned["gather"] == 1
+    assert "--certificates" not in snakemake(changed, "-np")
     write(changed, CONFIG | {"strategies": ["frozen"]}, SHEET)
     text = snakemake(changed, "-np")
     assert text.count("--strategy frozen") > text.count("map-batches") > 0
-    assert re.search(r"map-held-out .* --strategy frozen", text)
+    assert re.search(r"train-held-out .* --strategy frozen", text)
 
 
 def test_large_atlases_are_scored_one_embedding_a_job(changed):
@@ -137,7 +139,7 @@ def test_audits_and_the_other_strategies(changed):
     text = snakemake(changed, "--", "audits", *(str(TOP / name) for name in (*labels, *tables)))
     run = re.findall(r"^(?:rule|checkpoint|localrule) (\w+):", text, re.MULTILINE)
     # no label stands above another: the sheet of labels prepares and trains nothing anew
-    assert not {"prepare_reference", "train_scvi", "train_scanvi", "hold_out"} & set(run)
+    assert not {"prepare_reference", "train_scvi", "train_scanvi", "train_held_out"} & set(run)
     assert run.count("train_de_novo_scvi") == 3  # all, and each batch for the audit
     for strategy in ("frozen", "de_novo"):
         labels = pd.read_csv(changed / TOP / f"seed0/mapping/fixed/{strategy}/labels.csv")

@@ -4,17 +4,8 @@ AUDITED = FINAL_MODEL  # of the final variant and seed
 
 rule audit_strategies:
     input:
-        bundle=expand(
-            "results/{{atlas}}/seed{seed}/reference/{folder}/{file}",
-            seed=FINAL.seed,
-            folder=model_folder(AUDITED),
-            file=BUNDLE,
-        ),
-        queries=lambda w: expand(
-            "results/{atlas}/data/queries/{batch}.h5ad",
-            atlas=w.atlas,
-            batch=query_batches(),
-        ),
+        bundle=bundle_in(FINAL_REFERENCE),
+        queries=queries,
         per_batch=lambda w: mapped(FINAL.seed, AUDITED, "per_batch"),
         joint=lambda w: mapped(FINAL.seed, AUDITED, "joint"),
     output:
@@ -32,21 +23,15 @@ rule audit_strategies:
     benchmark:
         "results/{atlas}/logs/audit_strategies.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("audit_strategies", 3000, 20),
-        runtime=minutes("audit_strategies", 720),
-        gpu=GPU,
-        device=CONFIG.device,
+        **asked("audit_strategies", 3000, 720, mb_per_mb=20, gpu=True),
     params:
         settings=settings_of(SURGERY[0]),
         seed=FINAL.seed,
-        bundle=lambda w, input: os.path.dirname(input.bundle[0]),
-        joint=lambda w, input: os.path.dirname(input.joint[0]),
-        per_batch=lambda w: repeated(
-            "per_batch", of_mappings(FINAL.seed, AUDITED, "per_batch", "latent.h5ad")
-        ),
+        bundle=folder_of("bundle"),
+        joint=folder_of("joint"),
+        per_batch=lambda w: repeated("per_batch", latents(FINAL.seed, AUDITED)),
         out=subpath(output[0], parent=True),
         numerics=NUMERICS["surgery"],
     shell:
@@ -58,21 +43,13 @@ rule audit_strategies:
 
 rule audit_reference:
     input:
-        bundle=expand(
-            "results/{{atlas}}/seed{seed}/reference/{folder}/{file}",
-            seed=FINAL.seed,
-            folder=model_folder(AUDITED),
-            file=[*BUNDLE, "reference_latent.h5ad"],
-        ),
+        bundle=bundle_in(FINAL_REFERENCE, "reference_latent.h5ad"),
         cells="results/{atlas}/data/reference.h5ad",
         mapped=lambda w: mapped(FINAL.seed, AUDITED, "per_batch"),
-        de_novo=lambda w: expand(
-            "results/{atlas}/seed{seed}/de_novo/{batch}/{folder}/reference_latent.h5ad",
-            atlas=w.atlas,
-            seed=FINAL.seed,
-            batch=query_batches(),
-            folder=model_folder(AUDITED),
-        ),
+        de_novo=lambda w: [
+            f"{TOP}/seed{FINAL.seed}/de_novo/{batch}/{model_folder(AUDITED)}/reference_latent.h5ad"
+            for batch in query_batches()
+        ],
     output:
         "results/{atlas}/audit/reference.csv",
         "results/{atlas}/audit/reference_confusion.csv",
@@ -88,16 +65,13 @@ rule audit_reference:
     benchmark:
         "results/{atlas}/logs/audit_reference.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("audit_reference", 3000, 10),
-        runtime=minutes("audit_reference", 120),
+        **asked("audit_reference", 3000, 120, mb_per_mb=10),
     params:
-        bundle=lambda w, input: os.path.dirname(input.bundle[0]),
+        bundle=folder_of("bundle"),
         mappings=lambda w: [
-            os.path.dirname(path)
-            for path in of_mappings(FINAL.seed, AUDITED, "per_batch", "latent.h5ad")
+            os.path.dirname(path) for path in latents(FINAL.seed, AUDITED)
         ],
         de_novo=lambda w, input: repeated(
             "de_novo", map(os.path.dirname, input.de_novo)
@@ -119,3 +93,4 @@ rule audits:
             if LABELLED and not TAKEN
             else []
         ),
+    localrule: True

@@ -3,25 +3,12 @@ rule score_labels:
         [run["atlas"] for run in [*label_runs(), *opinion_runs()]],
         [run["seconds"] for run in opinion_runs()],
     output:
+        expand("results/{{atlas}}/benchmark/{table}.csv", table=OF_LABELS),
         fitness=report(
             "results/{atlas}/benchmark/fitness.csv",
             caption="../report/fitness.rst",
             category="Labels",
             labels={"figure": "Does the reference fit?"},
-        ),
-        tables=expand(
-            "results/{{atlas}}/benchmark/{table}.csv",
-            table=[
-                "classification",
-                "classification_per_class",
-                "confusion",
-                "reliability",
-                "risk_coverage",
-                "trust",
-                "shifts",
-                "opinions",
-                "knn_sensitivity",
-            ],
         ),
         timed=report(
             "results/{atlas}/logs/opinions.csv",
@@ -34,32 +21,24 @@ rule score_labels:
     benchmark:
         "results/{atlas}/logs/score_labels.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("score_labels", 2000, 4),
-        runtime=minutes("score_labels", 60),
+        **asked("score_labels", 2000, 60, mb_per_mb=4),
     params:
-        runs=shlex.quote(json.dumps(label_runs())),
-        opinions=shlex.quote(json.dumps(opinion_runs())),
+        runs=quoted(told(label_runs())),
+        opinions=quoted(told(opinion_runs())),
         out=subpath(output.fitness, parent=True),
         numerics=NUMERICS["classification"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " score-labels --runs {params.runs} --opinions {params.opinions} --out {params.out:q}"
-        " --timed {output.timed:q}"
+        " score-labels --runs {params.runs} --opinions {params.opinions}"
+        " --out {params.out:q} --timed {output.timed:q}"
 
 
 rule score_embeddings:
     input:
         embeddings=lambda w: [run["path"] for run in runs_of(w)],
-        counts=lambda w: [
-            f"results/{w.atlas}/data/reference.h5ad",
-            *(
-                f"results/{w.atlas}/data/queries/{batch}.h5ad"
-                for batch in query_batches()
-            ),
-        ],
+        counts=all_counts,
     output:
         "results/{atlas}/benchmark/scib/seed{seed}/{part}.csv",
     log:
@@ -67,13 +46,11 @@ rule score_embeddings:
     benchmark:
         "results/{atlas}/logs/seed{seed}/score_embeddings_{part}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("score_embeddings", 4000, 20),
-        runtime=minutes("score_embeddings", 360),
+        **asked("score_embeddings", 4000, 360, mb_per_mb=20),
     params:
-        runs=lambda w: shlex.quote(json.dumps(runs_of(w))),
+        runs=lambda w: quoted(told(runs_of(w))),
         counts=lambda w, input: repeated("counts", input.counts),
         settings=block_flag("benchmark", "n_neighbors", "max_cells", "n_samples"),
         numerics=NUMERICS["scib"],
@@ -83,137 +60,42 @@ rule score_embeddings:
         " --seed {wildcards.seed} {params.settings}"
 
 
-rule gather_scib:
-    input:
-        scib_parts,
-    output:
-        "results/{atlas}/benchmark/scib.csv",
-    log:
-        "results/{atlas}/logs/gather_scib.log",
-    benchmark:
-        "results/{atlas}/logs/gather_scib.tsv"
-    conda:
-        CONDA
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("gather_scib", 1000),
-        runtime=minutes("gather_scib", 10),
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " gather-tables {input:q} --out {output:q}"
-
-
-rule gather_history:
+rule gather:
     input:
         reference=expand(
             "results/{{atlas}}/seed{seed}/reference/{folder}/history.csv",
             seed=CONFIG.seeds,
             folder=REFERENCE_FOLDERS,
         ),
-        mapped=lambda w: [
-            path
-            for seed, variant, strategy, _ in mappings(CONFIG.seeds)
-            for path in mapped(seed, variant, strategy)
-        ],
+        mapped=lambda w: all_mapped(),
+        scib=scib_parts if SCORED_BY_SCIB else [],
     output:
-        "results/{atlas}/benchmark/history.csv",
-    log:
-        "results/{atlas}/logs/gather_history.log",
-    benchmark:
-        "results/{atlas}/logs/gather_history.tsv"
-    conda:
-        CONDA
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("gather_history", 1000),
-        runtime=minutes("gather_history", 20),
-    params:
-        mappings=lambda w: [
-            path
-            for seed, variant, strategy, _ in mappings(CONFIG.seeds)
-            for path in histories_of(seed, variant, strategy)
-        ],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " gather-history {input.reference:q} {params.mappings:q} --out {output:q}"
-
-
-rule gather_certificates:
-    input:
-        lambda w: [
-            path
-            for seed, variant, strategy, _ in mappings(CONFIG.seeds)
-            for path in mapped(seed, variant, strategy, "certificate.json")
-            if strategy != "de_novo"
-        ],
-    output:
-        table="results/{atlas}/benchmark/certificates.csv",
-        page=report(
-            "results/{atlas}/benchmark/certificates.html",
-            caption="../report/certificates.rst",
-            category="Certificates",
-            labels={"page": "Surgery certificates"},
-        ),
-    log:
-        "results/{atlas}/logs/gather_certificates.log",
-    benchmark:
-        "results/{atlas}/logs/gather_certificates.tsv"
-    conda:
-        CONDA
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("gather_certificates", 1000),
-        runtime=minutes("gather_certificates", 10),
-    params:
-        certificates=lambda w: [
-            path
-            for seed, variant, strategy, _ in mappings(CONFIG.seeds)
-            for path in of_mappings(seed, variant, strategy, "certificate.json")
-            if strategy != "de_novo"
-        ],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " gather-certificates {params.certificates:q} --out {output.table:q}"
-
-
-rule model_card:
-    input:
-        bundle=expand(
-            "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
-            file=[*BUNDLE, "reference_latent.h5ad"],
-        ),
-        counts=[] if TAKEN else "results/{atlas}/data/reference.h5ad",
-        calibration=lambda w: (
-            f"results/{w.atlas}/seed{w.seed}/reference/{w.folder}/calibration.json"
-            if CALIBRATED and w.folder != "scvi"
+        history="results/{atlas}/benchmark/history.csv",
+        scib="results/{atlas}/benchmark/scib.csv" if SCORED_BY_SCIB else [],
+        certificates="results/{atlas}/benchmark/certificates.csv" if CERTIFIED else [],
+        page=(
+            report(
+                "results/{atlas}/benchmark/certificates.html",
+                caption="../report/certificates.rst",
+                category="Certificates",
+                labels={"page": "Surgery certificates"},
+            )
+            if CERTIFIED
             else []
         ),
-    output:
-        "results/{atlas}/seed{seed}/reference/{folder}/card.md",
-        "results/{atlas}/seed{seed}/reference/{folder}/card.json",
-        report(
-            "results/{atlas}/seed{seed}/reference/{folder}/card.html",
-            caption="../report/model_card.rst",
-            category="Model cards",
-            labels={"model": "{folder}", "seed": "{seed}"},
-        ),
     log:
-        "results/{atlas}/logs/seed{seed}/model_card_{folder}.log",
+        "results/{atlas}/logs/gather.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/model_card_{folder}.tsv"
+        "results/{atlas}/logs/gather.tsv"
+    localrule: True
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("model_card", 3000, 30),
-        runtime=minutes("model_card", 240),
+        **asked("gather", 1000, 20),
     params:
-        settings=settings_of("card"),
-        bundle=subpath(output[0], parent=True),
-        counts=lambda w, input: (
-            f"--counts={shlex.quote(input.counts)}" if input.counts else ""
-        ),
-        numerics=NUMERICS["card"],
+        mappings=lambda w: gathered_flags(),
+        scib=lambda w, input: repeated("scib", input.scib),
+        out=subpath(output.history, parent=True),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " card {params.bundle:q} {params.counts} {params.settings}"
+        " gather {input.reference:q} {params.mappings} {params.scib} --out {params.out:q}"

@@ -7,24 +7,15 @@ rule fetch:
     benchmark:
         "results/{atlas}/logs/fetch/{source}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("fetch", 4000),
-        runtime=minutes("fetch", 240),
+        **asked("fetch", 4000, 240),
     params:
-        source=lambda w: SOURCES[w.source].path,
-        sha256=lambda w: SOURCES[w.source].sha256,
-        simulation=lambda w: (
-            as_flag("simulation", config.get("simulate") or {})
-            if SOURCES[w.source].path == "builtin:simulated"
-            else ""
-        ),
+        source=fetch_flags,
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " fetch {params.source:q} --out {output.file:q} --sha256={params.sha256:q}"
-        " {params.simulation}"
+        " fetch {params.source} --out {output.file:q}"
 
 
 checkpoint find_batches:
@@ -37,19 +28,16 @@ checkpoint find_batches:
     benchmark:
         "results/{atlas}/logs/find_batches/{dataset}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("find_batches", 1000, 6),
-        runtime=minutes("find_batches", 30),
+        **asked("find_batches", 1000, 30, mb_per_mb=6),
     params:
-        dataset=lambda w: shlex.quote(json.dumps(row(DATASETS[w.dataset]))),
+        dataset=lambda w: quoted(row(DATASETS[w.dataset])),
         config=data_flag("min_cells_per_batch"),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " find-batches {input:q} --dataset {params.dataset} {params.config}"
-        " --out {output:q}"
+        " find-batches {input:q} --dataset {params.dataset} {params.config} --out {output:q}"
 
 
 rule prepare_query:
@@ -65,17 +53,13 @@ rule prepare_query:
     benchmark:
         "results/{atlas}/logs/prepare_query/{batch}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("prepare_query", 2000, 12),
-        runtime=minutes("prepare_query", 60),
+        **asked("prepare_query", 2000, 60, mb_per_mb=12, streams=True),
         checking=CHECKING,
     params:
         batch=lambda w: shlex.quote(unslug(w.batch)),
-        dataset=lambda w: shlex.quote(
-            json.dumps(row(owner(w.batch), "truth_key", "gene_lengths"))
-        ),
+        dataset=lambda w: quoted(row(owner(w.batch), "truth_key", "gene_lengths")),
         config=data_flag("min_gene_overlap", "min_cells_per_batch", "mask_proteins"),
         numerics=NUMERICS["data"],
     shell:
@@ -88,11 +72,7 @@ rule prepare_query:
 checkpoint write_contract:
     input:
         reference="results/{atlas}/data/reference.json",
-        queries=lambda w: expand(
-            "results/{atlas}/data/queries/{batch}.json",
-            atlas=w.atlas,
-            batch=query_batches(),
-        ),
+        queries=query_facts,
         tree=label_tree() if LABELLED else [],
     output:
         "results/{atlas}/data/contract.json",
@@ -100,12 +80,11 @@ checkpoint write_contract:
         "results/{atlas}/logs/write_contract.log",
     benchmark:
         "results/{atlas}/logs/write_contract.tsv"
+    localrule: True
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("write_contract", 1000),
-        runtime=minutes("write_contract", 10),
+        **asked("write_contract", 1000, 10),
         # Where the config lies is no reason to run again: folders are moved.
         configfiles=repeated("configfiles", CONFIGFILES),
     params:
@@ -114,5 +93,4 @@ checkpoint write_contract:
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " write-contract {input.queries:q} --reference {input.reference:q}"
-        " {resources.configfiles} {params.tree} {params.masked}"
-        " --out {output:q}"
+        " {resources.configfiles} {params.tree} {params.masked} --out {output:q}"

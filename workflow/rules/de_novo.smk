@@ -1,16 +1,12 @@
-# Reference and query trained on together, the query unlabelled. A cohort is one query batch (for
-# the audit of the reference) or all of them (strategy de_novo).
+# Reference and query trained on together, the query unlabelled: with one query batch for the audit of
+# the reference, with `all` of them for the strategy de_novo.
 
 
 rule join_cohort:
     input:
         reference="results/{atlas}/data/reference.h5ad",
         contract=ancient("results/{atlas}/data/contract.json"),
-        queries=lambda w: expand(
-            "results/{atlas}/data/queries/{batch}.h5ad",
-            atlas=w.atlas,
-            batch=cohort_batches(w.cohort),
-        ),
+        queries=lambda w: queries(w) if w.cohort == "all" else prepared(w.cohort),
     output:
         "results/{atlas}/data/cohorts/{cohort}.h5ad",
     log:
@@ -18,11 +14,9 @@ rule join_cohort:
     benchmark:
         "results/{atlas}/logs/join_cohort/{cohort}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("join_cohort", 1500, 6),
-        runtime=minutes("join_cohort", 30),
+        **asked("join_cohort", 1500, 30, mb_per_mb=6),
     params:
         numerics=NUMERICS["data"],
     shell:
@@ -34,10 +28,7 @@ use rule train_scvi as train_de_novo_scvi with:
     input:
         reference="results/{atlas}/data/cohorts/{cohort}.h5ad",
     output:
-        expand(
-            "results/{{atlas}}/seed{{seed}}/de_novo/{{cohort}}/scvi/{file}",
-            file=BUNDLE,
-        ),
+        bundle_in("seed{seed}/de_novo/{cohort}/scvi"),
         latent="results/{atlas}/seed{seed}/de_novo/{cohort}/scvi/reference_latent.h5ad",
     log:
         "results/{atlas}/logs/seed{seed}/train_de_novo_scvi/{cohort}.log",
@@ -48,15 +39,9 @@ use rule train_scvi as train_de_novo_scvi with:
 use rule train_scanvi as train_de_novo_scanvi with:
     input:
         reference="results/{atlas}/data/cohorts/{cohort}.h5ad",
-        scvi=expand(
-            "results/{{atlas}}/seed{{seed}}/de_novo/{{cohort}}/scvi/{file}",
-            file=BUNDLE,
-        ),
+        scvi=bundle_in("seed{seed}/de_novo/{cohort}/scvi"),
     output:
-        expand(
-            "results/{{atlas}}/seed{{seed}}/de_novo/{{cohort}}/scanvi_{{variant}}/{file}",
-            file=BUNDLE,
-        ),
+        bundle_in("seed{seed}/de_novo/{cohort}/scanvi_{variant}"),
         latent="results/{atlas}/seed{seed}/de_novo/{cohort}/scanvi_{variant}/reference_latent.h5ad",
     log:
         "results/{atlas}/logs/seed{seed}/train_de_novo_scanvi_{variant}/{cohort}.log",
@@ -68,10 +53,7 @@ use rule train_totalvi as train_de_novo_totalvi with:
     input:
         reference="results/{atlas}/data/cohorts/{cohort}.h5ad",
     output:
-        expand(
-            "results/{{atlas}}/seed{{seed}}/de_novo/{{cohort}}/totalvi/{file}",
-            file=BUNDLE,
-        ),
+        bundle_in("seed{seed}/de_novo/{cohort}/totalvi"),
         latent="results/{atlas}/seed{seed}/de_novo/{cohort}/totalvi/reference_latent.h5ad",
     log:
         "results/{atlas}/logs/seed{seed}/train_de_novo_totalvi/{cohort}.log",
@@ -79,65 +61,49 @@ use rule train_totalvi as train_de_novo_totalvi with:
         "results/{atlas}/logs/seed{seed}/train_de_novo_totalvi/{cohort}.tsv"
 
 
+# The two parts of the latent, and the map of the first.
 rule split_cohort:
     input:
-        lambda w: f"results/{w.atlas}/seed{w.seed}/de_novo/all/{model_folder(w.variant)}/reference_latent.h5ad",
+        lambda w: f"{TOP}/seed{w.seed}/de_novo/all/{model_folder(w.variant)}/reference_latent.h5ad",
     output:
         reference="results/{atlas}/seed{seed}/mapping/{variant}/de_novo/all/reference_latent.h5ad",
         query="results/{atlas}/seed{seed}/mapping/{variant}/de_novo/all/latent.h5ad",
+        umap="results/{atlas}/seed{seed}/mapping/{variant}/de_novo/all/umap.npz",
     log:
         "results/{atlas}/logs/seed{seed}/split_cohort_{variant}.log",
     benchmark:
         "results/{atlas}/logs/seed{seed}/split_cohort_{variant}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("split_cohort", 1500, 6),
-        runtime=minutes("split_cohort", 30),
+        **asked("split_cohort", 3000, 120, mb_per_mb=20),
+    params:
+        settings=settings_of("umap"),
+        numerics=NUMERICS["umap"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " split-cohort {input:q} --reference {output.reference:q} --query {output.query:q}"
-
-
-use rule fit_umap as fit_umap_de_novo with:
-    input:
-        "results/{atlas}/seed{seed}/mapping/{variant}/de_novo/all/reference_latent.h5ad",
-    output:
-        "results/{atlas}/seed{seed}/mapping/{variant}/de_novo/all/umap.npz",
-    log:
-        "results/{atlas}/logs/seed{seed}/fit_umap_de_novo_{variant}.log",
-    benchmark:
-        "results/{atlas}/logs/seed{seed}/fit_umap_de_novo_{variant}.tsv"
+        " --map {output.umap:q} --seed {wildcards.seed} {params.settings}"
 
 
 # No reference is kept, so there is nothing that could have learned how far to trust its labels.
 use rule assemble as assemble_de_novo with:
     input:
-        reference="results/{atlas}/seed{seed}/mapping/{variant}/de_novo/all/reference_latent.h5ad",
-        umap="results/{atlas}/seed{seed}/mapping/{variant}/de_novo/all/umap.npz",
+        reference=reference_latent,
+        umap="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/all/umap.npz",
         mapped=lambda w: mapped(w.seed, w.variant, "de_novo"),
-        queries=lambda w: expand(
-            "results/{atlas}/data/queries/{batch}.h5ad",
-            atlas=w.atlas,
-            batch=query_batches(),
-        ),
+        queries=queries,
         tree=label_tree(),
         calibration=[],
         bundle=[],
     output:
-        atlas="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/atlas.h5ad",
-        labels=(
-            [
-                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/labels.csv",
-                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/soft_labels.parquet",
-            ]
-            if LABELLED
-            else []
-        ),
+        in_mapping("atlas.h5ad"),
+        labels=in_mapping("labels.csv", "soft_labels.parquet") if LABELLED else [],
+        opinions=OPINIONS,
     log:
         "results/{atlas}/logs/seed{seed}/assemble_{variant}_{strategy}.log",
     benchmark:
         "results/{atlas}/logs/seed{seed}/assemble_{variant}_{strategy}.tsv"
     wildcard_constraints:
         strategy="de_novo",
+        variant=one_of(MODELS),

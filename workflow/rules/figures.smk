@@ -18,16 +18,14 @@ rule plot_figures:
     benchmark:
         "results/{atlas}/logs/plot_figures.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("plot_figures", 2000, 4),
-        runtime=minutes("plot_figures", 30),
+        **asked("plot_figures", 2000, 30, mb_per_mb=4),
     params:
         runs=drawn_runs(),
         figures=repeated("figures", FIGURES),
         final=drawn_final(),
-        tables=f"results/{CONFIG.atlas}/benchmark",
+        tables=placed(f"{TOP}/benchmark"),
         out=subpath(output[0], parent=True),
         numerics=NUMERICS["figures"],
     shell:
@@ -38,7 +36,7 @@ rule plot_figures:
 
 rule plot_proteins:
     input:
-        atlas=f"results/{{atlas}}/seed{FINAL.seed}/mapping/{FINAL_MODEL}/{FINAL.strategy}/atlas.h5ad",
+        atlas=of_final("atlas.h5ad"),
         reference=f"results/{{atlas}}/seed{FINAL.seed}/reference/{FINAL_MODEL}/denoised.h5ad",
         mapped=lambda w: mapped(FINAL.seed, FINAL_MODEL, FINAL.strategy),
     output:
@@ -57,13 +55,11 @@ rule plot_proteins:
     benchmark:
         "results/{atlas}/logs/plot_proteins.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("plot_proteins", 2000, 4),
-        runtime=minutes("plot_proteins", 20),
+        **asked("plot_proteins", 2000, 20, mb_per_mb=4),
     params:
-        denoised=lambda w: of_mappings(
+        denoised=lambda w: latents(
             FINAL.seed, FINAL_MODEL, FINAL.strategy, "denoised.h5ad"
         ),
         out=subpath(output[0], parent=True),

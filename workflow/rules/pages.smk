@@ -1,13 +1,7 @@
 rule write_explorer:
     input:
         atlas="results/{atlas}/atlas.h5ad",
-        counts=lambda w: [
-            *([] if TAKEN else [f"results/{w.atlas}/data/reference.h5ad"]),
-            *(
-                f"results/{w.atlas}/data/queries/{batch}.h5ad"
-                for batch in query_batches()
-            ),
-        ],
+        counts=all_counts,
     output:
         report(
             "results/{atlas}/explorer.html",
@@ -20,11 +14,9 @@ rule write_explorer:
     benchmark:
         "results/{atlas}/logs/write_explorer.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("write_explorer", 2000, 10),
-        runtime=minutes("write_explorer", 30),
+        **asked("write_explorer", 2000, 30, mb_per_mb=10),
     params:
         counts=lambda w, input: repeated("counts", input.counts),
         settings=settings_of("explorer"),
@@ -45,14 +37,12 @@ rule write_report:
     benchmark:
         "results/{atlas}/logs/write_report.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("write_report", 1500, 2),
-        runtime=minutes("write_report", 10),
+        **asked("write_report", 1500, 10, mb_per_mb=2),
         # Where the checkout is, and keys that no result depends on, are no reason to make a page
         # again, as parameters would be.
-        captions=str(ROOT / "workflow/report"),
+        captions=captions(),
         given=json.dumps(config),
     params:
         folder=subpath(output[0], parent=True),

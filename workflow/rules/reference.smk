@@ -1,10 +1,7 @@
-from atlasmap.config import variant_block
-
-
 rule prepare_reference:
     input:
-        files=lambda w: [source_path(d) for d in [*REFERENCES, *CHOOSING]],
-        lengths=lambda w: gene_lengths([*REFERENCES, *CHOOSING]),
+        files=[source_path(dataset) for dataset in [*REFERENCES, *CHOOSING]],
+        lengths=gene_lengths([*REFERENCES, *CHOOSING]),
     output:
         reference="results/{atlas}/data/reference.h5ad",
         facts="results/{atlas}/data/reference.json",
@@ -13,24 +10,14 @@ rule prepare_reference:
     benchmark:
         "results/{atlas}/logs/prepare_reference.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("prepare_reference", 2000, 12),
-        runtime=minutes("prepare_reference", 60),
+        **asked("prepare_reference", 2000, 60, mb_per_mb=12, streams=True),
         checking=f"{CHECKING} {SHARED}",
         # The sheet of labels is no input: only what tree_key says of it prepares anew.
         tree=tree_of_reference(),
     params:
-        datasets=lambda w: shlex.quote(
-            json.dumps([row(d, "label_key", "gene_lengths") for d in REFERENCES])
-        ),
-        queries=lambda w: (
-            "--queries "
-            + shlex.quote(json.dumps([row(d, "gene_lengths") for d in CHOOSING]))
-            if CHOOSING
-            else ""
-        ),
+        datasets=as_is(reference_rows()),
         config=data_flag(
             "n_top_genes",
             "min_cells_per_label",
@@ -41,7 +28,7 @@ rule prepare_reference:
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " prepare-reference {input.files:q} --datasets {params.datasets} {params.queries}"
+        " prepare-reference {input.files:q} {params.datasets}"
         " {resources.tree} --tree_key={params.tree_key:q} {params.config}"
         " {resources.checking} --out {output.reference:q} --facts {output.facts:q}"
 
@@ -55,57 +42,63 @@ rule train_scvi:
         reference="results/{atlas}/data/reference.h5ad",
         contract=ancient("results/{atlas}/data/contract.json"),
     output:
-        expand("results/{{atlas}}/seed{{seed}}/reference/scvi/{file}", file=BUNDLE),
+        bundle_in("seed{seed}/reference/scvi"),
         latent="results/{atlas}/seed{seed}/reference/scvi/reference_latent.h5ad",
     log:
         "results/{atlas}/logs/seed{seed}/train_scvi.log",
     benchmark:
         "results/{atlas}/logs/seed{seed}/train_scvi.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("train_scvi", 3000, 20),
-        runtime=minutes("train_scvi", 720),
-        gpu=GPU,
-        device=CONFIG.device,
-        running=RUNNING,
+        **asked("train_scvi", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
     params:
+        model="scvi",
         settings=settings_of("scvi"),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["scvi"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " train-scvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
-        " {params.settings} --device {resources.device} {resources.running}"
+        " train-{params.model} {input.reference:q} --out {params.out:q}"
+        " --seed {wildcards.seed} {params.settings}"
+        " --device {resources.device} {resources.running}"
+
+
+use rule train_scvi as train_totalvi with:
+    output:
+        bundle_in("seed{seed}/reference/totalvi"),
+        latent="results/{atlas}/seed{seed}/reference/totalvi/reference_latent.h5ad",
+    log:
+        "results/{atlas}/logs/seed{seed}/train_totalvi.log",
+    benchmark:
+        "results/{atlas}/logs/seed{seed}/train_totalvi.tsv"
+    resources:
+        **asked("train_totalvi", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
+    params:
+        model="totalvi",
+        settings=settings_of("totalvi"),
+        out=subpath(output.latent, parent=True),
+        numerics=NUMERICS["totalvi"],
 
 
 rule train_scanvi:
     input:
         reference="results/{atlas}/data/reference.h5ad",
-        scvi=expand("results/{{atlas}}/seed{{seed}}/reference/scvi/{file}", file=BUNDLE),
+        scvi=bundle_in("seed{seed}/reference/scvi"),
     output:
-        expand(
-            "results/{{atlas}}/seed{{seed}}/reference/scanvi_{{variant}}/{file}",
-            file=BUNDLE,
-        ),
+        bundle_in("seed{seed}/reference/scanvi_{variant}"),
         latent="results/{atlas}/seed{seed}/reference/scanvi_{variant}/reference_latent.h5ad",
     log:
         "results/{atlas}/logs/seed{seed}/train_scanvi_{variant}.log",
     benchmark:
         "results/{atlas}/logs/seed{seed}/train_scanvi_{variant}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("train_scanvi", 3000, 20),
-        runtime=minutes("train_scanvi", 720),
-        gpu=GPU,
-        device=CONFIG.device,
-        running=RUNNING,
+        **asked("train_scanvi", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
     params:
         settings=lambda w: as_flag("scanvi", variant_block(config, w.variant)),
-        scvi=lambda w, input: os.path.dirname(input.scvi[0]),
+        scvi=folder_of("scvi"),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["scanvi"],
     shell:
@@ -115,45 +108,10 @@ rule train_scanvi:
         " {params.settings} --device {resources.device} {resources.running}"
 
 
-rule train_totalvi:
-    input:
-        reference="results/{atlas}/data/reference.h5ad",
-        contract=ancient("results/{atlas}/data/contract.json"),
-    output:
-        expand(
-            "results/{{atlas}}/seed{{seed}}/reference/totalvi/{file}",
-            file=BUNDLE,
-        ),
-        latent="results/{atlas}/seed{seed}/reference/totalvi/reference_latent.h5ad",
-    log:
-        "results/{atlas}/logs/seed{seed}/train_totalvi.log",
-    benchmark:
-        "results/{atlas}/logs/seed{seed}/train_totalvi.tsv"
-    conda:
-        CONDA
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("train_totalvi", 3000, 20),
-        runtime=minutes("train_totalvi", 720),
-        gpu=GPU,
-        device=CONFIG.device,
-        running=RUNNING,
-    params:
-        settings=settings_of("totalvi"),
-        out=subpath(output.latent, parent=True),
-        numerics=NUMERICS["totalvi"],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " train-totalvi {input.reference:q} --out {params.out:q} --seed {wildcards.seed}"
-        " {params.settings} --device {resources.device} {resources.running}"
-
-
 rule denoise_reference:
     input:
         reference="results/{atlas}/data/reference.h5ad",
-        bundle=expand(
-            "results/{{atlas}}/seed{{seed}}/reference/totalvi/{file}", file=BUNDLE
-        ),
+        bundle=bundle_in("seed{seed}/reference/totalvi"),
     output:
         "results/{atlas}/seed{seed}/reference/totalvi/denoised.h5ad",
     log:
@@ -161,16 +119,12 @@ rule denoise_reference:
     benchmark:
         "results/{atlas}/logs/seed{seed}/denoise_reference.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("denoise_reference", 3000, 120),
-        runtime=minutes("denoise_reference", 360),
-        gpu=GPU,
-        device=CONFIG.device,
+        **asked("denoise_reference", 3000, 360, mb_per_mb=120, gpu=True),
     params:
         settings=settings_of("denoise"),
-        bundle=lambda w, input: os.path.dirname(input.bundle[0]),
+        bundle=folder_of("bundle"),
         numerics=NUMERICS["denoise"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"

@@ -6,13 +6,10 @@ rule take_reference:
         source=taken_source(),
         adata=taken_adata(),
     output:
-        expand(
-            "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
-            file=[
-                *BUNDLE,
-                *(LEARNED if CALIBRATED else []),
-                *OF_REFERENCE,
-            ],
+        bundle_in(
+            "seed{seed}/reference/{folder}",
+            *(LEARNED if CALIBRATED else []),
+            *OF_REFERENCE,
         ),
         latent="results/{atlas}/seed{seed}/reference/{folder}/reference_latent.h5ad",
     log:
@@ -20,32 +17,17 @@ rule take_reference:
     benchmark:
         "results/{atlas}/logs/seed{seed}/take_reference_{folder}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("take_reference", 3000, 6),
-        runtime=minutes("take_reference", 60),
+        **asked("take_reference", 3000, 60, mb_per_mb=6),
     params:
-        source=as_is(taken_folder()),
-        kind="--scvi_tools" if CONFIG.reference.scvi_tools else "",
-        counts=f"--counts {CONFIG.counts}",
-        adata=lambda w, input: (
-            f"--adata={shlex.quote(input.adata)}" if input.adata else ""
-        ),
-        variant=(f"--variant {CONFIG.variants[0]}" if LABELLED and not CITESEQ else ""),
-        unlabeled=as_is(CONFIG.unlabeled_category),
-        categorical=as_is(repeated("categorical", CONFIG.categorical_covariates)),
-        continuous=as_is(repeated("continuous", CONFIG.continuous_covariates)),
-        levels=as_is(repeated("levels", CONFIG.label_levels)),
-        frozen="--frozen" if set(CONFIG.strategies) == {"frozen"} else "",
+        source=taken_flags,
+        counts_on=as_is(counted_on()),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " take-reference {params.source:q} --out {params.out:q} {params.kind} {params.adata}"
-        " {params.counts} {params.variant}"
-        " --unlabeled={params.unlabeled:q} {params.categorical} {params.continuous}"
-        " {params.levels} {params.frozen}"
+        " take-reference {params.source} --out {params.out:q} {params.counts_on}"
 
 
 rule describe_reference:
@@ -58,11 +40,9 @@ rule describe_reference:
     benchmark:
         "results/{atlas}/logs/describe_reference.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("describe_reference", 1500, 6),
-        runtime=minutes("describe_reference", 10),
+        **asked("describe_reference", 1500, 10, mb_per_mb=6),
     params:
         folder=subpath(input[0], parent=True),
     shell:

@@ -1,179 +1,126 @@
-rule fit_umap:
+# Beside a bundle: the map, the model card, and last a seal over all of its files.
+rule complete_reference:
     input:
-        "results/{atlas}/seed{seed}/reference/{folder}/reference_latent.h5ad",
-    output:
-        "results/{atlas}/seed{seed}/reference/{folder}/umap.npz",
-    log:
-        "results/{atlas}/logs/seed{seed}/fit_umap_{folder}.log",
-    benchmark:
-        "results/{atlas}/logs/seed{seed}/fit_umap_{folder}.tsv"
-    conda:
-        CONDA
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("fit_umap", 3000, 20),
-        runtime=minutes("fit_umap", 120),
-    params:
-        settings=settings_of("umap"),
-        numerics=NUMERICS["umap"],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " fit-umap {input:q} --out {output:q} --seed {wildcards.seed} {params.settings}"
-
-
-# Last of what is made of a reference: one fingerprint over its files, for whoever maps onto it.
-rule seal_reference:
-    input:
-        bundle=expand(
-            "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
-            file=[*BUNDLE, "reference_latent.h5ad"],
-        ),
+        bundle=bundle_in("seed{seed}/reference/{folder}", "reference_latent.h5ad"),
+        counts=[] if TAKEN else "results/{atlas}/data/reference.h5ad",
         beside=beside_reference,
     output:
-        "results/{atlas}/seed{seed}/reference/{folder}/seal.json",
+        cards_in("seed{seed}/reference/{folder}"),
+        seal="results/{atlas}/seed{seed}/reference/{folder}/seal.json",
+        umap="results/{atlas}/seed{seed}/reference/{folder}/umap.npz",
     log:
-        "results/{atlas}/logs/seed{seed}/seal_{folder}.log",
+        "results/{atlas}/logs/seed{seed}/complete_reference_{folder}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/seal_{folder}.tsv"
+        "results/{atlas}/logs/seed{seed}/complete_reference_{folder}.tsv"
+    wildcard_constraints:
+        folder=one_of(MAPPED_ONTO),
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("seal_reference", 1500, 6),
-        runtime=minutes("seal_reference", 30),
+        **asked("complete_reference", 3000, 240, mb_per_mb=30),
     params:
-        bundle=subpath(output[0], parent=True),
-        numerics=NUMERICS["seal"],
+        settings=settings_of("card", "umap"),
+        bundle=folder_of("bundle"),
+        counts=lambda w, input: repeated("counts", [input.counts] * (not TAKEN)),
+        map=lambda w, output: repeated("map", [output.umap] if output.umap else []),
+        numerics=[NUMERICS["card"], NUMERICS["umap"], NUMERICS["seal"]],
     shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}" " seal {params.bundle:q}"
+        "atlasmap --log {log:q} --attempt {resources.attempt}"
+        " complete-reference {params.bundle:q} {params.counts} {params.map}"
+        " --seed {wildcards.seed} {params.settings}"
+
+
+# No query is mapped onto these, so there is no map.
+use rule complete_reference as complete_model with:
+    output:
+        cards_in("seed{seed}/reference/{folder}"),
+        seal="results/{atlas}/seed{seed}/reference/{folder}/seal.json",
+        umap=[],
+    wildcard_constraints:
+        folder=one_of(set(REFERENCE_FOLDERS) - set(MAPPED_ONTO)),
 
 
 rule assemble:
     input:
-        reference=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/reference_latent.h5ad",
-        umap=lambda w: f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}/umap.npz",
+        reference=reference_latent,
+        umap=map_of_reference,
         mapped=lambda w: mapped(w.seed, w.variant, w.strategy),
-        queries=lambda w: expand(
-            "results/{atlas}/data/queries/{batch}.h5ad",
-            atlas=w.atlas,
-            batch=query_batches(),
-        ),
+        queries=queries,
         tree=label_tree(),
-        # beside the latents, where their command finds them
-        denoised=lambda w: [
-            f"results/{w.atlas}/seed{w.seed}/reference/totalvi/{file}"
-            for file in OF_REFERENCE
-        ],
+        denoised=denoised_reference,
         calibration=calibration_of,
-        bundle=lambda w: (
-            expand(
-                "results/{atlas}/seed{seed}/reference/{folder}/{file}",
-                atlas=w.atlas,
-                seed=w.seed,
-                folder=model_folder(w.variant),
-                file=BUNDLE,
-            )
-            if CALIBRATED
-            else []
-        ),
+        bundle=lambda w: reference_of(w) if CALIBRATED else [],
     output:
-        atlas="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/atlas.h5ad",
-        labels=(
-            [
-                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/labels.csv",
-                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/soft_labels.parquet",
-            ]
-            if LABELLED
-            else []
-        ),
+        in_mapping("atlas.h5ad"),
+        labels=in_mapping("labels.csv", "soft_labels.parquet") if LABELLED else [],
         calibrated=(
-            [
-                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/soft_labels_calibrated.parquet",
-                "results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/shifts.csv",
-            ]
+            in_mapping("soft_labels_calibrated.parquet", "shifts.csv")
             if CALIBRATED
             else []
         ),
+        opinions=OPINIONS,
     log:
         "results/{atlas}/logs/seed{seed}/assemble_{variant}_{strategy}.log",
     benchmark:
         "results/{atlas}/logs/seed{seed}/assemble_{variant}_{strategy}.tsv"
     wildcard_constraints:
         strategy="per_batch|joint|frozen",
+        variant=one_of(MODELS),
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("assemble", 3000, 10),
-        runtime=minutes("assemble", 120),
+        **asked("assemble", 3000, 360, mb_per_mb=10),
     params:
         settings=settings_of("transfer"),
-        latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
+        latents=lambda w: latents(w.seed, w.variant, w.strategy),
         queries=lambda w, input: repeated("queries", input.queries),
         trust=lambda w, input: beside_calibration(input.calibration),
         levels=as_is(repeated("levels", CONFIG.label_levels)),
         tree=tree_flag,
-        out=subpath(output.atlas, parent=True),
+        opinions=opinion_flags,
+        out=subpath(output[0], parent=True),
         numerics=NUMERICS["transfer"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " assemble {params.latents:q} --reference_latent {input.reference:q}"
-        " --umap {input.umap:q} {params.queries} --out {params.out:q}"
-        " {params.settings} {params.levels} {params.tree}"
-        " {params.trust}"
+        " --umap {input.umap:q} {params.queries} --out {params.out:q} {params.settings}"
+        " {params.levels} {params.tree} {params.trust} {params.opinions}"
 
 
+# On scVI's latent, where no label is transferred to it.
 rule second_opinions:
     input:
-        reference=latent_of_reference,
+        reference=reference_latent,
         mapped=lambda w: mapped(w.seed, w.variant, w.strategy),
-        queries=lambda w: expand(
-            "results/{atlas}/data/queries/{batch}.h5ad",
-            atlas=w.atlas,
-            batch=query_batches(),
-        ),
-        calibration=of_opinions,
+        queries=queries,
     output:
-        table="results/{atlas}/seed{seed}/mapping/{variant}/{strategy}/opinions.parquet",
-        # Among the logs: no two runs take the same time, and results are the same bits.
-        seconds="results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.seconds.csv",
+        opinions=OPINIONS,
     log:
         "results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.log",
     benchmark:
         "results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.tsv"
+    wildcard_constraints:
+        variant="scvi",
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("second_opinions", 3000, 10),
-        runtime=minutes("second_opinions", 360),
+        **asked("second_opinions", 3000, 360, mb_per_mb=10),
     params:
         settings=settings_of("transfer"),
-        latents=lambda w: of_mappings(w.seed, w.variant, w.strategy, "latent.h5ad"),
+        latents=lambda w: latents(w.seed, w.variant, w.strategy),
         queries=lambda w, input: repeated("queries", input.queries),
-        trust=lambda w, input: beside_calibration(input.calibration),
+        opinions=opinion_flags,
         numerics=NUMERICS["transfer"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
         " second-opinions {params.latents:q} --reference_latent {input.reference:q}"
-        " {params.queries} --out {output.table:q} --seconds {output.seconds:q}"
-        " --seed {wildcards.seed}"
-        " {params.settings} {params.trust}"
+        " {params.queries} {params.opinions} {params.settings}"
 
 
 rule gene_gap:
     input:
-        facts=lambda w: expand(
-            "results/{atlas}/data/queries/{batch}.json",
-            atlas=w.atlas,
-            batch=query_batches(),
-        ),
-        bundle=expand(
-            "results/{{atlas}}/seed{seed}/reference/{folder}/{file}",
-            seed=FINAL.seed,
-            folder=model_folder(FINAL_MODEL),
-            file=[*BUNDLE, "reference_latent.h5ad"],
-        ),
+        facts=query_facts,
+        bundle=bundle_in(FINAL_REFERENCE, "reference_latent.h5ad"),
         reference="results/{atlas}/data/reference.h5ad",
     output:
         "results/{atlas}/benchmark/gene_gap.csv",
@@ -182,13 +129,11 @@ rule gene_gap:
     benchmark:
         "results/{atlas}/logs/gene_gap.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("gene_gap", 2000, 6),
-        runtime=minutes("gene_gap", 60),
+        **asked("gene_gap", 2000, 60, mb_per_mb=6),
     params:
-        bundle=lambda w, input: os.path.dirname(input.bundle[0]),
+        bundle=folder_of("bundle"),
         numerics=NUMERICS["classification"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
@@ -198,31 +143,24 @@ rule gene_gap:
 
 rule publish:
     input:
-        file=f"results/{{atlas}}/seed{FINAL.seed}/mapping/{FINAL_MODEL}/{FINAL.strategy}/{{file}}",
-        seeds=(
-            [
-                f"results/{{atlas}}/seed{seed}/mapping/{FINAL_MODEL}/{FINAL.strategy}/labels.csv"
-                for seed in sorted(CONFIG.seeds, key=lambda seed: seed != FINAL.seed)
-            ]
-            if LABELLED and len(CONFIG.seeds) > 1
-            else []
-        ),
+        of_final("atlas.h5ad", "labels.csv") if LABELLED else of_final("atlas.h5ad"),
+        seeds=labels_of_seeds(),
     output:
-        "results/{atlas}/{file}",
+        "results/{atlas}/atlas.h5ad",
+        "results/{atlas}/labels.csv" if LABELLED else [],
     log:
-        "results/{atlas}/logs/publish/{file}.log",
+        "results/{atlas}/logs/publish.log",
     benchmark:
-        "results/{atlas}/logs/publish/{file}.tsv"
-    wildcard_constraints:
-        file=r"atlas\.h5ad|labels\.csv",
+        "results/{atlas}/logs/publish.tsv"
+    localrule: True
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("publish", 500, 4),
-        runtime=minutes("publish", 30),
+        **asked("publish", 500, 30, mb_per_mb=4),
     params:
+        final=subpath(input[0], parent=True),
         seeds=lambda w, input: repeated("seeds", input.seeds),
+        out=subpath(output[0], parent=True),
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " publish {input.file:q} --out {output:q} {params.seeds}"
+        " publish {params.final:q} --out {params.out:q} {params.seeds}"

@@ -1,135 +1,45 @@
-# How far labels are to be trusted: batches are held out in turn from a twin of the reference, thinned
-# to depths that queries may have, and mapped as these are. (scheme: validation asks the reference's own
-# cells.)
+# How far labels are to be trusted: batches are held out in turn from the reference, models are
+# trained on the others, and they are mapped onto these, thinned to library sizes that queries may
+# have. (scheme: validation asks the reference's own cells.)
 
 
-rule hold_out:
+# All models of a fold, one after the other.
+rule train_held_out:
     input:
         reference="results/{atlas}/data/reference.h5ad",
+        contract=ancient("results/{atlas}/data/contract.json"),
     output:
-        twin="results/{atlas}/data/held_out/{fold}/reference.h5ad",
-        held_out="results/{atlas}/data/held_out/{fold}/query.h5ad",
+        held_out_files("seed{seed}/held_out/{fold}"),
     log:
-        "results/{atlas}/logs/hold_out/{fold}.log",
+        "results/{atlas}/logs/seed{seed}/train_held_out/{fold}.log",
     benchmark:
-        "results/{atlas}/logs/hold_out/{fold}.tsv"
+        "results/{atlas}/logs/seed{seed}/train_held_out/{fold}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("hold_out", 1500, 6),
-        runtime=minutes("hold_out", 30),
-        memory=MEMORY,
+        **asked("train_held_out", 3000, 1440, mb_per_mb=20, gpu=True, streams=True),
     params:
-        settings=block_flag("calibration", "folds"),
-        numerics=NUMERICS["hold_out"],
-    shell:
-        "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " hold-out {input.reference:q} --twin {output.twin:q} --held_out {output.held_out:q}"
-        " --fold {wildcards.fold} {params.settings} {resources.memory}"
-
-
-use rule train_scvi as train_twin_scvi with:
-    input:
-        reference="results/{atlas}/data/held_out/{fold}/reference.h5ad",
-        contract=ancient("results/{atlas}/data/contract.json"),
-    output:
-        expand(
-            "results/{{atlas}}/seed{{seed}}/held_out/{{fold}}/scvi/{file}", file=BUNDLE
-        ),
-        latent="results/{atlas}/seed{seed}/held_out/{fold}/scvi/reference_latent.h5ad",
-    log:
-        "results/{atlas}/logs/seed{seed}/train_twin_scvi/{fold}.log",
-    benchmark:
-        "results/{atlas}/logs/seed{seed}/train_twin_scvi/{fold}.tsv"
-
-
-use rule train_scanvi as train_twin_scanvi with:
-    input:
-        reference="results/{atlas}/data/held_out/{fold}/reference.h5ad",
-        scvi=expand(
-            "results/{{atlas}}/seed{{seed}}/held_out/{{fold}}/scvi/{file}", file=BUNDLE
-        ),
-    output:
-        expand(
-            "results/{{atlas}}/seed{{seed}}/held_out/{{fold}}/scanvi_{{variant}}/{file}",
-            file=BUNDLE,
-        ),
-        latent="results/{atlas}/seed{seed}/held_out/{fold}/scanvi_{variant}/reference_latent.h5ad",
-    log:
-        "results/{atlas}/logs/seed{seed}/train_twin_scanvi_{variant}/{fold}.log",
-    benchmark:
-        "results/{atlas}/logs/seed{seed}/train_twin_scanvi_{variant}/{fold}.tsv"
-
-
-use rule train_totalvi as train_twin_totalvi with:
-    input:
-        reference="results/{atlas}/data/held_out/{fold}/reference.h5ad",
-        contract=ancient("results/{atlas}/data/contract.json"),
-    output:
-        expand(
-            "results/{{atlas}}/seed{{seed}}/held_out/{{fold}}/totalvi/{file}",
-            file=BUNDLE,
-        ),
-        latent="results/{atlas}/seed{seed}/held_out/{fold}/totalvi/reference_latent.h5ad",
-    log:
-        "results/{atlas}/logs/seed{seed}/train_twin_totalvi/{fold}.log",
-    benchmark:
-        "results/{atlas}/logs/seed{seed}/train_twin_totalvi/{fold}.tsv"
-
-
-rule map_held_out:
-    input:
-        held_out="results/{atlas}/data/held_out/{fold}/query.h5ad",
-        contract=ancient("results/{atlas}/data/contract.json"),
-        bundle=expand(
-            "results/{{atlas}}/seed{{seed}}/held_out/{{fold}}/{{folder}}/{file}",
-            file=[*BUNDLE, "reference_latent.h5ad"],
-        ),
-    output:
-        "results/{atlas}/seed{seed}/held_out/{fold}/{folder}/mapped.h5ad",
-    log:
-        "results/{atlas}/logs/seed{seed}/map_held_out_{folder}/{fold}.log",
-    benchmark:
-        "results/{atlas}/logs/seed{seed}/map_held_out_{folder}/{fold}.tsv"
-    conda:
-        CONDA
-    resources:
-        attempt=this_attempt,
-        mem_mb=memory("map_held_out", 3000, 20),
-        runtime=minutes("map_held_out", 360),
-        gpu=GPU,
-        device=CONFIG.device,
-        running=RUNNING,
-    params:
-        settings=settings_of(SURGERY[0]),
-        draws=block_flag("calibration", "n_draws"),
-        bundle=subpath(output[0], parent=True),
+        models=as_is(held_out_models()),
+        settings=settings_of("totalvi" if CITESEQ else "scvi", SURGERY[0]),
+        calibration=block_flag("calibration", "folds", "n_draws"),
+        out=subpath(output[0], ancestor=2),
         strategy=HELD_OUT_STRATEGY,
-        numerics=NUMERICS["surgery"],
+        numerics=[NUMERICS[name] for name in HELD_OUT_NUMERICS],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " map-held-out {input.held_out:q} --reference_bundle {params.bundle:q} --out {output:q}"
-        " --contract {input.contract:q} --strategy {params.strategy} --seed {wildcards.seed}"
-        " {params.settings} {params.draws}"
+        " train-held-out {input.reference:q} --contract {input.contract:q} --out {params.out:q}"
+        " --fold {wildcards.fold} --seed {wildcards.seed} --strategy {params.strategy}"
+        " {params.models} {params.settings} {params.calibration}"
         " --device {resources.device} {resources.running}"
 
 
 rule calibrate:
     input:
-        held_out=lambda w: [
-            path
-            for run in held_out_runs(w)
-            for key, path in run.items()
-            if key != "fold"
-        ],
+        held_out=lambda w: [run[key] for run in held_out_runs(w) for key in OF_FOLD],
         reference="results/{atlas}/data/reference.h5ad",
         contract=ancient("results/{atlas}/data/contract.json"),
         tree=label_tree(),
-        bundle=expand(
-            "results/{{atlas}}/seed{{seed}}/reference/{{folder}}/{file}",
-            file=[*BUNDLE, "reference_latent.h5ad"],
-        ),
+        bundle=bundle_in("seed{seed}/reference/{folder}", "reference_latent.h5ad"),
     output:
         learned="results/{atlas}/seed{seed}/reference/{folder}/calibration.json",
         profiles="results/{atlas}/seed{seed}/reference/{folder}/profiles.npz",
@@ -138,26 +48,17 @@ rule calibrate:
     benchmark:
         "results/{atlas}/logs/seed{seed}/calibrate_{folder}.tsv"
     conda:
-        CONDA
+        "../../envs/atlasmap.yaml"
     resources:
-        attempt=this_attempt,
-        mem_mb=memory("calibrate", 2000, 6),
-        runtime=minutes("calibrate", 60, 2),
+        **asked("calibrate", 2000, 60, mb_per_mb=6, minutes_per_input=2),
     params:
-        bundle=lambda w, input: os.path.dirname(input.bundle[0]),
-        held_out=lambda w: repeated("held_out", map(json.dumps, held_out_runs(w))),
-        settings=block_flag(
-            "calibration",
-            "n_draws",
-            "risk",
-            "coverage",
-            "false_novel",
-            "min_cells",
-            "min_cells_per_label",
-        ),
+        bundle=folder_of("bundle"),
+        held_out=lambda w: repeated("held_out", map(json.dumps, told(held_out_runs(w)))),
+        settings=block_flag("calibration", *OF_CALIBRATION),
         tree=tree_flag,
         numerics=NUMERICS["calibration"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " calibrate {input.reference:q} --bundle {params.bundle:q} {params.held_out} {params.tree}"
-        " --contract {input.contract:q} --out {output.learned:q} {params.settings}"
+        " calibrate {input.reference:q} --bundle {params.bundle:q} {params.held_out}"
+        " --contract {input.contract:q} --out {output.learned:q}"
+        " {params.settings} {params.tree}"

@@ -134,7 +134,6 @@ def plan(
     compare
         Only show the last forecast against what the jobs took since (forecast / taken).
     """
-    from atlasmap.config import cost
     from atlasmap.forecast.cost import compared
 
     if compare:
@@ -146,17 +145,18 @@ def plan(
     said = forecast_of(folder, configfile, device)
     write_json(folder / "forecast.json", said)
     print(forecast_table(said))
-    print(cost(said))
+    print(f"forecast: {said['hours']:.2f} h of training and mapping (probed on {said['device']})")
 
 
 def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> dict:
     """forecast.json of an atlas; raises PLAN_NO_DATA."""
     import json
 
-    from atlasmap.config import load_config, merged, read_config
+    from atlasmap.config import checked, merged, read_config
     from atlasmap.device import pick_device
     from atlasmap.forecast.cost import as_json, corrections, forecast
     from atlasmap.forecast.speed_probe import Sizes, probe
+    from atlasmap.settings import Config
 
     contract = folder / "data" / "contract.json"
     if not contract.is_file():
@@ -172,7 +172,8 @@ def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> 
     recorded = [run / path for path in facts["configfiles"]]
     for path in configfile or recorded or [Path("config/config.yaml")]:
         given = merged(given, read_config(path))
-    config, sizes, chosen = load_config(given), Sizes.of(facts), pick_device(device)
+    config = checked(Config, given, "the config", "CONFIG_INVALID")
+    sizes, chosen = Sizes.of(facts), pick_device(device)
     speeds = probe(sizes, config, chosen)
     raw = forecast(sizes, config, given, speeds)
     return as_json(raw, corrections(folder.parent), speeds, chosen)

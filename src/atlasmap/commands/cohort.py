@@ -4,8 +4,9 @@ from pathlib import Path
 
 import anndata
 
-from atlasmap.commands.parameters import Queries, Reference
+from atlasmap.commands.parameters import Queries, Reference, Seed
 from atlasmap.files import written_aside
+from atlasmap.settings import UmapSettings
 
 
 def join_cohort(*queries: Queries, reference: Reference, out: Path) -> None:
@@ -26,23 +27,36 @@ def join_cohort(*queries: Queries, reference: Reference, out: Path) -> None:
         whole.write_h5ad(aside)
 
 
-def split_cohort(latent: Path, *, reference: Path, query: Path) -> None:
-    """Take the latent of a cohort apart again.
+def split_cohort(
+    latent: Path,
+    *,
+    reference: Path,
+    query: Path,
+    map: Path,
+    seed: Seed = 0,
+    umap: UmapSettings = UmapSettings(),
+) -> None:
+    """Take the latent of a model of reference and query apart again, and fit the map on the first.
 
-    Example: atlasmap split-cohort latent.h5ad --reference reference.h5ad --query query.h5ad
+    Example: atlasmap split-cohort latent.h5ad --reference reference.h5ad --query query.h5ad --map
+    umap.npz
 
     Parameters
     ----------
     latent
-        reference_latent.h5ad of the cohort's bundle.
+        reference_latent.h5ad of the model's bundle.
     reference
         The reference's cells (.h5ad).
     query
         The query's cells (.h5ad), as mappings write them.
+    map
+        The fitted map (.npz).
     """
+    from atlasmap.commands.reference import fit_umap
     from atlasmap.mapping.de_novo import apart
 
     parts = apart(anndata.read_h5ad(latent))
     for path, part in zip((reference, query), parts, strict=True):
         with written_aside(path) as aside:
             part.write_h5ad(aside)
+    fit_umap(reference, map, seed, umap)

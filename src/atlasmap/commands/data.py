@@ -159,6 +159,21 @@ def check_kept(
     check_kept(sizes_in(contract, [dataset.id for dataset in datasets]), now, contract)
 
 
+def tree_key(*, facts: Path, label_tree: TreeFile = None) -> None:
+    """Print what preparing the reference depends on of a sheet of labels.
+
+    Example: atlasmap tree-key --label_tree tree.tsv --facts results/ATLAS/data/reference.json
+
+    Parameters
+    ----------
+    facts
+        reference.json of the reference that is there, if one is.
+    """
+    from atlasmap.data.label_tree import LabelTree, read_tree, tree_key
+
+    print(tree_key(read_tree(label_tree) if label_tree else LabelTree({}), facts))
+
+
 def prepare_query(
     path: DataFile,
     *,

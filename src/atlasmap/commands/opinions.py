@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import anndata
 import pandas as pd
@@ -15,7 +16,7 @@ def second_opinions(
     *latents: Latents,
     reference_latent: ReferenceLatent,
     queries: Prepared,
-    out: Path,
+    opinions: Path,
     seconds: Path,
     bundle: Path | None = None,
     seed: int = 0,
@@ -24,13 +25,13 @@ def second_opinions(
     """Name query cells by kNN, random forest and logistic regression on the latent, by their genes,
     and by the majority of all.
 
-    Example: atlasmap second-opinions latent.h5ad --reference_latent b.h5ad --queries q.h5ad --out
-    o.parquet --seconds s.csv
+    Example: atlasmap second-opinions latent.h5ad --reference_latent b.h5ad --queries q.h5ad
+    --opinions o.parquet --seconds s.csv
 
     Parameters
     ----------
-    out
-        Table (.parquet), a row a cell.
+    opinions
+        Table (.parquet), one row per cell.
     seconds
         What each method took (.csv): among the logs, since no two runs take the same time.
     bundle
@@ -41,21 +42,15 @@ def second_opinions(
     transfer
         Settings of kNN.
     """
-    from atlasmap.api import trust_in
-    from atlasmap.bundle import load
     from atlasmap.data.depth import set_apart, tree_in
     from atlasmap.data.registry import unlabeled_in
-    from atlasmap.device import pick_device
     from atlasmap.evaluation.opinions import knn_by_k, second_opinions
     from atlasmap.mapping.given import read_reference
     from atlasmap.mapping.latent import latent_of
 
     reference = read_reference(reference_latent)
-    unlabeled, of_batch = unlabeled_in(reference), {unslug(path.stem): path for path in queries}
-    trust = None
-    if bundle:
-        loaded = load(bundle, pick_device("cpu"))
-        trust = trust_in(bundle, loaded, lambda batch: anndata.read_h5ad(of_batch[batch]))
+    unlabeled = unlabeled_in(reference)
+    trust = trust_of(bundle, queries)
     labels = reference.obs["label"].astype(str).to_numpy()
     known = labels != unlabeled
     z, labels = latent_of(reference)[known], labels[known]
@@ -67,10 +62,24 @@ def second_opinions(
     if "truth" in table:
         above = tree_in(reference).labels_below(list(set(labels)))
         set_apart(table, "truth", above, unlabeled)
-    with written_aside(out) as aside:
+    with written_aside(opinions) as aside:
         table.to_parquet(aside, index=False)
     with written_aside(seconds) as aside:
         pd.Series(took, name="seconds").rename_axis("method").to_csv(aside)
+
+
+def trust_of(bundle: Path | None, queries: list[Path]) -> Any:
+    """What a reference learned of its labels, to be asked of prepared query batches (.h5ad); None
+    without a bundle."""
+    if bundle is None:
+        return None
+    from atlasmap.api import trust_in
+    from atlasmap.bundle import load
+    from atlasmap.device import pick_device
+
+    of_batch = {unslug(path.stem): path for path in queries}
+    model = load(bundle, pick_device("cpu"))
+    return trust_in(bundle, model, lambda batch: anndata.read_h5ad(of_batch[batch]))
 
 
 def of_cells(query: anndata.AnnData, queries: list[Path], unlabeled: str) -> pd.DataFrame:

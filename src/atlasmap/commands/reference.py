@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import anndata
+import numpy as np
 from cyclopts import Parameter
 
 from atlasmap.commands.parameters import NewBundle, OnDevice, Reference, Seed, Unlabeled
@@ -18,6 +19,7 @@ from atlasmap.settings import (
     ScanviSettings,
     ScviSettings,
     TotalviSettings,
+    UmapSettings,
     Variant,
 )
 
@@ -239,6 +241,45 @@ def seal(bundle: Path, *, check: Annotated[bool, Parameter(negative="")] = False
     print(said or "not sealed")
 
 
+def fit_umap(latent: Path, out: Path, seed: int, settings: UmapSettings) -> None:
+    """Fit the map on a reference's latent (reference_latent.h5ad) and write it (.npz)."""
+    from atlasmap.labels.umap import fit_map
+    from atlasmap.mapping.latent import latent_of
+
+    fitted = fit_map(np.asarray(latent_of(anndata.read_h5ad(latent))), settings, seed)
+    with written_aside(out) as aside:
+        fitted.save(aside)
+
+
+def complete_reference(
+    bundle: Path,
+    *,
+    map: Path | None = None,
+    counts: Path | None = None,
+    seed: Seed = 0,
+    umap: UmapSettings = UmapSettings(),
+    card: CardSettings = CardSettings(),
+) -> None:
+    """Beside a reference's bundle: the map, the model card, and last the seal over all of it.
+
+    Example: atlasmap complete-reference scanvi_fixed --map scanvi_fixed/umap.npz --counts
+    reference.h5ad
+
+    Parameters
+    ----------
+    bundle
+        Folder of a reference's bundle, with reference_latent.h5ad and what was learned of it.
+    map
+        The fitted map (.npz); none: no query is mapped onto this model.
+    counts
+        The reference with its counts (.h5ad), for the card's posterior predictive checks.
+    """
+    if map:
+        fit_umap(bundle / "reference_latent.h5ad", map, seed, umap)
+    write_card(bundle, counts=counts, card=card)
+    seal(bundle)
+
+
 def describe_reference(folder: Path, *, out: Path) -> None:
     """Facts of a reference that was taken over, for contract.json.
 
@@ -256,7 +297,7 @@ def describe_reference(folder: Path, *, out: Path) -> None:
     write_json(out, facts_of(folder))
 
 
-def card(
+def write_card(
     bundle: Path,
     *,
     out: Path | None = None,

@@ -5,37 +5,12 @@ import sys
 from pathlib import Path
 
 import anndata
-import numpy as np
 import pandas as pd
 
-from atlasmap.commands.parameters import Latents, ReferenceLatent, Table, TreeFile, WithTruth
-from atlasmap.files import MANIFEST, recorded, unslug, write_table, write_text, written_aside
-from atlasmap.settings import TransferSettings, UmapSettings
-
-
-def fit_umap(
-    reference_latent: Path, *, out: Path, seed: int = 0, umap: UmapSettings = UmapSettings()
-) -> None:
-    """Fit the map on the reference's latent.
-
-    Example: atlasmap fit-umap scanvi_fixed/reference_latent.h5ad --out umap.npz --umap.min_dist 0.3
-
-    Parameters
-    ----------
-    reference_latent
-        reference_latent.h5ad of a bundle.
-    out
-        The fitted map (.npz).
-    seed
-        Seed.
-    """
-    from atlasmap.labels.umap import fit_map
-    from atlasmap.mapping.latent import latent_of
-
-    latent = latent_of(anndata.read_h5ad(reference_latent))
-    fitted = fit_map(np.asarray(latent), umap, seed)
-    with written_aside(out) as aside:
-        fitted.save(aside)
+from atlasmap.commands.opinions import second_opinions, trust_of
+from atlasmap.commands.parameters import Latents, ReferenceLatent, Seed, TreeFile, WithTruth
+from atlasmap.files import MANIFEST, recorded, write_table, write_text, written_aside
+from atlasmap.settings import TransferSettings
 
 
 def assemble(
@@ -48,6 +23,9 @@ def assemble(
     levels: list[str] | None = None,
     bundle: Path | None = None,
     label_tree: TreeFile = None,
+    opinions: Path | None = None,
+    seconds: Path | None = None,
+    seed: Seed = 0,
 ) -> None:
     """Put reference and mapped query batches together and name the query's cells.
 
@@ -66,19 +44,14 @@ def assemble(
     bundle
         The reference's bundle with calibration.json and profiles.npz: adds pooled labels and their
         probabilities, and verdicts.
+    opinions, seconds
+        Also name the cells by other classifiers, as second-opinions does: the table (.parquet), and
+        the seconds that each took (.csv).
     """
-    from atlasmap.api import trust_in
-    from atlasmap.bundle import load
     from atlasmap.data.label_tree import read_levels
-    from atlasmap.device import pick_device
     from atlasmap.labels.atlas import assemble
     from atlasmap.labels.gathered import read_latents, read_truth, with_proteins
     from atlasmap.labels.umap import FittedMap
-
-    of_batch = {unslug(path.stem): path for path in queries}
-
-    def cells(batch: str) -> anndata.AnnData:
-        return anndata.read_h5ad(of_batch[batch])
 
     reference = with_proteins(reference_latent)
     names = [str(name) for name in reference.uns.get("soft_label_names", [])]
@@ -89,10 +62,15 @@ def assemble(
         FittedMap.load(umap),
         transfer,
         levels or [],
-        trust_in(bundle, load(bundle, pick_device("cpu")), cells) if bundle else None,
+        trust_of(bundle, queries),
         read_levels(label_tree, names) if label_tree and names else None,
     )
     write_atlas(atlas, out)
+    if opinions and seconds:
+        second_opinions(
+            *latents, reference_latent=reference_latent, queries=queries, opinions=opinions,
+            seconds=seconds, bundle=bundle, seed=seed, transfer=transfer,
+        )  # fmt: skip
 
 
 def write_atlas(atlas, out: Path) -> None:
@@ -112,93 +90,81 @@ def write_atlas(atlas, out: Path) -> None:
         atlas.adata.write_h5ad(aside, compression="gzip")
 
 
-def gather_history(*histories: Path, out: Path) -> None:
-    """Gather training histories into one tidy table.
+def gather(
+    *histories: Path,
+    out: Path,
+    mapped: list[Path] | None = None,
+    certificates: list[Path] | None = None,
+    scib: list[Path] | None = None,
+) -> None:
+    """Gather tables of an atlas: training histories, surgery certificates, scib-metrics.
 
-    Example: atlasmap gather-history results/ATLAS/seed0/reference/scvi/history.csv --out
-    history.csv
+    Example: atlasmap gather results/ATLAS/seed0/reference/scvi/history.csv --out
+    results/ATLAS/benchmark
 
     Parameters
     ----------
     histories
-        history.csv of bundles.
+        history.csv of reference bundles.
     out
-        Table: seed, model, variant, strategy, batch, epoch, split, metric, value.
-    """
-    from atlasmap.report.gathered import read_histories
-
-    write_table(out, read_histories(histories))
-
-
-def gather_tables(*tables: Path, out: Table) -> None:
-    """Concatenate tables.
-
-    Example: atlasmap gather-tables a.csv b.csv --out both.csv
-
-    Parameters
-    ----------
-    tables
-        Tables with the same columns (.csv).
-    """
-    as_written = {"dtype": str, "keep_default_na": False}
-    write_table(out, pd.concat([pd.read_csv(path, **as_written) for path in tables]))
-
-
-def gather_certificates(*certificates: Path, out: Path) -> None:
-    """Gather surgery certificates into one table.
-
-    Example: atlasmap gather-certificates
-    results/ATLAS/seed0/mapping/fixed/per_batch/donor1/certificate.json --out certificates.csv
-
-    Parameters
-    ----------
+        Folder: history.csv (seed, model, variant, strategy, batch, epoch, split, metric, value),
+        certificates.csv with a page (.html), and scib.csv.
+    mapped
+        history.csv of mappings.
     certificates
-        certificate.json of mappings.
-    out
-        Table (.csv): a row a mapping. Beside it a page (.html).
+        certificate.json of mappings; without any there is no table of them.
+    scib
+        Tables of score-embeddings; without any there is no table of them.
     """
     from atlasmap.report.certificates import certificates_page
-    from atlasmap.report.gathered import read_certificates
+    from atlasmap.report.gathered import read_certificates, read_histories
     from atlasmap.report.pages import as_html
 
-    table = read_certificates(certificates)
-    write_table(out, table)
-    write_text(out.with_suffix(".html"), as_html(certificates_page(table)))
+    if every := [*histories, *(mapped or [])]:
+        write_table(out / "history.csv", read_histories(every))
+    if certificates:
+        table = read_certificates(certificates)
+        write_table(out / "certificates.csv", table)
+        write_text(out / "certificates.html", as_html(certificates_page(table)))
+    if scib:
+        as_written = {"dtype": str, "keep_default_na": False}
+        tables = [pd.read_csv(path, **as_written) for path in scib]
+        write_table(out / "scib.csv", pd.concat(tables))
 
 
-def publish(source: Path, *, out: Path, seeds: list[Path] | None = None) -> None:
-    """Put a file of the final mapping where the answer is looked for.
+def publish(final: Path, *, out: Path, seeds: list[Path] | None = None) -> None:
+    """Put the atlas and the labels of the final mapping where the answer is looked for.
 
-    Example: atlasmap publish results/ATLAS/seed0/mapping/fixed/per_batch/atlas.h5ad --out
-    results/ATLAS/atlas.h5ad
+    Example: atlasmap publish results/ATLAS/seed0/mapping/fixed/per_batch --out results/ATLAS
 
     Parameters
     ----------
-    source
-        labels.csv or atlas.h5ad of the final mapping.
+    final
+        Folder of the final mapping.
     out
-        Where to.
+        Folder: atlas.h5ad and, where there are labels, labels.csv.
     seeds
         labels.csv of the same mapping with each seed, the final one first: query cells are given
-        seed_agreement, the share of seeds that name the cell alike.
+        seed_agreement, the fraction of seeds that name the cell alike.
     """
     if not seeds:
-        with written_aside(out) as aside:
-            shutil.copyfile(source, aside)
+        for name in ("atlas.h5ad", "labels.csv"):
+            if (final / name).is_file():
+                with written_aside(out / name) as aside:
+                    shutil.copyfile(final / name, aside)
         return
     from atlasmap.labels.gathered import agreement
 
     # all as text: a batch called 007 stays so, and numbers keep their digits
     labels = [pd.read_csv(path, keep_default_na=False, dtype=str) for path in seeds]
     agree = agreement(labels)
-    with written_aside(out) as aside:
-        if source.suffix == ".csv":
-            labels[0].assign(seed_agreement=agree).to_csv(aside, index=False)
-            return
-        atlas = anndata.read_h5ad(source)
-        of_query = (atlas.obs["role"] == "query").to_numpy()
-        atlas.obs["seed_agreement"] = 1.0
-        atlas.obs.loc[of_query, "seed_agreement"] = agree  # both are in the order of the mapping
+    with written_aside(out / "labels.csv") as aside:
+        labels[0].assign(seed_agreement=agree).to_csv(aside, index=False)
+    atlas = anndata.read_h5ad(final / "atlas.h5ad")
+    of_query = (atlas.obs["role"] == "query").to_numpy()
+    atlas.obs["seed_agreement"] = 1.0
+    atlas.obs.loc[of_query, "seed_agreement"] = agree  # both are in the order of the mapping
+    with written_aside(out / "atlas.h5ad") as aside:
         atlas.write_h5ad(aside, compression="gzip")
 
 

@@ -2,20 +2,30 @@
 
 import itertools
 import json
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import anndata
 from cyclopts import Parameter
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from atlasmap.commands.data import write_cells
 from atlasmap.commands.mapping import Operation
 from atlasmap.commands.parameters import Reference, Seed, TreeFile
 from atlasmap.commands.running import Running
 from atlasmap.config import depth_levels
 from atlasmap.files import slug, written_aside
 from atlasmap.labels.held_out import Mapped
-from atlasmap.settings import CalibrationSettings, Surgery
+from atlasmap.settings import (
+    CLOSED,
+    CalibrationSettings,
+    ScanviSettings,
+    ScviSettings,
+    Surgery,
+    TotalviSettings,
+    Variant,
+)
 
 Contract = Annotated[
     Path,
@@ -23,30 +33,93 @@ Contract = Annotated[
 ]
 
 
-def hold_out(
+@pydantic_dataclass(frozen=True, config=CLOSED)
+class Classifier:
+    """A scANVI to train in a fold."""
+
+    variant: Variant
+    scanvi: ScanviSettings = field(default_factory=ScanviSettings)
+
+
+@dataclass(frozen=True)
+class Resuming(Running):
+    """Checkpoints outlive the training that wrote them, since a job goes on with other trainings:
+    when it is taken up, no training is made anew."""
+
+    def checkpoints(self, out: Path):
+        """Checkpoints that are removed with the whole job's."""
+        from atlasmap.training.checkpoint import Lasting
+
+        made = super().checkpoints(out)
+        return Lasting(made.folder, made.every, made.times)
+
+
+def train_held_out(
     reference: Reference,
     *,
-    twin: Path,
-    held_out: Path,
+    contract: Contract,
+    out: Path,
     fold: int = 0,
+    models: list[Classifier] | None = None,
+    strategy: Surgery = "per_batch",
+    seed: Seed = 0,
+    scvi: ScviSettings = ScviSettings(),
+    totalvi: TotalviSettings = TotalviSettings(),
+    how: Operation = Operation(),
     calibration: CalibrationSettings = CalibrationSettings(),
-    memory_gb: float | None = None,
+    running: Running = Running(),
 ) -> None:
-    """Split a prepared reference by batch: what a twin is trained on, and what it will be asked.
+    """Hold out a group of the reference's batches, train models on the others, and map the group
+    onto each of them.
 
-    Example: atlasmap hold-out reference.h5ad --twin twin.h5ad --held_out held_out.h5ad
+    Example: atlasmap train-held-out reference.h5ad --contract contract.json --out held_out/0
+    --models '{"variant": "fixed"}'
 
     Parameters
     ----------
-    twin
-        Cells that the twin is trained on (.h5ad).
-    held_out
-        Cells of the batches that are held out (.h5ad).
+    out
+        Folder: of each model reference_latent.h5ad, and mapped.h5ad, the held-out cells.
     fold
         Which of the groups of batches is held out; the first is 0.
-    memory_gb
-        Memory (GB) that the job may use; without it 60 % of what it has.
+    models
+        scANVI classifiers (JSON); none: totalVI is trained.
+    strategy
+        per_batch, or frozen (where nothing else is).
+    how
+        Settings, as queries are mapped with.
     """
+    from atlasmap.commands.reference import train_scanvi, train_scvi, train_totalvi
+
+    kept, held = out / ".kept.h5ad", out / ".held_out.h5ad"
+    hold_out(reference, kept, held, fold, calibration, running.memory_gb)
+    lasting = Resuming(**vars(running))
+    if models:
+        train_scvi(kept, out=out / "scvi", seed=seed, scvi=scvi, running=lasting)
+    else:
+        train_totalvi(kept, out=out / "totalvi", seed=seed, totalvi=totalvi, running=lasting)
+    folders = [] if models else [out / "totalvi"]
+    for model in models or []:
+        folders.append(out / f"scanvi_{model.variant}")
+        train_scanvi(
+            kept, scvi_bundle=out / "scvi", variant=model.variant, out=folders[-1], seed=seed,
+            scanvi=model.scanvi, running=lasting,
+        )  # fmt: skip
+    for folder in folders:
+        mapped = map_held_out(held, folder, contract, strategy, seed, how, calibration, lasting)
+        with written_aside(folder / "mapped.h5ad") as aside:
+            mapped.write_h5ad(aside)
+    for scratch in out.glob("**/.checkpoints"):
+        shutil.rmtree(scratch)
+    for path in (kept, held):
+        path.unlink()
+
+
+def hold_out(
+    reference: Path, kept: Path, held: Path, fold: int, calibration: CalibrationSettings,
+    memory_gb: float | None,
+) -> None:  # fmt: skip
+    """Split a prepared reference by batch: cells to train on, and those held out (.h5ad)."""
+    from atlasmap.data.blocks import write_h5ad
     from atlasmap.data.depth import at_new_depth, tree_in
     from atlasmap.data.memory import has_room
     from atlasmap.data.readers import Wanted, read_any
@@ -58,43 +131,18 @@ def hold_out(
     chosen = folds_of(cells, calibration.folds)[fold]
     parts = cells[chosen.kept].copy(), chosen.held_out(cells)
     at_new_depth(parts[0].obs, tree_in(cells), unlabeled_in(cells))
-    for path, part in zip((twin, held_out), parts, strict=True):
-        write_cells(part, path, compression=None)
-        print(
-            f"{path}: {part.n_obs} cells, batches {', '.join(sorted(part.obs['batch'].unique()))}"
-        )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for path, part in zip((kept, held), parts, strict=True):
+        write_h5ad(part, path, None)
+    print(f"held out: {', '.join(sorted(parts[1].obs['batch'].unique()))}")
 
 
 def map_held_out(
-    held_out: Path,
-    *,
-    reference_bundle: Path,
-    out: Path,
-    contract: Contract,
-    strategy: Surgery = "per_batch",
-    seed: Seed = 0,
-    how: Operation = Operation(),
-    calibration: CalibrationSettings = CalibrationSettings(),
-    running: Running = Running(),
-) -> None:
-    """Map held-out reference batches onto the twin as queries are, each by itself.
-
-    Example: atlasmap map-held-out held_out.h5ad --reference_bundle twin_fixed --contract
-    contract.json --out mapped.h5ad
-
-    Parameters
-    ----------
-    held_out
-        Held-out cells (.h5ad).
-    reference_bundle
-        The twin's bundle, with reference_latent.h5ad.
-    out
-        Latent, labels and misfit of the held-out cells (.h5ad).
-    strategy
-        per_batch, or frozen (where nothing else is).
-    how
-        Settings, as queries are mapped with.
-    """
+    held_out: Path, bundle: Path, contract: Path, strategy: Surgery, seed: int, how: Operation,
+    calibration: CalibrationSettings, running: Running,
+) -> anndata.AnnData:  # fmt: skip
+    """Latent, labels and residual scores of held-out cells (.h5ad), mapped onto a model that was
+    trained without them: each batch by itself, at each of the library sizes of `contract`."""
     from copy import deepcopy
 
     from atlasmap.bundle import load
@@ -102,20 +150,19 @@ def map_held_out(
     from atlasmap.mapping.given import read_latent
     from atlasmap.mapping.query import map_held_out as map_one
 
-    twin, reference = load(reference_bundle, running.pick_device()), read_latent(reference_bundle)
-    surgery = how.on(reference_bundle), strategy, seed
+    trained, reference = load(bundle, running.pick_device()), read_latent(bundle)
+    surgery = how.on(bundle), strategy, seed
     cells, mapped = running.open_cells(held_out), []
     batch = cells.obs["batch"].astype(str)
     depths = depth_levels(json.loads(contract.read_text(encoding="utf-8")))
     for name, depth in itertools.product(sorted(batch.unique()), depths):
-        checkpoints = running.checkpoints(out.parent / slug(f"{name} {depth:.0f}"))
+        checkpoints = running.checkpoints(bundle / slug(f"{name} {depth:.0f}"))
         part = thinned(cells[(batch == name).to_numpy()].to_memory(), depth)
-        given = deepcopy(twin), part, reference, *surgery
+        given = deepcopy(trained), part, reference, *surgery
         mapped.append(map_one(*given, checkpoints, calibration.n_draws))
         mapped[-1].obs["depth"] = float(depth)
         checkpoints.remove()
-    with written_aside(out) as aside:
-        anndata.concat(mapped, uns_merge="same").write_h5ad(aside)
+    return anndata.concat(mapped, uns_merge="same")
 
 
 def calibrate(
@@ -138,7 +185,7 @@ def calibrate(
     out
         What was learned (.json); beside it profiles.npz.
     held_out
-        Folds, as map-held-out wrote them (JSON).
+        Folds, as train-held-out wrote them (JSON).
     bundle
         The reference's bundle, whose own validation cells are asked without --held_out.
     """

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from atlasmap.config import read_config
 from atlasmap.errors import AtlasmapError, listed
 
 
@@ -164,39 +163,6 @@ def check_kept(before: dict[str, int], now: dict[str, int], contract: Path) -> N
             mend="put them back (file, sheet, `obs_filter` in the sheet); or give `atlas` another "
             f"name, which keeps these results; or, if they are to go, remove {contract}",
         )
-
-
-def check_same_atlas(contract: Path, configfiles: Sequence[Path], datasets: Sequence[str]) -> None:
-    """What is there under this name is of this config, and of no more data sets than the sheet's:
-    raises ATLAS_TAKEN, CELLS_LOST."""
-    before = read_before(contract)
-    if not before:
-        return
-    own = {path.resolve() for path in configfiles}
-    others = [path for path in map(Path, before["configfiles"]) if path.resolve() not in own]
-    name = contract.parent.parent.name
-    if own and len(others) == len(before["configfiles"]):
-        taken = [path for path in others if path.is_file() and names_atlas(path, name)]
-        if taken:
-            raise AtlasmapError(
-                "ATLAS_TAKEN",
-                expected=f"one config for the results in {contract.parent.parent}",
-                found=f"made by {listed(taken)}, which names the same atlas; this run is of "
-                f"{listed(configfiles)}",
-                mend="give `atlas` another name in one of them; or, if this one is to overwrite "
-                f"what the other made, remove {contract}",
-            )
-    queries = before["queries"].items()
-    gone = {name: fact["n_cells"] for name, fact in queries if fact["dataset"] not in datasets}
-    check_kept(gone, {}, contract)
-
-
-def names_atlas(config: Path, name: str) -> bool:
-    """Whether a config is of the atlas of that name."""
-    try:
-        return read_config(config).get("atlas") == name
-    except AtlasmapError:
-        return False
 
 
 def check_masked(masked: list[str], contract: dict) -> None:

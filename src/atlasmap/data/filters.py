@@ -2,7 +2,8 @@
 
 Column names (also in `backticks`), numbers, quoted texts, lists of these; == != < <= > >=, in,
 not in, and or not (also & | ~), parentheses; isna(column), notna(column), column.isna(),
-column.notna(). What cells it keeps: masks.py. (The Snakefile reads filters, too: no pandas here.)
+column.notna(). What cells it keeps: masks.py. (The workflow includes this file: only the
+standard library is imported here.)
 """
 
 import ast
@@ -57,17 +58,17 @@ class Missing:
 
 @dataclass(frozen=True)
 class Opposite:
-    """Whether a condition does not hold."""
+    """Whether a condition does not hold (`part`: a Condition)."""
 
-    part: "Condition"
+    part: object
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Whether all conditions hold (`every`), or any."""
+    """Whether all conditions hold (`every`), or any (`parts`: Conditions)."""
 
     every: bool
-    parts: list["Condition"]
+    parts: list
 
 
 Condition = Column | Comparison | Missing | Opposite | Joined

@@ -1,18 +1,11 @@
-"""The sheet of data sets: one row a file, tab separated, checked against a closed schema."""
+"""A row of the sheet of data sets, as the workflow passes it on."""
 
-import csv
-import re
-from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from atlasmap.config import checked
-from atlasmap.data.filters import parsed
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import check_url, read_text
 from atlasmap.settings import CLOSED
 
 BUILTIN = ("builtin:pbmc68k", "builtin:simulated")
@@ -62,129 +55,6 @@ class Dataset(Columns):
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """Checksum of the file at a URL, when it is known."""
 
-    @property
-    def remote(self) -> bool:
-        """Whether the file has to be fetched or made first."""
-        return "://" in self.path or self.path.startswith("builtin:")
-
-    @property
-    def fetched_as(self) -> str:
-        """File name once it is fetched: a URL that does not say what it gives is an .h5ad."""
-        ending = Path(urlsplit(self.path).path).suffix.lower()
-        return self.id + (ending if ending in (".h5", ".h5mu") else ".h5ad")
-
-
-def read_sheet(path: Path, *, trained: bool = False) -> list[Dataset]:
-    """Rows of the sheet; raises SHEET_* errors that name line and column.
-
-    `trained`: the config names a trained reference, so there are only queries.
-    """
-    if not path.is_file():
-        raise AtlasmapError(
-            "SHEET_MISSING",
-            expected="a sheet of data sets (config key `datasets`)",
-            found=f"no file {path}",
-            mend="give its path from the folder that Snakemake runs in (another one: snakemake "
-            "--directory DIR …), or from the root",
-        )
-    header, rows = split_rows(read_text(path, "the sheet of data sets"), path)
-    datasets = []
-    for n, row in enumerate(rows, start=1):
-        given = {key: value for key, value in zip(header, row, strict=True) if value}
-        datasets.append(checked(Dataset, given, f"{path}, row {n}", "SHEET_INVALID"))
-    check_sheet(datasets, path, trained)
-    return datasets
-
-
-def split_rows(text: str, path: Path) -> tuple[list[str], list[list[str]]]:
-    """Names of the columns, and values of each row; raises SHEET_COLUMNS, SHEET_QUOTES."""
-    lines = [
-        line for line in re.split("\r\n|\r|\n", text) if line.strip() and not line.startswith("#")
-    ]
-    if not lines or "\t" not in lines[0]:
-        raise AtlasmapError(
-            "SHEET_COLUMNS",
-            expected="columns separated by tabs",
-            found=f"none in the first line of {path}: {''.join(lines[:1]).strip()[:100]!r}",
-            mend="save it as tab-separated text",
-        )
-    header, *rows = (split_line(line, n, path) for n, line in enumerate(lines))
-    named = [name for name in header if name]
-    twice = sorted({name for name in named if named.count(name) > 1})
-    if twice:
-        raise AtlasmapError(
-            "SHEET_COLUMNS",
-            expected="every column once",
-            found=f"more than once in the first line of {path}: {listed(twice)}",
-            mend="leave one of them out",
-        )
-    for n, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise AtlasmapError(
-                "SHEET_COLUMNS",
-                expected=f"{len(header)} tab-separated values in every row",
-                found=f"row {n} of {path} has {len(row)}",
-                mend="separate values by tabs; leave a value empty rather than out",
-            )
-    return header, rows
-
-
-def split_line(line: str, n: int, path: Path) -> list[str]:
-    """Values of a line (the first is 0), without the quotes that spreadsheets put around some."""
-    try:
-        (values,) = csv.reader([line], delimiter="\t", strict=True)
-    except csv.Error as error:
-        raise AtlasmapError(
-            "SHEET_QUOTES",
-            expected="values of under 131,072 characters, and a quote at the end of each that "
-            "begins with one",
-            found=f"{f'row {n}' if n else 'the first line'} of {path}: {error}",
-            mend="take the quote out, or double quotes inside of a quoted value",
-        ) from error
-    return [value.strip() for value in values]
-
-
-def check_sheet(datasets: list[Dataset], path: Path, trained: bool) -> None:
-    """What rows must be together."""
-    ids = [dataset.id for dataset in datasets]
-    twice = sorted({i for i in ids if ids.count(i) > 1})
-    if twice:
-        raise AtlasmapError(
-            "SHEET_ID_TWICE",
-            expected="every id once",
-            found=f"more than once in {path}: {listed(twice)}",
-            mend="give each row an id of its own",
-        )
-    references = [dataset.id for dataset in datasets if dataset.role == "reference"]
-    if trained and references:
-        raise AtlasmapError(
-            "SHEET_REFERENCE_TWICE",
-            expected="query rows only, since the config names a trained reference",
-            found=f"reference rows in {path}: {listed(references)}",
-            mend="leave these rows out, or `reference` in the config",
-        )
-    if not references and not trained:
-        raise AtlasmapError(
-            "SHEET_NO_REFERENCE",
-            expected="at least one row with role reference",
-            found=f"none in {path}",
-            mend="add the labelled data sets that the model is to be trained on",
-        )
-    odd = [d.id for d in datasets if d.role == "query" and d.label_key]
-    if odd:
-        raise AtlasmapError(
-            "SHEET_LABEL_ON_QUERY",
-            expected="label_key in reference rows only",
-            found=f"one in the query rows {listed(odd)}",
-            mend="call it truth_key: it is used for scoring and never shown to a model",
-        )
-    for dataset in datasets:
-        check_filter(dataset)
-        for path in (dataset.path, dataset.gene_lengths):
-            check_builtin(path)
-            if "://" in path:
-                check_url(path, f"data of {dataset.id}")
-
 
 def check_builtin(path: str) -> None:
     """Raise SHEET_BUILTIN for a name that no builtin data set has."""
@@ -205,12 +75,3 @@ def filter_invalid(dataset: Dataset, error: ValueError, mend: str) -> AtlasmapEr
         found=f"{dataset.obs_filter[:200]!r} for {dataset.id}: {error}",
         mend=mend,
     )
-
-
-def check_filter(dataset: Dataset) -> None:
-    """What can be seen of a filter before there are cells; raises FILTER_INVALID."""
-    try:
-        if dataset.obs_filter:
-            parsed(dataset.obs_filter)
-    except ValueError as error:
-        raise filter_invalid(dataset, error, "correct obs_filter; quote texts") from error

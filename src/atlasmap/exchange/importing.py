@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from atlasmap.bundle import Bundle, device_of
-from atlasmap.config import RESERVED
 from atlasmap.data.counts import as_csr, check_cells_not_empty, checked_counts
 from atlasmap.data.genes import gene_symbols, places
 from atlasmap.data.obs import column
@@ -29,7 +28,7 @@ from atlasmap.models.random import keyed_generator
 from atlasmap.models.scanvi import Scanvi
 from atlasmap.models.scvi import Scvi
 from atlasmap.models.totalvi import Totalvi
-from atlasmap.settings import NUMERICS
+from atlasmap.settings import NUMERICS, RESERVED
 from atlasmap.training.history import History
 
 

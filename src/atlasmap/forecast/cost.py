@@ -18,9 +18,12 @@ import torch
 from atlasmap.config import MOST_HELD_OUT, N_DEPTHS, n_folds, variant_block
 from atlasmap.forecast.speed_probe import Sizes, Speeds
 from atlasmap.mapping.reference import SCANVI_EPOCHS
-from atlasmap.settings import GPU_RULES, Config
+from atlasmap.settings import Config
 from atlasmap.training.loop import epochs_by_size
 
+# Rules that train or map.
+RULES = ("train_scvi", "train_scanvi", "train_totalvi", "denoise_reference", "train_held_out",
+         "map_per_batch", "map_joint")  # fmt: skip
 SAFE_MEMORY, SAFE_TIME, MORE_MB, MORE_MINUTES = 1.25, 2.0, 300, 5
 # Of a training step's time, to decode a sample: the probe trains, and does not denoise.
 DECODING = 0.4
@@ -75,9 +78,7 @@ def forecast(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> list[
         rows.append(row("denoise_reference", seeds, n, n * denoising, mb=denoised_mb(n)))
     models, folds = seeds, n_folds(config.calibration.folds, sizes.n_batches, n)
     held, kept = n // folds, n - n // folds
-    twins = trains and sizes.n_labels and config.calibration.scheme == "batches"
-    if twins:
-        rows.append(row(f"train_twin_{name}", seeds * folds, kept, kept * scvi))
+    in_a_fold = kept * scvi
     if sizes.n_labels and not citeseq:
         models *= len(config.variants)
         blocks = [variant_block(given, variant).get("train") or {} for variant in config.variants]
@@ -85,12 +86,11 @@ def forecast(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> list[
         scanvi = epochs * speeds.scanvi
         if trains:
             rows.append(row("train_scanvi", models, n, n * scanvi))
-        if twins:
-            rows.append(row("train_twin_scanvi", models * folds, kept, kept * scanvi))
-    if twins:
+        in_a_fold += len(config.variants) * kept * scanvi
+    if trains and sizes.n_labels and config.calibration.scheme == "batches":
         asked = min(held, MOST_HELD_OUT // folds)
-        seconds = N_DEPTHS * asked * held_a_cell
-        rows.append(row("map_held_out", models * folds, asked, seconds))
+        in_a_fold += (models // seeds) * N_DEPTHS * asked * held_a_cell
+        rows.append(row("train_held_out", seeds * folds, kept, in_a_fold))
     if sizes.queries and "per_batch" in config.strategies:
         packed, largest = config.mapping.batches_per_job, max(sizes.queries)
         jobs = -(-len(sizes.queries) // packed)
@@ -107,7 +107,7 @@ def rule_of(benchmark: Path) -> str | None:
     """The rule a benchmark file in a result tree belongs to."""
     parts = benchmark.parts[benchmark.parts.index("logs") + 1 :]
     name = parts[1] if parts[0].startswith("seed") else parts[0]
-    return next((rule for rule in GPU_RULES if name.startswith(rule)), None)
+    return next((rule for rule in RULES if name.startswith(rule)), None)
 
 
 def measured(folder: Path, since: float) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The partition file: what the profile lets a job ask for. Read by every parse of the Snakefile."""
+"""The partition file: what the profile lets a job ask for."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +53,3 @@ def read_partitions(path: Path) -> dict[str, Limits]:
             found=f"{type(error).__name__}: {error}",
             mend="atlasmap doctor --write_partitions",
         ) from error
-
-
-def largest(partitions: dict[str, Limits], gpu: bool) -> Limits:
-    """The most that any partition grants, to jobs that need a GPU or to those that do not."""
-    fit = [limits for limits in partitions.values() if limits.gpus >= gpu]
-    if not fit:
-        return Limits()
-    return Limits(max(limits.minutes for limits in fit), max(limits.mem_mb for limits in fit))

@@ -16,17 +16,19 @@ STAND_IN = "held out"  # begins the names of batches that stand in for whole one
 
 @dataclass(frozen=True)
 class Fold:
-    """Cells of a reference that a twin is `kept` to train on (mask), the `asked` among the others
+    """Cells of a reference that are `kept` to train on (mask), the `asked` among the others
     (places: of large batches some), and their `batch` as it is held out."""
 
     kept: np.ndarray
     asked: np.ndarray
     batch: np.ndarray
 
-    def held_out(self, cells: anndata.AnnData) -> anndata.AnnData:
-        """The cells that are asked, obs `batch` as held out."""
-        out = cells[self.asked].copy()
-        out.obs["batch"] = pd.Categorical(self.batch)
+    def held_out(self, cells: anndata.AnnData, batch: str | None = None) -> anndata.AnnData:
+        """The cells that are asked (of one batch), in memory, obs `batch` as held out."""
+        of_batch = slice(None) if batch is None else self.batch == batch
+        out = cells[self.asked[of_batch]]
+        out = out.to_memory() if out.isbacked else out.copy()
+        out.obs["batch"] = pd.Categorical(self.batch[of_batch])
         return out
 
 

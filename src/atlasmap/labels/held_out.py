@@ -1,4 +1,5 @@
-"""From files of held-out batches, as twins map them, to what a reference learns of its labels."""
+"""From held-out batches, as they are mapped onto models trained without them, to what a reference
+learns of its labels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,12 @@ import anndata
 import numpy as np
 from scipy import sparse
 
+from atlasmap.data.depth import at_new_depth, tree_in
 from atlasmap.data.label_tree import LabelTree
 from atlasmap.data.registry import Registry, unlabeled_in
 from atlasmap.labels.calibrated import BATCHES, PARTS, VALIDATION, Calibration, calibrate
 from atlasmap.labels.fit import BatchFit, distances_if_missing, fit_batches, local_distance
-from atlasmap.labels.folds import STAND_IN, thinned
+from atlasmap.labels.folds import STAND_IN, Fold, folds_of, thinned
 from atlasmap.labels.novelty import Batch, relative
 from atlasmap.labels.opinions import Fitted, aligned, fitted_on
 from atlasmap.labels.profiles import Profiles, Seen
@@ -24,13 +26,11 @@ LEAST = 10  # cells of a batch that anything is learned from
 
 @dataclass(frozen=True)
 class Mapped:
-    """A fold: the cells that the `twin` was trained on (.h5ad), the `latent` it has of them, the
-    cells `held_out` (.h5ad, as deep as they are), and as they were `mapped` (obs depth)."""
+    """A fold: its number, the `latent` of the cells that a model was trained on (.h5ad), and the
+    cells held out as they were `mapped` onto it (.h5ad, obs depth)."""
 
     fold: int
-    twin: Path
     latent: Path
-    held_out: Path
     mapped: Path
 
 
@@ -65,18 +65,29 @@ def opinions_on(
     return {"classifier": np.asarray(part.obsm["soft_labels"], np.float64), **said}
 
 
-def batches_of(run: Mapped, depth: float, fitted: dict[str, Fitted]) -> list[Batch]:
-    """The held-out batches of a fold at a depth, seen from its twin's reference (on whose latent
-    classifiers were `fitted`)."""
+def labels_kept(reference: anndata.AnnData, fold: Fold) -> np.ndarray:
+    """Labels of the reference's cells as they are known without a fold's batches; those held out
+    have none."""
+    obs = reference.obs[fold.kept].copy()
+    at_new_depth(obs, tree_in(reference), unlabeled_in(reference))
+    labels = np.full(reference.n_obs, "", object)
+    labels[fold.kept] = obs["label"].astype(str)
+    return labels
+
+
+def batches_of(
+    run: Mapped, depth: float, fitted: dict[str, Fitted], reference: anndata.AnnData, fold: Fold
+) -> list[Batch]:
+    """The held-out batches of a fold at a depth, seen from the other batches of the reference (on
+    whose latent classifiers were `fitted`)."""
     said = mapped_at(run.mapped, depth)
     names = [str(name) for name in said.uns["soft_label_names"]]
-    profiles = profiles_of(anndata.read_h5ad(run.twin, backed="r"), names, depth)
-    held, out = anndata.read_h5ad(run.held_out, backed="r"), []
+    profiles, out = Profiles.of(reference.X, labels_kept(reference, fold), names, depth), []
     for name in sorted(said.obs["batch"].astype(str).unique()):
         part = said[(said.obs["batch"] == name).to_numpy()]
         if part.n_obs < LEAST:
             continue
-        cells = thinned(held[(held.obs["batch"] == name).to_numpy()].to_memory(), depth)
+        cells = thinned(fold.held_out(reference, name), depth)
         codes = np.asarray(part.obsm["soft_labels"]).argmax(1)
         misfit, missing = (part.obs[k].to_numpy(float) for k in ("misfit", "misfit_if_missing"))
         out.append(
@@ -94,15 +105,15 @@ def fit_of(runs: list[Mapped], depth: float) -> BatchFit | None:
     """How far whole batches are, at a depth."""
     distances, missing, labels = [], [], []
     for run in runs:
-        said, twin = mapped_at(run.mapped, depth), anndata.read_h5ad(run.latent)
-        own = twin.obs["label"].astype(str).to_numpy()
+        said, kept = mapped_at(run.mapped, depth), anndata.read_h5ad(run.latent)
+        own = kept.obs["label"].astype(str).to_numpy()
         known = np.isin(said.obs["label"].astype(str), own)
         of_cells = latent_of(said)[known], said.obs["label"].astype(str).to_numpy()[known]
-        missing.append(distances_if_missing(latent_of(twin), own, *of_cells))
+        missing.append(distances_if_missing(latent_of(kept), own, *of_cells))
         labels.append(of_cells[1])
         for name in said.obs["batch"].unique():
             at = (said.obs["batch"] == name).to_numpy()
-            distances.append(local_distance(latent_of(twin), latent_of(said)[at]))
+            distances.append(local_distance(latent_of(kept), latent_of(said)[at]))
     return fit_batches(distances, np.concatenate(missing), np.concatenate(labels))
 
 
@@ -115,11 +126,11 @@ def from_batches(
     said = [anndata.read_h5ad(run.mapped, backed="r").obs for run in runs]
     depths = sorted({float(depth) for obs in said for depth in obs["depth"]})
     batches = sorted({str(name) for obs in said for name in obs["batch"]})
-    held = {depth: [] for depth in depths}
+    held, folds = {depth: [] for depth in depths}, folds_of(reference, settings.folds)
     for run in runs:
         fitted = fitted_of(anndata.read_h5ad(run.latent), unlabeled_in(reference))
         for depth, batches_at in held.items():
-            batches_at.extend(batches_of(run, depth, fitted))
+            batches_at.extend(batches_of(run, depth, fitted, reference, folds[run.fold]))
     parts = any(name.startswith(STAND_IN) for name in batches)
     fit = None if parts else fit_of(runs, depths[-1])
     scheme = PARTS if parts else BATCHES

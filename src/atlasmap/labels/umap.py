@@ -57,7 +57,7 @@ class FittedMap:
                 "UMAP_UNREADABLE",
                 expected=f"{path}, a fitted map",
                 found=f"{type(error).__name__} {error}",
-                mend="fit it again (atlasmap fit-umap), or delete it: it is then fitted anew",
+                mend="delete it: it is then fitted anew",
             ) from error
         return out
 

@@ -47,6 +47,13 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class Lasting(Checkpoints):
+    """Checkpoints that whoever runs several trainings one after the other removes himself."""
+
+    def remove(self) -> None:
+        """They stay."""
+
+
 def weights_hash(state: Tensors) -> str:
     """Hash of a state's names and bytes."""
     digest = hashlib.sha256()

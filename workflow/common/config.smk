@@ -1,0 +1,131 @@
+# What keys of the config must be together; their types and bounds are the schema's.
+
+import json
+from types import SimpleNamespace
+
+from snakemake.utils import update_config, validate
+
+OF_RNA = {"scvi", "scanvi", "scanvi_prefix", "scanvi_fixed", "scanvi_linear"}
+OF_RNA |= {"surgery", "variants"}
+OF_CITESEQ = {"totalvi", "totalvi_surgery", "denoise"}
+
+
+def spaced(values):
+    """A block of keys, and those inside it, as attributes."""
+    return json.loads(json.dumps(values), object_hook=lambda of: SimpleNamespace(**of))
+
+
+def variant_block(given, variant):
+    """What the user set for a variant: `scanvi` with `scanvi_{variant}` laid over it."""
+    block = json.loads(json.dumps(given.get("scanvi") or {}))
+    update_config(block, given.get(f"scanvi_{variant}") or {})
+    return block
+
+
+def load_config(given, schema, file):
+    """The config as attributes, with the defaults of the schema (which is in `file`); raises
+    CONFIG_* errors."""
+    filled = as_meant(given, schema)
+    check_values(filled, schema, "the config", "CONFIG_INVALID")
+    validate(filled, file)
+    config = spaced(filled)
+    check_config(config, given, schema)
+    return config
+
+
+def check_config(config, given, schema):
+    """What no schema says of a filled config and of what the user gave of it: CONFIG_*, COVARIATE_*."""
+    for variant in ("prefix", "fixed", "linear"):
+        block = as_meant(variant_block(given, variant), schema["properties"]["scanvi"])
+        check_values(
+            {"scanvi": block},
+            {"properties": schema["properties"]},
+            f"scanvi_{variant}",
+            "CONFIG_INVALID",
+        )
+    for key in ("variants", "strategies", "seeds"):
+        values = getattr(config, key)
+        if not values or len(set(values)) < len(values):
+            raise AtlasmapError(
+                "CONFIG_LIST",
+                expected=f"{key}: at least one entry, each once",
+                found=f"{values}",
+                mend=f"correct {key}",
+            )
+    final_of(config)
+    check_modality(config, given)
+    check_covariates(config, schema)
+    check_reference(config, given)
+
+
+def final_of(config):
+    """Which mapping is *the* atlas, nothing left open; raises CONFIG_FINAL if it is not made."""
+    final, first = config.final, (
+        "fixed" if "fixed" in config.variants else config.variants[0]
+    )
+    chosen = SimpleNamespace(
+        variant=final.variant or first,
+        strategy=final.strategy or config.strategies[0],
+        seed=config.seeds[0] if final.seed is None else final.seed,
+    )
+    for key in ("variant", "strategy", "seed"):
+        choices, choice = getattr(config, f"{key}s".replace("ys", "ies")), getattr(
+            chosen, key
+        )
+        if choice not in choices:
+            raise AtlasmapError(
+                "CONFIG_FINAL",
+                expected=f"final.{key} to be one of {listed(choices)}",
+                found=str(choice),
+                mend=f"add it to the list, or choose another final.{key}",
+            )
+    return chosen
+
+
+def check_modality(config, given):
+    """Blocks of a model that this modality does not train would be ignored: CONFIG_MODALITY."""
+    citeseq = config.modality == "citeseq"
+    idle = sorted(set(given) & (OF_RNA if citeseq else OF_CITESEQ))
+    if citeseq and config.final.variant:
+        idle.append("final.variant")
+    if not citeseq and config.data.mask_proteins:
+        idle.append("data.mask_proteins")
+    if idle:
+        raise AtlasmapError(
+            "CONFIG_MODALITY",
+            expected=f"keys of modality {config.modality}",
+            found=listed(idle, 10),
+            mend=(
+                "leave them out: totalVI is set by totalvi, totalvi_surgery and denoise"
+                if citeseq
+                else "leave them out, or set modality: citeseq"
+            ),
+        )
+
+
+def check_covariates(config, schema):
+    """Covariates must not be columns that results have of their own: COVARIATE_RESERVED."""
+    reserved = schema["properties"]["categorical_covariates"]["reserved"]
+    asked = [*config.categorical_covariates, *config.continuous_covariates]
+    asked += config.label_levels
+    clash = [key for key in asked if key in reserved or asked.count(key) > 1]
+    if clash:
+        raise AtlasmapError(
+            "COVARIATE_RESERVED",
+            expected=f"covariates and label_levels named once, and not {listed(reserved, 40)}",
+            found=listed(clash),
+            mend="rename these columns in obs; the batch is always conditioned on",
+        )
+
+
+def check_mappable(config):
+    """A reference whose encoder does not see the batch cannot be mapped onto: SURGERY_NOOP."""
+    name = "totalvi" if config.modality == "citeseq" else "scvi"
+    trained = set(config.strategies) & {"per_batch", "joint"}
+    if trained and not getattr(config, name).encode_covariates:
+        raise AtlasmapError(
+            "SURGERY_NOOP",
+            expected=f"{name}.encode_covariates: true, since the sheet has query rows",
+            found="false: nothing that surgery trains would reach the query's latent",
+            mend="set it to true, or set strategies: [frozen], which takes the encoder as it is",
+        )
