@@ -300,12 +300,12 @@ class CalibrationSettings:
     """How far labels are to be trusted: learned on reference cells held out, never on a query."""
 
     scheme: Literal["batches", "validation", "none"] = "batches"
-    """batches: every batch of the reference is held out once, from a twin trained without it, and
-    mapped as queries are (of one batch, parts); validation: the reference's validation cells, of
-    batches that it has seen (no further training, but too kind); none: labels are left as the
-    classifier gives them."""
+    """batches: every batch of the reference is held out once; a model is trained without it, and it
+    is mapped onto that model as queries are (of one batch, parts); validation: the reference's
+    validation cells, of batches that the model has seen (no further training, but too kind); none:
+    labels are left as the classifier gives them."""
     folds: Count | None = None
-    """Groups of batches, each held out from a twin of its own; null: each batch up to 4 groups, of
+    """Groups of batches, each held out from a model of its own; null: each batch up to 4 groups, of
     20,000 reference cells and more 2."""
     n_draws: Count = 32
     """Draws from each cell's posterior that the classifier is averaged over."""

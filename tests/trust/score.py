@@ -100,7 +100,7 @@ def weighed(folder: Path, tree: LabelTree) -> Iterator[tuple[dict, pd.DataFrame]
         fit = learned.batch_fit
         far = local_distance(reference.obsm["X_latent"], cells.obsm["X_latent"])
         said = {"batch": path.stem, "names": names, "score": view.cut_offs.score}
-        yield said | {"strangeness": fit.strangeness(far) if fit else np.nan}, table
+        yield said | {"strangeness": fit.batch_shift(far) if fit else np.nan}, table
 
 
 def rows_of(task: Task, folder: Path) -> list[dict]:

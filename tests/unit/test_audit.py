@@ -30,7 +30,7 @@ from atlasmap.audit.strategies import (
 from atlasmap.bundle import load, reference_hash, save
 from atlasmap.data.registry import Registry
 from atlasmap.errors import AtlasmapError
-from atlasmap.mapping.de_novo import apart, cohort
+from atlasmap.mapping.de_novo import apart, with_query
 from atlasmap.mapping.embed import Embedding, embed
 from atlasmap.mapping.encode import encode
 from atlasmap.mapping.query import joined, map_query
@@ -187,23 +187,23 @@ def kept(reference, scanvi):
 
 def test_under_surgery_the_reference_is_named_as_ever(reference, scanvi, kept, queries):
     own = named(kept)
-    operated = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0).bundle
+    after = map_query(scanvi, queries["query0"], SURGERY, "per_batch", 0).bundle
     before = soft_labels(scanvi, reference)
-    again = under_surgery(kept, reference, operated, before)
+    again = under_surgery(kept, reference, after, before)
     assert np.array_equal(own.soft.probabilities, again.soft.probabilities)
     one, other = (scores(cells, "q", "x", "Unknown") for cells in (own, again))
     assert one.equals(other) and set(one["split"]) == {"train", "validation"}
     before[3, 0] += 1e-6
     with pytest.raises(AtlasmapError) as error:
-        under_surgery(kept, reference, operated, before)
+        under_surgery(kept, reference, after, before)
     assert error.value.code == "REFERENCE_MOVED"
 
 
-def test_a_cohort_is_reference_and_unlabelled_query(reference, queries):
+def test_what_is_trained_de_novo_is_reference_and_unlabelled_query(reference, queries):
     for part in queries.values():
         part.obs["truth"] = "secret"
     parts = list(queries.values())
-    whole = cohort(reference, parts)
+    whole = with_query(reference, parts)
     assert whole.n_obs == reference.n_obs + sum(part.n_obs for part in parts)
     assert list(whole.var_names) == list(reference.var_names)
     role = whole.obs["role"].astype(str)
@@ -215,7 +215,7 @@ def test_a_cohort_is_reference_and_unlabelled_query(reference, queries):
 
 
 def test_de_novo_is_another_model_whose_query_is_named(reference, queries, scanvi, kept):
-    whole = cohort(reference, list(queries.values()))
+    whole = with_query(reference, list(queries.values()))
     registry = Registry.of(whole)
     scvi, _ = fit_scvi(whole, registry, SCVI, 0, CPU)
     bundle, split = fit_scanvi(whole, scvi, SCANVI, "fixed", 0, CPU)

@@ -190,6 +190,6 @@ def test_neither_where_arrays_lie_nor_how_many_threads_there_are_changes_a_bit(t
         of_cells = slopes, value, of_rows, of_depth, of_t
         side_by_side(counts_kernels.counts, 3, *given, True, np.float32(0.3), *of_cells)
         given = slopes, hidden, code, of_weight, of_bias
-        side_by_side(counts_kernels.weight_slopes, 1, *given)
+        side_by_side(counts_kernels.weight_grad, 1, *given)
         seen.add(b"".join(array.tobytes() for array in (slopes, *of)))
     assert len(seen) == 1

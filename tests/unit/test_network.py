@@ -208,6 +208,6 @@ def test_neither_where_arrays_lie_nor_how_many_threads_there_are_changes_a_bit(t
         layers, kept = ((w1, w2), (s1, s2), h, b, how), (normed, left, factor)
         side_by_side(network_kernels.network, 4, x_, False, code, layers, kept, out)
         given = above_, x_, False, code, layers, kept, True, True, True, of_x, values
-        side_by_side(network_kernels.network_slopes, 4, *given)
+        side_by_side(network_kernels.network_grad, 4, *given)
         seen.add(b"".join(array.tobytes() for array in (out, of_x, values)))
     assert len(seen) == 1

@@ -7,7 +7,7 @@ from parts import CHECKS
 from small import CPU
 
 from atlasmap.bundle import save
-from atlasmap.commands.mapping import Operation, map_batches
+from atlasmap.commands.mapping import QuerySettings, map_batches
 from atlasmap.commands.running import Running
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import sha256
@@ -91,7 +91,7 @@ FILES = ("weights.safetensors", "settings.json", "history.csv", "golden.npz", "l
 def together(folder, *names, surgery=SURGERY):
     map_batches(
         *(folder / f"{name}.h5ad" for name in names), reference_bundle=folder / "reference",
-        out=folder / "out", marker=folder / "marker.json", how=Operation(surgery),
+        out=folder / "out", marker=folder / "marker.json", how=QuerySettings(surgery),
         running=Running(device="cpu"),
     )  # fmt: skip
 
@@ -102,7 +102,7 @@ def test_packed_or_alone_same_bits(prepared):
     for name in ("query0", "query1"):
         map_batches(
             prepared / f"{name}.h5ad", reference_bundle=prepared / "reference",
-            out=prepared / "alone", how=Operation(SURGERY),
+            out=prepared / "alone", how=QuerySettings(SURGERY),
             running=Running(device="cpu"),
         )  # fmt: skip
         for file in FILES:

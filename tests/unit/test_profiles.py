@@ -93,10 +93,10 @@ def test_a_label_without_cells_is_no_cells_and_one_label_is_enough(rng):
     counts, labels = made(rng)
     found = Profiles.of(counts, labels, [*NAMES, "rare"], 400.0)
     seen = Seen.of(found, counts, np.repeat(range(3), 60))
-    assert found.slopes.shape == (4, 90) and seen.by_genes[:, 3].max() < 1e-6
+    assert found.coefficients.shape == (4, 90) and seen.by_genes[:, 3].max() < 1e-6
     assert (seen.like.argmax(1) == seen.codes).mean() > 0.98
     three = Profiles.of(counts, labels, NAMES, 400.0)
-    assert np.allclose(found.slopes[:3], three.slopes)
+    assert np.allclose(found.coefficients[:3], three.coefficients)
     one = Profiles.of(counts[:60], labels[:60], NAMES[:1], 400.0)
     alone = Seen.of(one, counts[:60], np.zeros(60, int))
     assert (alone.by_genes == 1).all() and np.isfinite(alone.like).all()
@@ -110,7 +110,7 @@ def test_profiles_are_kept_as_they_are(rng, tmp_path):
     found = read_profiles(tmp_path / "profiles.npz", 3, 90)
     for one, other in zip(both, found, strict=True):
         assert one.scale == other.scale
-        for key in ("means", "within", "centre", "slopes", "intercepts"):
+        for key in ("means", "within", "centre", "coefficients", "intercepts"):
             assert np.array_equal(getattr(one, key), getattr(other, key))
 
 

@@ -60,9 +60,9 @@ from atlasmap.mapping.embed import embed, posterior_soft_labels, soft_labels_at
 from atlasmap.mapping.encode import encode
 from atlasmap.mapping.query import map_held_out, map_query
 from atlasmap.mapping.reference import fit_scanvi, fit_scvi, reference_latent
-from atlasmap.mapping.residuals import misfit, residuals
+from atlasmap.mapping.residuals import residual_score, residuals
 from atlasmap.models.likelihoods import CountDistribution
-from atlasmap.report.summary import checked_data, strange_batches, verdict_table
+from atlasmap.report.summary import checked_data, shifted_batches, verdict_table
 from atlasmap.settings import CalibrationSettings, SurgerySettings, TransferSettings
 
 SURGERY = SurgerySettings(max_epochs=3)
@@ -129,7 +129,7 @@ def test_cells_of_a_kind_of_their_own_misfit(reference, scanvi, rng):
 
     def found(counts):
         batch.X = sparse.csr_matrix(counts.astype(np.float32))
-        return misfit(scanvi.model, encode(scanvi.registry, batch, CPU), latent)
+        return residual_score(scanvi.model, encode(scanvi.registry, batch, CPU), latent)
 
     fitting = found(counts)
     chemistry = counts * np.where(np.arange(counts.shape[1]) < 15, 4, 1)  # of the whole batch
@@ -142,10 +142,12 @@ def test_cells_of_a_kind_of_their_own_misfit(reference, scanvi, rng):
 
 def test_misfit_of_a_batch_knows_nothing_of_other_batches(reference, scanvi):
     cells = encode(scanvi.registry, reference, CPU)
-    whole = misfit(scanvi.model, cells, embed(scanvi.model, cells).mean)
+    whole = residual_score(scanvi.model, cells, embed(scanvi.model, cells).mean)
     own = (reference.obs["batch"] == "batch1").to_numpy()
     alone = encode(scanvi.registry, reference[own].copy(), CPU)
-    assert np.array_equal(whole[own], misfit(scanvi.model, alone, embed(scanvi.model, alone).mean))
+    assert np.array_equal(
+        whole[own], residual_score(scanvi.model, alone, embed(scanvi.model, alone).mean)
+    )
 
 
 # probabilities
@@ -282,7 +284,7 @@ class Same(Seen):
         return self
 
 
-def batch(rng, fold=0, n=400, like=0.9, other=0.5, misfit_if_missing=1.0):
+def batch(rng, fold=0, n=400, like=0.9, other=0.5, residual_if_missing=1.0):
     """A held-out batch of labels a and b: correlation `like` with the own label, `other` with the
     other one."""
     codes = np.repeat([0, 1], n // 2)
@@ -293,7 +295,7 @@ def batch(rng, fold=0, n=400, like=0.9, other=0.5, misfit_if_missing=1.0):
     vars(seen).update(codes=codes, like=correlation, by_genes=certain)
     misfits = rng.lognormal(0, 0.1, n)
     return Batch(["a", "b"], codes, certain, seen, misfits, fold, np.array(["a", "b"])[codes],
-                 misfits * misfit_if_missing)  # fmt: skip
+                 misfits * residual_if_missing)  # fmt: skip
 
 
 @pytest.mark.parametrize("score", ["correlation", "misfit"])
@@ -329,7 +331,7 @@ def test_novelty_by_hand():
 
 
 def test_the_score_that_finds_left_out_labels_is_chosen(rng):
-    told = {"correlation": batch(rng), "misfit": batch(rng, other=0.9, misfit_if_missing=3.0)}
+    told = {"correlation": batch(rng), "misfit": batch(rng, other=0.9, residual_if_missing=3.0)}
     for best, held in told.items():
         score, found = choose_score([held], 20)
         assert score == best and min(found[best].values()) > 0.99
@@ -339,7 +341,7 @@ def test_the_score_that_finds_left_out_labels_is_chosen(rng):
         for row in rows:
             assert row["n"] == 200 and row["low"] < row["detected"] <= row["high"]
             assert row["detected"] > 0.95
-    blind = Batch(**vars(told["misfit"]) | {"misfit": None, "misfit_if_missing": None})
+    blind = Batch(**vars(told["misfit"]) | {"residual": None, "residual_if_missing": None})
     assert choose_score([blind], 20)[0] == "correlation"
     assert choose_score([told["misfit"]], 10**6) == ("correlation", {})
 
@@ -392,8 +394,8 @@ def test_a_left_out_label_is_far_from_the_rest(rng):
 
 def test_how_strange_a_batch_is_by_hand():
     fit = BatchFit(1.0, 3.0)
-    assert fit.strangeness(np.array([0.5, 0.8, 9.0])) == 0
-    assert fit.strangeness(np.array([1.0, 4.0, 6.0])) == 1.5
+    assert fit.batch_shift(np.array([0.5, 0.8, 9.0])) == 0
+    assert fit.batch_shift(np.array([1.0, 4.0, 6.0])) == 1.5
 
 
 def test_what_batches_are_like_is_learned():
@@ -679,12 +681,12 @@ def test_a_run_ends_with_the_batches_that_do_not_fit():
     rows = [("b1", "fixed", 0.1, "fits"), ("b1", "linear", 0.7, "doubtful"),
             ("b2", "fixed", 0, "fits"), ("b3", "fixed", 1.6, "does not fit")]  # fmt: skip
     table = pd.DataFrame(rows, columns=["batch", "variant", "strangeness", "reference"])
-    said = strange_batches(table.assign(strategy="per_batch"))
+    said = shifted_batches(table.assign(strategy="per_batch"))
     assert said.splitlines() == [
         "reference doubtful: batch b1, strangeness 0.70 (linear, per_batch)",
         "reference does not fit: batch b3, strangeness 1.60 (fixed, per_batch)",
     ]
-    assert strange_batches(pd.DataFrame(columns=["seed", "variant"])) == ""  # none was calibrated
+    assert shifted_batches(pd.DataFrame(columns=["seed", "variant"])) == ""  # none was calibrated
 
 
 def test_a_run_ends_with_its_verdicts_in_cells():

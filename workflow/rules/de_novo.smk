@@ -2,67 +2,67 @@
 # the reference, with `all` of them for the strategy de_novo.
 
 
-rule join_cohort:
+rule join_query:
     input:
         reference="results/{atlas}/data/reference.h5ad",
         contract=ancient("results/{atlas}/data/contract.json"),
-        queries=lambda w: queries(w) if w.cohort == "all" else prepared(w.cohort),
+        queries=lambda w: queries(w) if w.joined == "all" else prepared(w.joined),
     output:
-        "results/{atlas}/data/cohorts/{cohort}.h5ad",
+        "results/{atlas}/data/cohorts/{joined}.h5ad",
     log:
-        "results/{atlas}/logs/join_cohort/{cohort}.log",
+        "results/{atlas}/logs/join_query/{joined}.log",
     benchmark:
-        "results/{atlas}/logs/join_cohort/{cohort}.tsv"
+        "results/{atlas}/logs/join_query/{joined}.tsv"
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("join_cohort", 1500, 30, mb_per_mb=6),
+        **asked("join_query", 1500, 30, mb_per_mb=6),
     params:
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " join-cohort {input.queries:q} --reference {input.reference:q} --out {output:q}"
+        " join-query {input.queries:q} --reference {input.reference:q} --out {output:q}"
 
 
 use rule train_scvi as train_de_novo_scvi with:
     input:
-        reference="results/{atlas}/data/cohorts/{cohort}.h5ad",
+        reference="results/{atlas}/data/cohorts/{joined}.h5ad",
     output:
-        bundle_in("seed{seed}/de_novo/{cohort}/scvi"),
-        latent="results/{atlas}/seed{seed}/de_novo/{cohort}/scvi/reference_latent.h5ad",
+        bundle_in("seed{seed}/de_novo/{joined}/scvi"),
+        latent="results/{atlas}/seed{seed}/de_novo/{joined}/scvi/reference_latent.h5ad",
     log:
-        "results/{atlas}/logs/seed{seed}/train_de_novo_scvi/{cohort}.log",
+        "results/{atlas}/logs/seed{seed}/train_de_novo_scvi/{joined}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/train_de_novo_scvi/{cohort}.tsv"
+        "results/{atlas}/logs/seed{seed}/train_de_novo_scvi/{joined}.tsv"
 
 
 use rule train_scanvi as train_de_novo_scanvi with:
     input:
-        reference="results/{atlas}/data/cohorts/{cohort}.h5ad",
-        scvi=bundle_in("seed{seed}/de_novo/{cohort}/scvi"),
+        reference="results/{atlas}/data/cohorts/{joined}.h5ad",
+        scvi=bundle_in("seed{seed}/de_novo/{joined}/scvi"),
     output:
-        bundle_in("seed{seed}/de_novo/{cohort}/scanvi_{variant}"),
-        latent="results/{atlas}/seed{seed}/de_novo/{cohort}/scanvi_{variant}/reference_latent.h5ad",
+        bundle_in("seed{seed}/de_novo/{joined}/scanvi_{variant}"),
+        latent="results/{atlas}/seed{seed}/de_novo/{joined}/scanvi_{variant}/reference_latent.h5ad",
     log:
-        "results/{atlas}/logs/seed{seed}/train_de_novo_scanvi_{variant}/{cohort}.log",
+        "results/{atlas}/logs/seed{seed}/train_de_novo_scanvi_{variant}/{joined}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/train_de_novo_scanvi_{variant}/{cohort}.tsv"
+        "results/{atlas}/logs/seed{seed}/train_de_novo_scanvi_{variant}/{joined}.tsv"
 
 
 use rule train_totalvi as train_de_novo_totalvi with:
     input:
-        reference="results/{atlas}/data/cohorts/{cohort}.h5ad",
+        reference="results/{atlas}/data/cohorts/{joined}.h5ad",
     output:
-        bundle_in("seed{seed}/de_novo/{cohort}/totalvi"),
-        latent="results/{atlas}/seed{seed}/de_novo/{cohort}/totalvi/reference_latent.h5ad",
+        bundle_in("seed{seed}/de_novo/{joined}/totalvi"),
+        latent="results/{atlas}/seed{seed}/de_novo/{joined}/totalvi/reference_latent.h5ad",
     log:
-        "results/{atlas}/logs/seed{seed}/train_de_novo_totalvi/{cohort}.log",
+        "results/{atlas}/logs/seed{seed}/train_de_novo_totalvi/{joined}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/train_de_novo_totalvi/{cohort}.tsv"
+        "results/{atlas}/logs/seed{seed}/train_de_novo_totalvi/{joined}.tsv"
 
 
 # The two parts of the latent, and the map of the first.
-rule split_cohort:
+rule split_latent:
     input:
         lambda w: f"{TOP}/seed{w.seed}/de_novo/all/{model_folder(w.variant)}/reference_latent.h5ad",
     output:
@@ -70,19 +70,19 @@ rule split_cohort:
         query="results/{atlas}/seed{seed}/mapping/{variant}/de_novo/all/latent.h5ad",
         umap="results/{atlas}/seed{seed}/mapping/{variant}/de_novo/all/umap.npz",
     log:
-        "results/{atlas}/logs/seed{seed}/split_cohort_{variant}.log",
+        "results/{atlas}/logs/seed{seed}/split_latent_{variant}.log",
     benchmark:
-        "results/{atlas}/logs/seed{seed}/split_cohort_{variant}.tsv"
+        "results/{atlas}/logs/seed{seed}/split_latent_{variant}.tsv"
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("split_cohort", 3000, 120, mb_per_mb=20),
+        **asked("split_latent", 3000, 120, mb_per_mb=20),
     params:
         settings=settings_of("umap"),
         numerics=NUMERICS["umap"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " split-cohort {input:q} --reference {output.reference:q} --query {output.query:q}"
+        " split-latent {input:q} --reference {output.reference:q} --query {output.query:q}"
         " --map {output.umap:q} --seed {wildcards.seed} {params.settings}"
 
 

@@ -79,12 +79,12 @@ def soft_labels(bundle: Bundle, cells: anndata.AnnData) -> np.ndarray:
 
 
 def under_surgery(
-    latent: anndata.AnnData, cells: anndata.AnnData, operated: Bundle, before: np.ndarray
+    latent: anndata.AnnData, cells: anndata.AnnData, after: Bundle, before: np.ndarray
 ) -> Named:
-    """What the operated model calls the reference's cells (counts in `cells`, in the order of
-    `latent`); raises REFERENCE_MOVED unless it is what the reference itself called them just
-    `before`, bit for bit."""
-    said = soft_labels(operated, cells)
+    """Label the reference's cells (counts in `cells`, in the order of `latent`) with the model
+    `after` surgery. Raises REFERENCE_MOVED unless the probabilities are those of the reference
+    `before` surgery, bit for bit."""
+    said = soft_labels(after, cells)
     if not np.array_equal(said, before):
         raise AtlasmapError(
             "REFERENCE_MOVED",

@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from atlasmap.commands.mapping import Operation
+from atlasmap.commands.mapping import QuerySettings
 from atlasmap.commands.parameters import OnDevice, Queries, ReferenceBundle
 from atlasmap.files import unslug, write_json, write_table, write_text
 from atlasmap.report.audits import reference_page, strategies_page
@@ -20,7 +20,7 @@ def audit_strategies(
     joint: Path,
     out: Path,
     seed: int = 0,
-    how: Operation = Operation(),
+    how: QuerySettings = QuerySettings(),
     device: OnDevice = "auto",
 ) -> None:
     """Per batch or joint: how far they differ on these queries, and what each cause is worth.
@@ -106,8 +106,8 @@ def audit_reference(
     own = audit.named(latent, before)
     models, facts = [(own, "", "reference")], {}
     for folder in mappings:
-        operated = load_delta(folder, load(reference_bundle, cpu))
-        same = audit.under_surgery(latent, counts, operated, before)
+        after = load_delta(folder, load(reference_bundle, cpu))
+        same = audit.under_surgery(latent, counts, after, before)
         models.append((same, unslug(folder.name), "surgery"))
     for folder in de_novo:
         query, whole = unslug(folder.parent.name), read_latent(folder)

@@ -31,7 +31,7 @@ log = logging.getLogger("atlasmap")
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Operation:
+class QuerySettings:
     """How queries are mapped: by the settings for the reference's kind of model."""
 
     surgery: SurgerySettings = field(default_factory=SurgerySettings)
@@ -56,7 +56,7 @@ def map_batches(
     marker: Path | None = None,
     strategy: Surgery = "per_batch",
     seed: Seed = 0,
-    how: Operation = Operation(),
+    how: QuerySettings = QuerySettings(),
     probe: Probe = None,
     running: Running = Running(),
 ) -> None:
@@ -186,7 +186,7 @@ def map_file(
     strategy: Surgery = "per_batch",
     seed: Seed = 0,
     config: DataConfig = DataConfig(),
-    how: Operation = Operation(),
+    how: QuerySettings = QuerySettings(),
     transfer: TransferSettings = TransferSettings(),
     umap: UmapSettings = UmapSettings(),
     label_tree: TreeFile = None,

@@ -11,7 +11,7 @@ import anndata
 from cyclopts import Parameter
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from atlasmap.commands.mapping import Operation
+from atlasmap.commands.mapping import QuerySettings
 from atlasmap.commands.parameters import Reference, Seed, TreeFile
 from atlasmap.commands.running import Running
 from atlasmap.config import depth_levels
@@ -65,7 +65,7 @@ def train_held_out(
     seed: Seed = 0,
     scvi: ScviSettings = ScviSettings(),
     totalvi: TotalviSettings = TotalviSettings(),
-    how: Operation = Operation(),
+    how: QuerySettings = QuerySettings(),
     calibration: CalibrationSettings = CalibrationSettings(),
     running: Running = Running(),
 ) -> None:
@@ -138,7 +138,7 @@ def hold_out(
 
 
 def map_held_out(
-    held_out: Path, bundle: Path, contract: Path, strategy: Surgery, seed: int, how: Operation,
+    held_out: Path, bundle: Path, contract: Path, strategy: Surgery, seed: int, how: QuerySettings,
     calibration: CalibrationSettings, running: Running,
 ) -> anndata.AnnData:  # fmt: skip
     """Latent, labels and residual scores of held-out cells (.h5ad), mapped onto a model that was

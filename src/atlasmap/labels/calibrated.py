@@ -106,10 +106,17 @@ def read_calibration(path: Path) -> Calibration:
         ) from error
 
 
+FILE_KEYS = {"coefficients": "slopes"}  # arrays in the file that are named otherwise
+
+
 def save_profiles(profiles: list[Profiles], path: Path) -> None:
     """As .npz, a set of arrays a depth."""
     keys = Profiles.__dataclass_fields__
-    arrays = {f"{key} {k}": getattr(one, key) for k, one in enumerate(profiles) for key in keys}
+    arrays = {
+        f"{FILE_KEYS.get(key, key)} {k}": getattr(one, key)
+        for k, one in enumerate(profiles)
+        for key in keys
+    }
     with open(path, "wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -121,7 +128,7 @@ def read_profiles(path: Path, n_labels: int, n_genes: int) -> list[Profiles]:
         with np.load(path, allow_pickle=False) as file:
             n = 1 + max(int(key.rsplit(" ", 1)[1]) for key in file)
             keys = Profiles.__dataclass_fields__
-            sets = [{key: file[f"{key} {k}"] for key in keys} for k in range(n)]
+            sets = [{key: file[f"{FILE_KEYS.get(key, key)} {k}"] for key in keys} for k in range(n)]
         out = [Profiles(**one | {"scale": float(one["scale"])}) for one in sets]
         for one in out:
             if one.means.shape != (n_labels, n_genes) or one.within.shape != (n_genes,):

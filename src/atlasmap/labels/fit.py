@@ -39,7 +39,7 @@ class BatchFit:
     typical: float
     missing: float
 
-    def strangeness(self, distance: np.ndarray) -> float:
+    def batch_shift(self, distance: np.ndarray) -> float:
         """Of a batch whose cells are so far: 0 no farther than a held-out batch, 1 as far as cells
         of a label that the reference lacks."""
         beyond = float(np.median(distance)) - self.typical

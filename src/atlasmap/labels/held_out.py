@@ -89,13 +89,13 @@ def batches_of(
             continue
         cells = thinned(fold.held_out(reference, name), depth)
         codes = np.asarray(part.obsm["soft_labels"]).argmax(1)
-        misfit, missing = (part.obs[k].to_numpy(float) for k in ("misfit", "misfit_if_missing"))
+        residual, missing = (part.obs[k].to_numpy(float) for k in ("misfit", "misfit_if_missing"))
         out.append(
             Batch(
                 names, codes, np.asarray(part.obsm["averaged"]),
                 Seen.of(profiles, counts_of(cells[part.obs_names]), codes),
-                relative(misfit), run.fold, part.obs["label"].astype(str).to_numpy(),
-                relative(missing, misfit), opinions_on(part, fitted, names),
+                relative(residual), run.fold, part.obs["label"].astype(str).to_numpy(),
+                relative(missing, residual), opinions_on(part, fitted, names),
             )
         )  # fmt: skip
     return out

@@ -17,22 +17,23 @@ from atlasmap.labels.profiles import Seen
 
 SCORES = ("correlation", "misfit")
 SHRINK = 10  # cells that the cut-off of all labels counts as, beside a label's own
-LEAST_MISFIT = 1e-6
+LEAST_RESIDUAL = 1e-6
 ABOVE_ONE = 1.02  # so that a correlation of 1 has a logarithm
 
 
 def relative(values: np.ndarray, to: np.ndarray | None = None) -> np.ndarray:
     """Over a batch's median (of `to`; its own)."""
-    return values / max(float(np.median(values if to is None else to)), LEAST_MISFIT)
+    return values / max(float(np.median(values if to is None else to)), LEAST_RESIDUAL)
 
 
 @dataclass(frozen=True)
 class Batch:
     """A batch as a model maps it. `names` are the model's labels, `predicted` the classifier's
     (codes), `by_model` its probabilities averaged over the posterior (cells × names), `seen` the
-    cells' genes, `misfit` the decoder's residual over the batch's median (None without counts).
+    cells' genes, `residual` the decoder's residual score over the batch's median (None without
+    counts).
 
-    Of a held-out batch also its `fold`, true `labels` (names), `misfit_if_missing`: that of each
+    Of a held-out batch also its `fold`, true `labels` (names), `residual_if_missing`: that of each
     cell if the model lacked its label, and `opinions` on its labels (name → cells × names), those
     of genes left out.
     """
@@ -41,10 +42,10 @@ class Batch:
     predicted: np.ndarray
     by_model: np.ndarray
     seen: Seen
-    misfit: np.ndarray | None = None
+    residual: np.ndarray | None = None
     fold: int = 0
     labels: np.ndarray | None = None
-    misfit_if_missing: np.ndarray | None = None
+    residual_if_missing: np.ndarray | None = None
     opinions: dict[str, np.ndarray] = field(default_factory=dict)
 
     def named(self, weights: Weights) -> "Batch":
@@ -81,18 +82,18 @@ class Batch:
 
     def has(self, score: str) -> bool:
         """Whether there is such a score."""
-        return score == "correlation" or self.misfit is not None
+        return score == "correlation" or self.residual is not None
 
     def score(self, score: str) -> np.ndarray:
         """How unlike all labels each cell is (cells), on a logarithmic scale."""
         if score == "misfit":
-            return np.log(np.maximum(self.misfit, LEAST_MISFIT))
+            return np.log(np.maximum(self.residual, LEAST_RESIDUAL))
         return np.log(ABOVE_ONE - self.seen.like.max(1))
 
     def score_if_missing(self, score: str) -> np.ndarray:
         """The same of the known cells, if their label were not among those compared with."""
         if score == "misfit":
-            return np.log(np.maximum(self.misfit_if_missing[self.known], LEAST_MISFIT))
+            return np.log(np.maximum(self.residual_if_missing[self.known], LEAST_RESIDUAL))
         like = self.seen.like[self.known]
         like[np.arange(len(like)), self.truth] = -1
         return np.log(ABOVE_ONE - like.max(1))

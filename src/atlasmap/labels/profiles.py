@@ -54,13 +54,13 @@ def sums_by(codes: np.ndarray, n: int, values: sparse.csr_matrix) -> np.ndarray:
 class Profiles:
     """Labels of a reference, on a logarithmic scale for batches of one depth (`scale`): `means`
     (labels × genes), variance `within` labels (genes), `centre` (genes) of all labelled cells, and
-    a logistic regression on `regressed` genes: `slopes` (labels × those) and `intercepts`."""
+    a logistic regression on `regressed` genes: `coefficients` (labels × those) and `intercepts`."""
 
     scale: float
     means: np.ndarray
     within: np.ndarray
     centre: np.ndarray
-    slopes: np.ndarray
+    coefficients: np.ndarray
     intercepts: np.ndarray
 
     @classmethod
@@ -81,8 +81,10 @@ class Profiles:
         within = (squares - (n * means**2).sum(0)) / len(codes) + LEAST_VARIANCE
         empty = np.empty((0, 0))
         out = cls(scale, means, within, centre, empty, empty)
-        slopes, intercepts = regression(out.features(logs, np.zeros_like(centre)), codes, len(n))
-        return replace(out, slopes=slopes, intercepts=intercepts)
+        coefficients, intercepts = regression(
+            out.features(logs, np.zeros_like(centre)), codes, len(n)
+        )
+        return replace(out, coefficients=coefficients, intercepts=intercepts)
 
     @cached_property
     def regressed(self) -> np.ndarray:
@@ -100,22 +102,22 @@ class Profiles:
     ) -> np.ndarray:
         """Of each label by the cells' genes (cells × labels); of genes that were not `measured`
         (mask) nothing is taken."""
-        slopes = np.where(measured[self.regressed], self.slopes, 0.0).T
-        parts = [self.features(logs[rows], shift) @ slopes for rows in chunks(logs.shape[0])]
+        coefficients = np.where(measured[self.regressed], self.coefficients, 0.0).T
+        parts = [self.features(logs[rows], shift) @ coefficients for rows in chunks(logs.shape[0])]
         return softmax(np.concatenate(parts) + self.intercepts, axis=1)
 
 
 def regression(x: np.ndarray, codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Slopes (`n` labels × features) and intercepts of a logistic regression; a label without cells
     is never probable."""
-    slopes, intercepts = np.zeros((n, x.shape[1])), np.full(n, NEVER)
+    coefficients, intercepts = np.zeros((n, x.shape[1])), np.full(n, NEVER)
     own = np.unique(codes)
     intercepts[own] = 0
     if len(own) > 1:
         model = LogisticRegression(C=PENALTY, max_iter=MAX_ITERATIONS).fit(x, codes)
         own = own[1:] if len(own) == 2 else own  # of two scikit-learn keeps the second's alone
-        slopes[own], intercepts[own] = model.coef_, model.intercept_
-    return slopes, intercepts
+        coefficients[own], intercepts[own] = model.coef_, model.intercept_
+    return coefficients, intercepts
 
 
 def some_of(codes: np.ndarray, code: int) -> np.ndarray:

@@ -71,8 +71,8 @@ def seen_by(trust: Trust, part: anndata.AnnData) -> tuple[View, Batch]:
     posterior = latent_of(part), part.obsm["latent_var"]
     by_model = posterior_soft_labels(trust.model, *posterior, learned.n_draws)
     seen = Seen.of(trust.profiles[learned.views.index(view)], counts, predicted)
-    misfit = relative(part.obs["misfit"].to_numpy(float)) if "misfit" in part.obs else None
-    return view, Batch(names, predicted, by_model, seen, misfit).named(view.naming)
+    residual = relative(part.obs["misfit"].to_numpy(float)) if "misfit" in part.obs else None
+    return view, Batch(names, predicted, by_model, seen, residual).named(view.naming)
 
 
 def judged(
@@ -130,9 +130,9 @@ def verdicts(
         table["common_ancestor"] = [tree.common_ancestor(found) for found in sets]
     fit = trust.calibration.batch_fit
     far = local_distance(reference, latent_of(part)) if fit else None
-    strange = fit.strangeness(far) if fit else np.nan
-    table["strangeness"] = strange
-    if strange > 1:
+    shift = fit.batch_shift(far) if fit else np.nan
+    table["strangeness"] = shift
+    if shift > 1:
         table["verdict"] = table["verdict"].replace(CONFIDENT, AMBIGUOUS)
         table["safe_label"], table["safe_level"] = trust.unlabeled, NONE
         table["safe_probability"] = np.nan
@@ -146,13 +146,13 @@ def fitness(cells: pd.DataFrame) -> dict:
     farther than half-way from a held-out batch to cells that the reference lacks; `doubtful`: no
     farther than those; `does not fit`: farther, and none of its labels is to be believed; `not
     known`: no whole batch of the reference could be held out."""
-    strange, verdict = float(cells["strangeness"].iloc[0]), cells["verdict"]  # one a batch
+    shift, verdict = float(cells["strangeness"].iloc[0]), cells["verdict"]  # one a batch
     shares = {name: float((verdict == name).mean()) for name in (CONFIDENT, AMBIGUOUS, NOVEL)}
-    said = "fits" if strange <= 0.5 else "doubtful" if strange <= 1 else "does not fit"
+    said = "fits" if shift <= 0.5 else "doubtful" if shift <= 1 else "does not fit"
     return {
         "n": len(cells),
-        "reference": "not known" if np.isnan(strange) else said,
-        "strangeness": strange,
+        "reference": "not known" if np.isnan(shift) else said,
+        "strangeness": shift,
         **shares,
         "shifted": float(cells["shifted"].mean()),
         "set_size": float(cells["prediction_set_size"].mean()),

@@ -123,13 +123,13 @@ def displacement(model: torch.nn.Module, cells: Cells, said: Embedding) -> dict:
     return out
 
 
-def certificate(before: Witness, operated: Bundle, probe: anndata.AnnData | None,
+def certificate(before: Witness, after: Bundle, probe: anndata.AnnData | None,
                 registry: Registry, cells: Cells, said: Embedding) -> dict:  # fmt: skip
     """What certificate.json says of a mapping; raises REFERENCE_MOVED.
 
     `registry` is the reference's, `cells` and `said` the query's.
     """
-    about, model = operated.about, operated.model
+    about, model = after.about, after.model
     return {
         "strategy": about["strategy"],
         "seed": about["seed"],

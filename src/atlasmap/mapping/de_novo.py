@@ -11,7 +11,7 @@ from atlasmap.mapping.latent import latent_of, variance_of
 from atlasmap.mapping.query import joined, query_latent
 
 
-def cohort(reference: anndata.AnnData, queries: list[anndata.AnnData]) -> anndata.AnnData:
+def with_query(reference: anndata.AnnData, queries: list[anndata.AnnData]) -> anndata.AnnData:
     """Prepared reference and query batches as one reference: X counts, obs batch, label, role.
 
     True labels of the query are not taken along.
@@ -28,7 +28,8 @@ def cohort(reference: anndata.AnnData, queries: list[anndata.AnnData]) -> anndat
 
 
 def apart(latent: anndata.AnnData) -> tuple[anndata.AnnData, anndata.AnnData]:
-    """A cohort's latent as (the reference in latent space, the query as mappings write it)."""
+    """Split the latent of a joint model: the reference's cells, and the query's as mappings write
+    them."""
     of_reference = (latent.obs["role"] == "reference").to_numpy()
     query = latent[~of_reference]
     soft = query.obsm.get("soft_labels")

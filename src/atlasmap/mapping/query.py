@@ -19,7 +19,7 @@ from atlasmap.mapping.encode import encode
 from atlasmap.mapping.latent import latent_of
 from atlasmap.mapping.protein_background import background_prior
 from atlasmap.mapping.reference import library_moments, outcome_facts, warmed_by_step
-from atlasmap.mapping.residuals import misfit, misfit_if_missing
+from atlasmap.mapping.residuals import residual_score, residual_score_if_missing
 from atlasmap.models.surgery import NewCategories, append_categories, encoder_sees, vae_of
 from atlasmap.models.totalvi import Totalvi
 from atlasmap.settings import (
@@ -126,7 +126,7 @@ def is_mapped(
 
 def without_unknown(query: anndata.AnnData, reference: Registry) -> anndata.AnnData:
     """A query in which proteins that no reference batch has are not measured: of these the model
-    has learned nothing (a twin may lack one that the reference has)."""
+    has learned nothing (a model trained without some batches may lack one)."""
     if not reference.proteins or reference.measured().any(0).all():
         return query
     out = query.copy()
@@ -168,7 +168,7 @@ def map_query(
     keep = ["batch", "dataset", "barcode", *registry.categorical, *registry.continuous]
     said = embed(bundle.model, cells)
     latent = query_latent(query, said, registry.labels, keep)
-    latent.obs["misfit"] = misfit(bundle.model, cells, said.mean)
+    latent.obs["misfit"] = residual_score(bundle.model, cells, said.mean)
     proof = certificate(before, bundle, probe, own, cells, said)
     return Mapping(bundle, new, latent, proof)
 
@@ -218,21 +218,21 @@ def trained_rows(
 
 
 def map_held_out(
-    twin: Bundle, cells: anndata.AnnData, reference: anndata.AnnData, settings: SurgerySettings,
+    bundle: Bundle, cells: anndata.AnnData, reference: anndata.AnnData, settings: SurgerySettings,
     strategy: Surgery, seed: int, checkpoints: Checkpoints | None = None, n_draws: int = 32,
 ) -> anndata.AnnData:  # fmt: skip
-    """A reference batch that `twin` (consumed) was not trained on, mapped as a query is.
+    """Map a reference batch onto a model (`bundle`, consumed) that was trained without it.
 
     Its latent, with obsm averaged (label probabilities over `n_draws` from the posterior), obs
-    label, misfit, and misfit_if_missing: if the twin lacked the cell's label. `reference` is the
-    twin's own latent.
+    label, misfit (the residual score), and misfit_if_missing: that score if the model lacked the
+    cell's label. `reference` is the latent of the cells that the model was trained on.
     """
-    mapping = map_query(twin, cells, settings, strategy, seed, checkpoints)
+    mapping = map_query(bundle, cells, settings, strategy, seed, checkpoints)
     latent, labels = mapping.latent, cells.obs["label"].astype(str).to_numpy()
     latent.obs["label"] = labels
     posterior = latent.obsm["X_latent"], latent.obsm["latent_var"]
     latent.obsm["averaged"] = posterior_soft_labels(mapping.bundle.model, *posterior, n_draws)
-    latent.obs["misfit_if_missing"] = misfit_if_missing(
+    latent.obs["misfit_if_missing"] = residual_score_if_missing(
         mapping.bundle.model,
         encode(mapping.bundle.registry, cells, device_of(mapping.bundle.model)),
         latent.obsm["X_latent"],

@@ -114,8 +114,8 @@ class Pooling:
         return out
 
 
-def misfit(model: Scvi | Scanvi, cells: Cells, latent: np.ndarray) -> np.ndarray:
-    """Misfit of every cell within its batch (cells): its neighbours' common residual.
+def residual_score(model: Scvi | Scanvi, cells: Cells, latent: np.ndarray) -> np.ndarray:
+    """Residual score of every cell within its batch (cells): its neighbours' common residual.
 
     `latent` (cells × latent) is where the decoder is asked: the posterior mean.
     """
@@ -128,12 +128,14 @@ def misfit(model: Scvi | Scanvi, cells: Cells, latent: np.ndarray) -> np.ndarray
     return out
 
 
-def misfit_if_missing(
+def residual_score_if_missing(
     model: Scvi | Scanvi, cells: Cells, latent: np.ndarray, labels: np.ndarray,
     reference: np.ndarray, reference_labels: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """Misfit of each cell if the reference lacked its label: cells of that label are decoded where
-    the nearest `reference` cells (latent) of other labels are. What is left out is not retrained.
+    """Residual score of each cell if the reference lacked its label.
+
+    Cells of a label are decoded at the nearest `reference` cells (latent) of other labels; nothing
+    is retrained.
     """
     out = np.empty(len(cells), np.float32)
     for index in by_batch(cells):

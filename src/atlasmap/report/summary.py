@@ -20,7 +20,7 @@ def summary(folder: Path) -> str:
     if len(scores):
         out += accuracy_table(scores) + "\n"
     if len(fitness):
-        out += verdict_table(fitness) + strange_batches(fitness)
+        out += verdict_table(fitness) + shifted_batches(fitness)
     there = {what: folder / path for what, path in SHOWN.items() if (folder / path).exists()}
     return out + "".join(f"{what + ':':10}{path}\n" for what, path in there.items())
 
@@ -58,7 +58,7 @@ def verdict_table(fitness: pd.DataFrame) -> str:
     return f"Verdicts on query cells:\n\n{shown.to_string(index=False)}\n\n"
 
 
-def strange_batches(fitness: pd.DataFrame) -> str:
+def shifted_batches(fitness: pd.DataFrame) -> str:
     """Batches that the reference does not fit, or may not, a line each."""
     if fitness.empty:  # nothing was learned of the labels, so the table has only its keys
         return ""

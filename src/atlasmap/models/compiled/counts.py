@@ -36,17 +36,17 @@ class CountsLoss(torch.autograd.Function):
         side_by_side(kernels.rising, n_genes, theta[0], values, steep)
         depth, log_theta = torch.exp(library)[:, 0], torch.log(theta[0] + EPS)
         told = counts.starts, counts.gene, counts.value, values, steep
-        slopes = weight.new_empty(n if wanted else 0, n_genes)
+        grad = weight.new_empty(n if wanted else 0, n_genes)
         log_prob, of_depth = weight.new_empty(2, n)
         of_hidden = torch.empty_like(hidden)
         sums = weight.new_zeros(n_blocks if of_theta else 0, n_genes)
         layer = hidden.contiguous(), weight, bias.contiguous(), code
         given = *layer, depth, theta[0], log_theta, *told, wanted, np.float32(-1 / n)
-        side_by_side(kernels.counts, n_blocks, *given, slopes, log_prob, of_hidden, of_depth, sums)
+        side_by_side(kernels.counts, n_blocks, *given, grad, log_prob, of_hidden, of_depth, sums)
         of_weight, of_bias = torch.empty_like(weight), torch.zeros_like(bias)
         if of_weights:
-            given = slopes, layer[0], code, of_weight, of_bias
-            side_by_side(kernels.weight_slopes, -(-n_genes // GENES), *given)
+            given = grad, layer[0], code, of_weight, of_bias
+            side_by_side(kernels.weight_grad, -(-n_genes // GENES), *given)
         ctx.which = of_weights, of_theta
         ctx.save_for_backward(of_hidden, of_weight, of_bias, of_depth[:, None], sums.sum(0)[None])
         each = -log_prob
@@ -58,9 +58,9 @@ class CountsLoss(torch.autograd.Function):
     def backward(ctx, upstream, _):
         (of_weights, of_theta), times = ctx.which, float(upstream)
         known = True, of_weights, of_weights, True, of_theta
-        slopes = zip(known, ctx.saved_tensors, strict=True)
+        grad = zip(known, ctx.saved_tensors, strict=True)
         return None, None, None, *((x if times == 1 else x * times) if k else None
-                                   for k, x in slopes)  # fmt: skip
+                                   for k, x in grad)  # fmt: skip
 
 
 def counts_loss(

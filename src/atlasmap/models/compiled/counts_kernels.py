@@ -74,7 +74,7 @@ def as_if_zero(row, depth, theta, log_theta, rate, spread):
 
 
 @compiled
-def slopes_as_if_zero(theta, log_theta, rate, spread, scale, quotient, row, of_theta):
+def grad_as_if_zero(theta, log_theta, rate, spread, scale, quotient, row, of_theta):
     """Gradients of that for log means (into `row`) and, times `scale`, for θ (added, if any);
     1 / (θ + mean) goes to `quotient`."""
     for g in range(len(row)):
@@ -105,7 +105,7 @@ def of_counted(gene, count, theta, rate, spread, rising, steep, scale, quotient,
 
 
 @compiled
-def slopes_of_logits(row, rate, depth, scale):
+def grad_of_logits(row, rate, depth, scale):
     """Gradients for logits from those for log means, in their place; returns that for log depth.
     Both are times `scale`."""
     total = ZERO
@@ -120,21 +120,21 @@ def slopes_of_logits(row, rate, depth, scale):
 @compiled
 def blocks_of_counts(
     first, last, hidden, weight, bias, code, depth, theta, log_theta, starts, gene, count, rising,
-    steep, wanted, scale, slopes, log_prob, of_hidden, of_depth, of_theta,
+    steep, wanted, scale, grad, log_prob, of_hidden, of_depth, of_theta,
 ):  # fmt: skip
     """log p(x) a cell into `log_prob`, of logits that are hidden · weightᵀ and a row of `bias`,
     which `code` names.
 
     `depth` is a cell's library size; entry i between starts[c] and starts[c + 1] is a count of
     cell c; `rising` and `steep` as `genes_of_rising` leaves them. If they are `wanted`, gradients
-    of scale · Σ log p are written: for the logits (`slopes`, cells × genes), `hidden`, log depth,
+    of scale · Σ log p are written: for the logits (`grad`, cells × genes), `hidden`, log depth,
     and for θ (an array of zeros a block; of none if θ is fixed).
     """
     n_genes = len(theta)
     rate, spread, quotient = np.empty_like(theta), np.empty_like(theta), np.empty_like(theta)
     for block in range(first, last):
         start, end = block * BLOCK, min(block * BLOCK + BLOCK, len(hidden))
-        logits = slopes[start:end] if wanted else np.empty((end - start, n_genes), np.float32)
+        logits = grad[start:end] if wanted else np.empty((end - start, n_genes), np.float32)
         of = of_theta[block] if wanted and len(of_theta) else rate[:0]
         product(hidden[start:end], weight, False, True, False, logits)
         for c in range(start, end):
@@ -143,27 +143,27 @@ def blocks_of_counts(
                 row[g] += added[g]
             log_prob[c] = as_if_zero(row, depth[c], theta, log_theta, rate, spread)
             if wanted:
-                slopes_as_if_zero(theta, log_theta, rate, spread, scale, quotient, row, of)
+                grad_as_if_zero(theta, log_theta, rate, spread, scale, quotient, row, of)
             counted = gene[starts[c] : starts[c + 1]], count[starts[c] : starts[c + 1]]
             told = theta, rate, spread, rising, steep, scale, quotient
             of_row = row if wanted else row[:0]
             log_prob[c] += of_counted(*counted, *told, of_row, of)
             if wanted:
-                of_depth[c] = slopes_of_logits(row, rate, depth[c], scale)
+                of_depth[c] = grad_of_logits(row, rate, depth[c], scale)
         if wanted:
             product(logits, weight, False, False, False, of_hidden[start:end])
 
 
 @compiled
-def parts_of_weight(first, last, slopes, hidden, code, of_weight, of_bias):
+def parts_of_weight(first, last, grad, hidden, code, of_weight, of_bias):
     """Gradients for `weight` (written) and `bias` (added), from those for the logits."""
     for part in range(first, last):
         start, end = part * GENES, min(part * GENES + GENES, len(of_weight))
-        product(slopes[:, start:end], hidden, True, False, False, of_weight[start:end])
-        for c in range(len(slopes)):
+        product(grad[:, start:end], hidden, True, False, False, of_weight[start:end])
+        for c in range(len(grad)):
             to = code[c]
             for g in range(start, end):
-                of_bias[to, g] += slopes[c, g]
+                of_bias[to, g] += grad[c, g]
 
 
 @compiled
@@ -173,7 +173,7 @@ def counts(threads, n, *given):
 
 
 @compiled
-def weight_slopes(threads, n, *given):
+def weight_grad(threads, n, *given):
     """`parts_of_weight` on threads."""
     in_parts(parts_of_weight, n, threads, given)
 

@@ -19,9 +19,9 @@ from atlasmap.models.compiled.network_kernels import (
 )
 from atlasmap.models.compiled.normal_kernels import (
     rows_of_density,
-    rows_of_density_slopes,
+    rows_of_density_grad,
     rows_of_draw,
-    rows_of_draw_slopes,
+    rows_of_draw_grad,
 )
 from atlasmap.models.compiled.threads import in_parts
 
@@ -63,23 +63,23 @@ def packed_of(x, known, y, first, network, kept):
 
 
 @compiled
-def slopes_of_packed(slopes, x, known, y, network, kept, trains, values):
+def grad_of_packed(grad, x, known, y, network, kept, trains, values):
     """Gradient for `x` from that for `packed_of` it; those for what `trains` are added to
     `values`."""
-    above = behind(slopes, kept[1][len(network[0]) - 1], network, trains, values)
+    above = behind(grad, kept[1][len(network[0]) - 1], network, trains, values)
     return back(above, x, known, y, 0, network, kept, trains, trains, True, values)
 
 
 @compiled
 def groups_of_labels(
-    first, last, z1, encoded, cell, label, noise, share, kl_weight, encoder, decoder, slopes,
+    first, last, z1, encoded, cell, label, noise, share, kl_weight, encoder, decoder, grad,
     trains, log_density, kl, sums, of_z1, of_encoded, values,
 ):  # fmt: skip
     """log p(z1 | z2, y) and KL(q(z2 | z1, y)) of each row into `log_density` and `kl`, and what
     they are in sum, each times its row's `share` (`sums`, float64). `encoded` is what the encoder's
     first layer makes of z1.
 
-    If `slopes` are wanted, gradients of Σ share · (kl_weight · kl − log_density) for z1 (as the
+    If `grad` are wanted, gradients of Σ share · (kl_weight · kl − log_density) for z1 (as the
     decoder's result is compared with it), for `encoded` and, if they train, the networks (values:
     the encoder's, then the decoder's): an array of each group.
     """
@@ -102,18 +102,18 @@ def groups_of_labels(
             for r in range(a, b):
                 sums[group, 0] += share[r] * log_density[r]
                 sums[group, 1] += share[r] * kl[r]
-            if not slopes:
+            if not grad:
                 continue
             of_packed, of_density, none = np.empty_like(packed), -share[a:b], np.zeros_like(none)
             of_kl = kl_weight * share[a:b]
-            rows_of_density_slopes(0, n, of_density, x, packed_z1, decoder[4][3], of_packed)
+            rows_of_density_grad(0, n, of_density, x, packed_z1, decoder[4][3], of_packed)
             give(of_packed, -1, cells, of_z1[group])
             how = y, decoder, in_decoder, trains, values[group][cut:]
-            of_z2 = slopes_of_packed(of_packed, z2, False, *how)
+            of_z2 = grad_of_packed(of_packed, z2, False, *how)
             drawn = packed, here, var, encoder[4][3]
-            rows_of_draw_slopes(0, n, of_z2, of_kl, none, *drawn, of_packed)
+            rows_of_draw_grad(0, n, of_z2, of_kl, none, *drawn, of_packed)
             how = y, encoder, in_encoder, trains, values[group][:cut]
-            of_start = slopes_of_packed(of_packed, start, True, *how)
+            of_start = grad_of_packed(of_packed, start, True, *how)
             give(of_start, 1, cells, of_encoded[group])
 
 

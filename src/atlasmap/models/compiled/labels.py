@@ -50,15 +50,15 @@ class LabelLoss(torch.autograd.Function):
         networks = arrays(parts[:half], how[0]), arrays(parts[half:], how[1])
         ctx.shapes = [part.shape for part in parts]
         n_values = ctx.trains * sum(shape.numel() for shape in ctx.shapes)
-        slopes = [z1.new_empty(GROUPS, *shape) for shape in (z1.shape, encoded.shape, (n_values,))]
+        grad = [z1.new_empty(GROUPS, *shape) for shape in (z1.shape, encoded.shape, (n_values,))]
         log_density, kl = noise.new_empty(2, noise.shape[0])
         sums = noise.new_empty(GROUPS, 2, dtype=torch.float64)
         cells = z1.contiguous(), encoded.contiguous(), rows.cell, rows.label
         given = *cells, noise, share.contiguous(), np.float32(kl_weight), *networks
         side_by_side(
-            kernels.labels, GROUPS, *given, wanted, ctx.trains, log_density, kl, sums, *slopes
+            kernels.labels, GROUPS, *given, wanted, ctx.trains, log_density, kl, sums, *grad
         )
-        ctx.save_for_backward(kl_weight * kl - log_density, *slopes)
+        ctx.save_for_backward(kl_weight * kl - log_density, *grad)
         log_density, kl = sums.sum(0)
         terms = [term.float() for term in (kl_weight * kl - log_density, log_density, kl)]
         ctx.mark_non_differentiable(*terms[1:])
@@ -69,7 +69,7 @@ class LabelLoss(torch.autograd.Function):
     def backward(ctx, upstream, *_):
         each, *of_cells, values = ctx.saved_tensors
         of_parts = summed(values, ctx.shapes, upstream) if ctx.trains else [None] * len(ctx.shapes)
-        of_cells = (upstream * slopes.sum(0) for slopes in of_cells)
+        of_cells = (upstream * grad.sum(0) for grad in of_cells)
         return None, None, None, None, None, *of_cells, upstream * each, *of_parts
 
 

@@ -68,7 +68,7 @@ def summed(values: Tensor, shapes: Sequence[torch.Size], times: Tensor | float =
     """`times` the sum over groups of `values` (groups × values), as gradients of parts of these
     `shapes`."""
     found = (values.sum(0) * times).split([shape.numel() for shape in shapes])
-    return [slopes.view(shape) for slopes, shape in zip(found, shapes, strict=True)]
+    return [grad.view(shape) for grad, shape in zip(found, shapes, strict=True)]
 
 
 class Network(torch.autograd.Function):
@@ -98,7 +98,7 @@ class Network(torch.autograd.Function):
         values = upstream.new_empty(GROUPS, sum(shape.numel() for shape in shapes))
         of_x = upstream.new_empty(x.shape if wanted else (0, 0))
         told = upstream.contiguous(), *ctx.given, trains, shifts_train, wanted
-        side_by_side(kernels.network_slopes, GROUPS, *told, of_x, values)
+        side_by_side(kernels.network_grad, GROUPS, *told, of_x, values)
         of_parts = summed(values, shapes) if shapes else []
         none = [None] * (len(needed) - len(of_parts))
         return of_x if wanted else None, None, None, None, *of_parts, *none

@@ -93,7 +93,7 @@ def drop(rows, key, keep, scale, out):
 
 
 @compiled
-def slopes_of_layer(above, normed, left, scale, factor, out):
+def grad_of_layer(above, normed, left, scale, factor, out):
     """Gradient for what was normalised, from that (`above`) for what is `left`: what is not zero
     there was kept."""
     width, part = normed.shape[1], ONE / np.float32(normed.shape[1])
@@ -165,19 +165,19 @@ def ahead(hidden, network, out):
 
 
 @compiled
-def behind(slopes, hidden, network, trains, values):
+def behind(grad, hidden, network, trains, values):
     """Gradient for what the last layer was given, from that for its values. If the network
     `trains`, those of head and bias are added to `values`."""
     weights, shifts, head, bias, _ = network
-    above = np.empty((len(slopes), head.shape[1]), np.float32)
-    product(slopes, head, False, False, False, above)
+    above = np.empty((len(grad), head.shape[1]), np.float32)
+    product(grad, head, False, False, False, above)
     if trains:
         own = values[size(shifts) + size(weights) :]
-        product(slopes, hidden, True, False, True, own[: head.size].reshape(head.shape))
+        product(grad, hidden, True, False, True, own[: head.size].reshape(head.shape))
         of_bias = own[head.size :]
-        for r in range(len(slopes)):
+        for r in range(len(grad)):
             for j in range(len(bias)):
-                of_bias[j] += slopes[r, j]
+                of_bias[j] += grad[r, j]
     return above
 
 
@@ -192,7 +192,7 @@ def back(above, x, known, code, at, network, kept, trains, shifts_train, wanted,
         k = len(weights) - 1 - i
         out = np.empty_like(above)
         layer = normed[k][at:end], left[k][at:end], scale, factor[k][at:end]
-        slopes_of_layer(above, *layer, out)
+        grad_of_layer(above, *layer, out)
         if shifts_train:
             add_rows(out, code, place(shifts, k, values))
         if known and k == 0:
@@ -221,19 +221,19 @@ def chunks_of_network(first, last, x, known, code, network, kept, out):
 
 
 @compiled
-def groups_of_network_slopes(
-    first, last, slopes, x, known, code, network, kept, trains, shifts_train, wanted, of_x, values
+def groups_of_network_grad(
+    first, last, grad, x, known, code, network, kept, trains, shifts_train, wanted, of_x, values
 ):  # fmt: skip
     """Gradient for `x`, if it is `wanted`, from that for what `chunks_of_network` made of it
-    (`slopes`); those for the network into `values` (groups × values)."""
+    (`grad`); those for the network into `values` (groups × values)."""
     for group in range(first, last):
         values[group] = ZERO
-        begin, end = chunks_of(group, len(slopes))
+        begin, end = chunks_of(group, len(grad))
         for chunk in range(begin, end):
-            a, b = rows_of(chunk, len(slopes))
+            a, b = rows_of(chunk, len(grad))
             if a == b:
                 continue
-            above = slopes[a:b]
+            above = grad[a:b]
             if len(network[3]):
                 hidden = kept[1][len(network[0]) - 1][a:b]
                 above = behind(above, hidden, network, trains, values[group])
@@ -250,6 +250,6 @@ def network(threads, n, *given):
 
 
 @compiled
-def network_slopes(threads, n, *given):
-    """`groups_of_network_slopes` on threads."""
-    in_parts(groups_of_network_slopes, n, threads, given)
+def network_grad(threads, n, *given):
+    """`groups_of_network_grad` on threads."""
+    in_parts(groups_of_network_grad, n, threads, given)

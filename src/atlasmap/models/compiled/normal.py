@@ -26,7 +26,7 @@ class Draw(torch.autograd.Function):
     def backward(ctx, *upstream):
         out = torch.empty_like(ctx.saved_tensors[0])
         given = *(t.contiguous() for t in upstream), *ctx.saved_tensors, ctx.floor
-        side_by_side(kernels.draw_slopes, len(out), *given, out)
+        side_by_side(kernels.draw_grad, len(out), *given, out)
         return out, None, None
 
 
@@ -48,7 +48,7 @@ class Density(torch.autograd.Function):
         x, packed = ctx.saved_tensors
         of_packed, of_x = torch.empty_like(packed), torch.zeros_like(x)
         given = upstream.contiguous(), x, packed, ctx.floor, of_packed
-        side_by_side(kernels.density_slopes, len(packed), *given)
+        side_by_side(kernels.density_grad, len(packed), *given)
         side_by_side(kernels.sum_repeats, len(x), of_packed, of_x)
         return of_x.neg_(), of_packed, None
 

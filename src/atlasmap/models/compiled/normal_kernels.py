@@ -32,7 +32,7 @@ def rows_of_draw(first, last, packed, noise, floor, var, z, kl, log_density):
 
 
 @compiled
-def rows_of_draw_slopes(
+def rows_of_draw_grad(
     first, last, of_z, of_kl, of_density, packed, noise, var, floor, of_packed
 ):  # fmt: skip
     """Gradient for `packed` of Σ of_z · z + Σ of_kl · kl + Σ of_density · log_density."""
@@ -63,7 +63,7 @@ def rows_of_density(first, last, x, packed, floor, out):
 
 
 @compiled
-def rows_of_density_slopes(first, last, upstream, x, packed, floor, of_packed):
+def rows_of_density_grad(first, last, upstream, x, packed, floor, of_packed):
     """Gradient of Σ upstream · log-density for `packed`; that for `x` is less its first half."""
     width = x.shape[1]
     for r in range(first, last):
@@ -92,9 +92,9 @@ def draw(threads, n, *given):
 
 
 @compiled
-def draw_slopes(threads, n, *given):
-    """`rows_of_draw_slopes` on threads."""
-    in_parts(rows_of_draw_slopes, n, threads, given)
+def draw_grad(threads, n, *given):
+    """`rows_of_draw_grad` on threads."""
+    in_parts(rows_of_draw_grad, n, threads, given)
 
 
 @compiled
@@ -104,9 +104,9 @@ def density(threads, n, *given):
 
 
 @compiled
-def density_slopes(threads, n, *given):
-    """`rows_of_density_slopes` on threads."""
-    in_parts(rows_of_density_slopes, n, threads, given)
+def density_grad(threads, n, *given):
+    """`rows_of_density_grad` on threads."""
+    in_parts(rows_of_density_grad, n, threads, given)
 
 
 @compiled

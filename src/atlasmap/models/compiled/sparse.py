@@ -91,7 +91,7 @@ class SparseProduct(torch.autograd.Function):
             return None, upstream.sum(0), None
         of_weight = upstream.new_empty(ctx.n_genes, upstream.shape[1])
         told = *ctx.saved_tensors, upstream.contiguous(), of_weight
-        side_by_side(kernels.sparse_product_slopes, len(of_weight), *told)
+        side_by_side(kernels.sparse_product_grad, len(of_weight), *told)
         return of_weight.t(), upstream.sum(0), None
 
 

@@ -29,7 +29,7 @@ def cells_of_sparse_product(first, last, starts, gene, values, weight, bias, out
 
 
 @compiled
-def genes_of_sparse_product_slopes(first, last, starts, gene, values, upstream, of_weight):
+def genes_of_sparse_product_grad(first, last, starts, gene, values, upstream, of_weight):
     """Gradient of Σ upstream · `sparse_product` for the weight."""
     of_weight[first:last] = ZERO
     for c in range(len(upstream)):
@@ -66,9 +66,9 @@ def sparse_product(threads, n, *given):
 
 
 @compiled
-def sparse_product_slopes(threads, n, *given):
-    """`genes_of_sparse_product_slopes` on threads."""
-    in_parts(genes_of_sparse_product_slopes, n, threads, given)
+def sparse_product_grad(threads, n, *given):
+    """`genes_of_sparse_product_grad` on threads."""
+    in_parts(genes_of_sparse_product_grad, n, threads, given)
 
 
 @compiled

@@ -9,25 +9,25 @@ from atlasmap.files import written_aside
 from atlasmap.settings import UmapSettings
 
 
-def join_cohort(*queries: Queries, reference: Reference, out: Path) -> None:
+def join_query(*queries: Queries, reference: Reference, out: Path) -> None:
     """Put a prepared reference and query batches together, to be trained on as one.
 
-    Example: atlasmap join-cohort donor1.h5ad --reference reference.h5ad --out cohort.h5ad
+    Example: atlasmap join-query donor1.h5ad --reference reference.h5ad --out joined.h5ad
 
     Parameters
     ----------
     out
-        The cohort (.h5ad): the query's cells have no label.
+        Reference and query (.h5ad): the query's cells have no label.
     """
-    from atlasmap.mapping.de_novo import cohort
+    from atlasmap.mapping.de_novo import with_query
 
     parts = [anndata.read_h5ad(path) for path in queries]
-    whole = cohort(anndata.read_h5ad(reference), parts)
+    whole = with_query(anndata.read_h5ad(reference), parts)
     with written_aside(out) as aside:
         whole.write_h5ad(aside)
 
 
-def split_cohort(
+def split_latent(
     latent: Path,
     *,
     reference: Path,
@@ -38,7 +38,7 @@ def split_cohort(
 ) -> None:
     """Take the latent of a model of reference and query apart again, and fit the map on the first.
 
-    Example: atlasmap split-cohort latent.h5ad --reference reference.h5ad --query query.h5ad --map
+    Example: atlasmap split-latent latent.h5ad --reference reference.h5ad --query query.h5ad --map
     umap.npz
 
     Parameters
