@@ -48,9 +48,10 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("prefix", ["", "moved/"])  # which Snakemake puts before targets itself
 @pytest.mark.parametrize(("config", "rows", "there", "absent"), CASES.values(), ids=CASES)
-def test_targets(folder, config, rows, there, absent):
-    atlas = atlas_of(folder, config, rows)
+def test_targets(folder, config, rows, there, absent, prefix):
+    atlas = atlas_of(folder, config, rows, prefix=prefix)
     found = {path.removeprefix(TOP) for path in atlas.reported(None)}
     assert there <= found and not absent & found
     assert len(found) == len(atlas.reported(None)) and all("{" not in path for path in found)
