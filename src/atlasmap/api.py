@@ -1,4 +1,4 @@
-"""From a query file to a named atlas in one call: what the workflow's rules do, without it."""
+"""Map a query file to an annotated atlas in one call, without the workflow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ from atlasmap.settings import (
 
 @dataclass(frozen=True)
 class MapRequest:
-    """What to map and how."""
+    """The query data set and the settings of a mapping."""
 
     dataset: Dataset
     strategy: Surgery
@@ -49,8 +49,11 @@ class MapRequest:
 
 @dataclass(frozen=True)
 class Mapped:
-    """The atlas, by folder name the mappings and (CITE-seq) their denoised cells, and what was
-    found in the query."""
+    """Result of `map_dataset`.
+
+    `mappings` and (CITE-seq) `denoised` cells are by folder name: the batch, or "all" for joint;
+    `facts` are by batch.
+    """
 
     atlas: Atlas
     mappings: dict[str, Mapping]
@@ -59,7 +62,10 @@ class Mapped:
 
 
 def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
-    """The reference's latent and its fitted map; raises BUNDLE_LATENT_*."""
+    """Return the reference's latent and its UMAP, fitted if the bundle has none.
+
+    Raises BUNDLE_LATENT_MISSING, BUNDLE_LATENT_DIFFERS.
+    """
     latent = read_latent(folder)
     check_latent(bundle, latent, folder)
     if (folder / "umap.npz").is_file():
@@ -68,7 +74,10 @@ def reference_parts(folder: Path, bundle: Bundle, request: MapRequest):
 
 
 def trust_in(folder: Path, bundle: Bundle, cells: Callable[[str], anndata.AnnData]) -> Trust | None:
-    """What the reference learned of its own labels, if it did; `cells`: prepared ones by batch."""
+    """Load the calibration of a reference; None if it has none.
+
+    `cells` returns the prepared cells of a query batch.
+    """
     path, registry = folder / CALIBRATION, bundle.registry
     if not path.is_file():
         return None
@@ -80,7 +89,10 @@ def trust_in(folder: Path, bundle: Bundle, cells: Callable[[str], anndata.AnnDat
 
 
 def map_dataset(folder: Path, request: MapRequest, device: torch.device) -> Mapped:
-    """Map every batch of `request.dataset` onto the reference bundle in `folder`."""
+    """Map every batch of `request.dataset` onto the reference bundle in `folder`.
+
+    Modality, covariates and unlabeled category are those of the reference.
+    """
     check_seal(folder)
     bundle = load(folder, device)
     registry, coarser = bundle.registry, None

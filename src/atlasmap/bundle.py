@@ -1,8 +1,8 @@
-"""A trained model on disk: a folder without a pickle, whole or not there.
+"""Bundles: trained models on disk, as folders without pickles that are written atomically.
 
-settings.json (what it is, and the checksums of the rest; written last), registry.json,
-weights.safetensors, history.csv, golden.npz (made-up cells and what the model says of them, which
-loading verifies). A mapping's bundle is a delta: the appended rows and the hash of its parent.
+Files: settings.json (settings, and checksums of the other files; written last), registry.json,
+weights.safetensors, history.csv, golden.npz (outputs for synthetic cells, verified on loading). The
+bundle of a mapping is a delta: the appended rows, and the hash of the parent reference.
 """
 
 import contextlib
@@ -41,16 +41,16 @@ from atlasmap.settings import ScanviSettings, ScviSettings, TotalviSettings, Var
 from atlasmap.training.cells import Cells, Counts
 from atlasmap.training.checkpoint import weights_hash
 
-FORMAT = 2  # raised when older versions of atlasmap could not read a bundle, with a migration
-CALIBRATION = "calibration.json"  # beside them, of a reference that was calibrated
+FORMAT = 2  # increased, with a migration, if older versions could not read new bundles
+CALIBRATION = "calibration.json"  # additional file in the bundle of a calibrated reference
 FILES = ("registry.json", "weights.safetensors", "history.csv", "golden.npz")
 N_GOLDEN = 8
-GOLDEN_TOLERANCE = 1e-4  # other machines sum in another order
+GOLDEN_TOLERANCE = 1e-4  # relative; the order of summation differs between machines
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, its registry, how it came to be (`about`, JSON), and its training history."""
+    """A model, its registry, the content of settings.json (`about`), and its training history."""
 
     model: Scvi | Scanvi | Totalvi
     registry: Registry
@@ -59,27 +59,27 @@ class Bundle:
 
 
 def from_format_1(about: dict) -> dict:
-    """Covariates entered every layer, which could not be chosen; weights named no genes."""
+    """Migrate from format 1: covariates entered every layer; weights had no hash of the genes."""
     scvi = {"deeply_inject_covariates": True} | about["scvi"]
     return about | {"scvi": scvi, "genes_unnamed": True}
 
 
-MIGRATIONS = {1: from_format_1}  # format → settings.json of the next one
+MIGRATIONS = {1: from_format_1}  # format → function that migrates settings.json to the next format
 
 
 def architecture(about: dict) -> dict:
-    """Settings of the model of the counts, as settings.json has them."""
+    """Return the settings of the VAE (totalVI or scVI) in settings.json."""
     return about["totalvi" if "totalvi" in about else "scvi"]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed."""
+    """Return the versions of atlasmap, torch and Python."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"atlasmap": atlasmap.__version__, "torch": torch.__version__, "python": python}
 
 
 def fingerprint(adata: anndata.AnnData) -> str:
-    """Hash of counts, cells, genes and the columns a model sees."""
+    """Hash of counts, proteins, cell and gene names, and obs without `truth`."""
     digest = hashlib.sha256()
     for part in parts_of(adata.X):
         digest.update(part)
@@ -94,17 +94,17 @@ def fingerprint(adata: anndata.AnnData) -> str:
 
 
 def genes_hash(registry: Registry) -> str:
-    """Hash of the genes (and proteins) in their order; weights carry it."""
+    """Hash of the ordered genes and proteins, stored in the metadata of weights.safetensors."""
     return hashlib.sha256("\n".join(registry.genes + registry.proteins).encode()).hexdigest()
 
 
 def reference_hash(model: torch.nn.Module) -> str:
-    """Hash of all weights but those that surgery appended."""
+    """Hash of all weights except the rows that surgery appended."""
     return weights_hash(split_state(model)[0])
 
 
 def golden_cells(registry: Registry, batches: list[str], device: torch.device) -> Cells:
-    """Made-up cells (Poisson counts) that go round `batches`: nobody's data."""
+    """Generate synthetic cells (Poisson counts, fixed seed), assigned to `batches` in turn."""
     rng = keyed_generator(0, "golden", len(registry.genes))
     counts = torch.poisson(torch.full((N_GOLDEN, len(registry.genes)), 0.5), generator=rng)
     counts[:, 0] += 1  # no empty cell
@@ -122,7 +122,7 @@ def golden_cells(registry: Registry, batches: list[str], device: torch.device) -
 
 
 def golden_proteins(n_proteins: int, device: torch.device) -> torch.Tensor | None:
-    """Protein counts of the golden cells, the last protein not measured in every other cell."""
+    """Protein counts of the golden cells; the last protein is not measured in every other cell."""
     if not n_proteins:
         return None
     rng = keyed_generator(0, "golden proteins", n_proteins)
@@ -133,7 +133,7 @@ def golden_proteins(n_proteins: int, device: torch.device) -> torch.Tensor | Non
 
 @torch.no_grad()
 def golden_outputs(model, cells: Cells) -> dict[str, np.ndarray]:
-    """What the model says of the golden cells."""
+    """Outputs of the model for the golden cells, by name: posterior, means, soft labels."""
     said, vae = embed(model, cells), vae_of(model)
     whole = cells.minibatch(np.arange(len(cells)))
     posterior = vae.inference(whole, None)
@@ -148,12 +148,15 @@ def golden_outputs(model, cells: Cells) -> dict[str, np.ndarray]:
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a model's weights are."""
+    """Return the device of a model's weights."""
     return next(model.parameters()).device
 
 
 def write(bundle: Bundle, folder: Path, weights: dict, new_batches: list[str] | None) -> None:
-    """Write all files aside, settings.json last."""
+    """Write all files of a bundle to a scratch folder, then move them, settings.json last.
+
+    `new_batches`: batches of the golden cells of a delta (None: all of the registry).
+    """
     cells = golden_cells(
         bundle.registry, new_batches or bundle.registry.batches, device_of(bundle.model)
     )
@@ -178,7 +181,10 @@ def save(bundle: Bundle, folder: Path) -> None:
 
 
 def save_delta(bundle: Bundle, folder: Path, new: dict[int, list[str]]) -> None:
-    """Write what surgery added: appended rows, new categories, the parent's hash."""
+    """Write a delta bundle: appended rows, new categories and the hash of the parent.
+
+    `new`: covariate index → names of the new categories.
+    """
     _, appended = split_state(bundle.model)
     appended = {name: value for name, value in appended.items() if len(value)}
     about = bundle.about | {
@@ -190,7 +196,7 @@ def save_delta(bundle: Bundle, folder: Path, new: dict[int, list[str]]) -> None:
 
 
 def refuse(code: str, folder: Path, expected: str, found: str) -> AtlasmapError:
-    """An error about a bundle that must not be used."""
+    """Return an error for a bundle that must not be used."""
     return AtlasmapError(
         code,
         expected=expected,
@@ -200,7 +206,7 @@ def refuse(code: str, folder: Path, expected: str, found: str) -> AtlasmapError:
 
 
 class Said(TypedDict):
-    """What settings.json must say, whatever else it says."""
+    """Schema of settings.json; other keys are allowed."""
 
     __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore
     kind: Literal["scvi", "scanvi", "totalvi", "delta"]
@@ -220,7 +226,7 @@ class Said(TypedDict):
 
 
 def fitting(schema: type, content: dict, name: str, folder: Path) -> None:
-    """Raise BUNDLE_ALTERED where a file of a bundle says something of another type."""
+    """Raise BUNDLE_ALTERED if the content of a file does not match its schema."""
     try:
         TypeAdapter(schema).validate_python(content)
     except ValidationError as error:
@@ -231,7 +237,7 @@ def fitting(schema: type, content: dict, name: str, folder: Path) -> None:
 
 
 def read_about(folder: Path) -> dict:
-    """settings.json, after checking that all files are there and whole; BUNDLE_* errors."""
+    """Read settings.json and verify the checksums of all files; raises BUNDLE_* errors."""
     if not (folder / "settings.json").is_file():
         raise refuse("BUNDLE_MISSING", folder, "a bundle: a folder with settings.json", "none")
     about = migrated(read_json(folder / "settings.json", folder), folder)
@@ -249,24 +255,24 @@ def read_about(folder: Path) -> dict:
 
 @contextlib.contextmanager
 def readable(folder: Path, name: str) -> Iterator[None]:
-    """What hinders the reading of a file of a bundle is BUNDLE_ALTERED."""
+    """Turn any exception while reading a file of a bundle into BUNDLE_ALTERED."""
     try:
         yield
     except AtlasmapError:
         raise
-    except Exception as error:  # numpy, safetensors and pandas raise what they like
+    except Exception as error:  # numpy, safetensors and pandas raise many types
         expected, found = f"{name} as it was written", f"{type(error).__name__} {error}"
         raise refuse("BUNDLE_ALTERED", folder, expected, found) from error
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    """history.csv; raises BUNDLE_ALTERED."""
+    """Read history.csv; raises BUNDLE_ALTERED."""
     with readable(folder, "history.csv"):
         return pd.read_csv(folder / "history.csv")
 
 
 def migrated(about: dict, folder: Path) -> dict:
-    """settings.json in today's format; raises BUNDLE_FORMAT, BUNDLE_NEWER."""
+    """Migrate settings.json to the current format; raises BUNDLE_FORMAT, BUNDLE_NEWER."""
     found = about.get("format")
     if not isinstance(found, int) or found < 1:
         raise refuse("BUNDLE_FORMAT", folder, f"a format up to {FORMAT}", f"format {found}")
@@ -284,7 +290,7 @@ def migrated(about: dict, folder: Path) -> dict:
 
 
 def read_json(path: Path, folder: Path) -> dict:
-    """A file of a bundle that holds a JSON object; raises BUNDLE_ALTERED."""
+    """Read a file of a bundle that holds a JSON object; raises BUNDLE_ALTERED."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -296,7 +302,7 @@ def read_json(path: Path, folder: Path) -> dict:
 
 
 def read_registry(folder: Path) -> Registry:
-    """registry.json; raises BUNDLE_ALTERED."""
+    """Read registry.json; raises BUNDLE_ALTERED."""
     content = read_json(folder / "registry.json", folder)
     fitting(Registry, content, "registry.json", folder)
     try:
@@ -307,7 +313,7 @@ def read_registry(folder: Path) -> Registry:
 
 
 def read_weights(folder: Path, registry: Registry, about: dict) -> dict[str, torch.Tensor]:
-    """weights.safetensors; raises BUNDLE_GENES if they were trained on other genes."""
+    """Read weights.safetensors; raises BUNDLE_GENES if they are of other genes, BUNDLE_ALTERED."""
     path = folder / "weights.safetensors"
     with readable(folder, path.name), safe_open(path, "pt") as file:
         genes = (file.metadata() or {}).get("genes")
@@ -317,7 +323,7 @@ def read_weights(folder: Path, registry: Registry, about: dict) -> dict[str, tor
 
 
 def fill(model: torch.nn.Module, weights: dict, folder: Path) -> None:
-    """Load weights into a model of the same shape; raises BUNDLE_WEIGHTS."""
+    """Load weights into a model; raises BUNDLE_WEIGHTS if names or shapes differ."""
     state = model.state_dict()
     wrong = [
         name
@@ -331,7 +337,7 @@ def fill(model: torch.nn.Module, weights: dict, folder: Path) -> None:
 
 
 def verify_golden(bundle: Bundle, folder: Path, batches: list[str]) -> None:
-    """The model must say today, here, what it said when it was written: BUNDLE_GOLDEN."""
+    """Raise BUNDLE_GOLDEN if the golden outputs differ from those stored with the bundle."""
     cells = golden_cells(bundle.registry, batches, device_of(bundle.model))
     with readable(folder, "golden.npz"), np.load(folder / "golden.npz") as expected:
         for name, said in golden_outputs(bundle.model, cells).items():
@@ -343,7 +349,7 @@ def verify_golden(bundle: Bundle, folder: Path, batches: list[str]) -> None:
 
 
 def build(about: dict, registry: Registry) -> Scvi | Scanvi | Totalvi:
-    """An untrained model of the bundle's architecture."""
+    """Build an untrained model of the bundle's architecture."""
     rng = keyed_generator(0, "build")
     library = tuple(map(tuple, about["library"])) if about.get("library") else None
     shape = shape_of(registry, library)
@@ -358,7 +364,7 @@ def build(about: dict, registry: Registry) -> Scvi | Scanvi | Totalvi:
 
 
 def load(folder: Path, device: torch.device) -> Bundle:
-    """A reference bundle, verified; raises BUNDLE_* errors."""
+    """Load and verify a reference bundle; raises BUNDLE_* errors."""
     folder = Path(folder)
     about, registry = read_about(folder), read_registry(folder)
     if about["kind"] == "delta":
@@ -371,7 +377,10 @@ def load(folder: Path, device: torch.device) -> Bundle:
 
 
 def load_delta(folder: Path, parent: Bundle) -> Bundle:
-    """A mapping: `parent` (consumed) with the delta's rows; raises BUNDLE_* errors."""
+    """Load and verify a mapping's delta bundle into `parent`, whose model is modified.
+
+    Raises BUNDLE_* errors.
+    """
     folder = Path(folder)
     about, registry = read_about(folder), read_registry(folder)
     if about.get("parent") != reference_hash(parent.model):

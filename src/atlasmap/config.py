@@ -1,4 +1,4 @@
-"""The config: read and checked where the workflow does not do it, and its schema."""
+"""Reading and checking the config outside the workflow, values derived from it, and its schema."""
 
 import math
 from pathlib import Path
@@ -9,14 +9,17 @@ from pydantic import TypeAdapter, ValidationError
 from atlasmap.errors import AtlasmapError
 from atlasmap.files import read_text
 
-MANY_CELLS = 20_000  # from which a reference is trained fewer times to calibrate
+MANY_CELLS = 20_000  # references of this size or more have fewer calibration folds
 FOLDS, FOLDS_OF_MANY, PARTS_OF_ONE = 4, 2, 3
-MOST_HELD_OUT, LEAST_HELD_OUT = 20_000, 500  # cells of all held-out batches, and of each
-N_DEPTHS, LEAST_DEPTH = 4, 16  # median counts a cell
+MOST_HELD_OUT, LEAST_HELD_OUT = 20_000, 500  # cap on held-out cells: in all, and at least per batch
+N_DEPTHS, LEAST_DEPTH = (
+    4,
+    16,
+)  # levels of library size, and the smallest level (median counts)
 
 
 def checked(cls: type, values: Any, source: str, code: str) -> Any:
-    """`values` as a frozen `cls`, or one error, of this `code`, that names every problem."""
+    """Validate `values` as a `cls`; raises one error with this `code` that lists every problem."""
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as invalid:
@@ -33,7 +36,7 @@ def checked(cls: type, values: Any, source: str, code: str) -> Any:
 
 
 def merged(base: dict, over: dict) -> dict:
-    """`base` with `over` laid over it, block by block."""
+    """Return `base` updated recursively with `over`."""
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -42,12 +45,16 @@ def merged(base: dict, over: dict) -> dict:
 
 
 def variant_block(given: dict, variant: str) -> dict:
-    """What the user set for a variant: `scanvi` with `scanvi_{variant}` laid over it."""
+    """Return the user's settings of a variant: `scanvi` updated with `scanvi_{variant}`."""
     return merged(given.get("scanvi") or {}, given.get(f"scanvi_{variant}") or {})
 
 
 def n_folds(asked: int | None, n_batches: int, n_cells: int) -> int:
-    """Times that a reference is trained with some of its batches held out (of one batch: parts)."""
+    """Number of calibration folds: trainings with some batches held out.
+
+    A reference of one batch is split into PARTS_OF_ONE random parts instead. `asked`: the config's
+    value, or None for the default.
+    """
     if n_batches == 1:
         return PARTS_OF_ONE
     default = FOLDS if n_cells < MANY_CELLS else FOLDS_OF_MANY
@@ -55,15 +62,17 @@ def n_folds(asked: int | None, n_batches: int, n_cells: int) -> int:
 
 
 def depth_levels(contract: dict) -> list[int]:
-    """Median depths that trust is learned for, the deepest first: the power of two next to the
-    reference's (contract.json), and halves of it. They do not depend on queries: next month's batch
-    is given what was learned for the nearest, and so is a colleague's."""
+    """Median library sizes for which calibration is learned, in descending order.
+
+    The power of two nearest to the reference's median (contract.json), and repeated halves of it.
+    They are independent of queries, so that later batches can use the nearest level.
+    """
     own = 2 ** max(round(math.log2(contract["reference"]["counts"]["median_depth"])), 0)
     return [own // 2**k for k in range(N_DEPTHS) if own // 2**k >= LEAST_DEPTH] or [own]
 
 
 def read_config(path: Path) -> dict:
-    """A config file; raises TEXT_UNREADABLE, CONFIG_YAML."""
+    """Read a config file; raises TEXT_UNREADABLE, CONFIG_YAML."""
     import yaml
 
     text = read_text(path, "the config")
@@ -71,7 +80,7 @@ def read_config(path: Path) -> dict:
         given = yaml.safe_load(text)
         if not isinstance(given, dict):
             raise ValueError("no keys at the top level")
-    except Exception as error:  # what YAML's own types make of odd values is not listed anywhere
+    except Exception as error:  # yaml's constructors raise undocumented types for odd values
         raise AtlasmapError(
             "CONFIG_YAML",
             expected="a config in YAML: lines of key: value",
@@ -82,9 +91,10 @@ def read_config(path: Path) -> dict:
 
 
 def complete(cls: type, node: dict[str, Any], blocks: dict[str, Any]) -> None:
-    """Add what pydantic leaves out: docstrings of inherited fields, defaults that a factory makes.
+    """Add to schema `node` what pydantic leaves out, in place: docstrings of inherited fields, and
+    defaults from factories.
 
-    `blocks` are the schemas of the settings classes inside, by name.
+    `blocks`: schemas of nested settings classes, by class name.
     """
     for base in cls.__mro__[1:-1]:
         for key, value in TypeAdapter(base).json_schema()["properties"].items():
@@ -100,7 +110,7 @@ def complete(cls: type, node: dict[str, Any], blocks: dict[str, Any]) -> None:
 
 
 def schema(cls: type) -> dict[str, Any]:
-    """JSON schema of a settings class, its blocks written out where they stand."""
+    """Return the JSON schema of a settings class, with nested classes inlined."""
     whole = TypeAdapter(cls).json_schema()
     blocks = whole.pop("$defs", {})
     complete(cls, whole, blocks)

@@ -1,4 +1,4 @@
-"""Which device computes: the config's `device`, resolved once and said in every log."""
+"""Choice of the torch device from the config's `device`; the device is logged."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ def in_gpu_job(environment=os.environ) -> bool:
 
 
 def usable_cuda() -> str | None:
-    """None if torch can compute on the GPU, else why not."""
+    """Return None if torch can compute on the GPU, else the reason why not."""
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA device"
     try:
@@ -47,8 +47,9 @@ def pick_device(device: Device) -> torch.device:
                 "or set device: cpu",
             )
         chosen = torch.device("cpu" if why else "cuda")
-        # The same bits in every run; what has no such kernel is said in the log. (What torch has
-        # for this first loads its compiler, two seconds a process; cuBLAS is told by a variable.)
+        # Deterministic kernels; operations without one are reported in the log.
+        # (torch.use_deterministic_algorithms would first import torch's compiler, two seconds per
+        # process; cuBLAS needs the variable.)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_deterministic_debug_mode("warn" if chosen.type == "cuda" else "default")
     name = torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu"

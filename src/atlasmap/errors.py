@@ -1,4 +1,4 @@
-"""The one exception users see: a code, what was expected, what was found, how to mend it."""
+"""The exception for user errors: a code, what was expected, what was found, how to mend it."""
 
 import re
 import sys
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 
 class AtlasmapError(Exception):
-    """Something the user can mend.
+    """An error that the user can fix.
 
-    `code` is short and stable (`COUNTS_NOT_INTEGER`); the other three are sentences.
+    `code` is short and stable (`COUNTS_NOT_INTEGER`); the other three arguments are phrases.
     """
 
     def __init__(self, code: str, *, expected: str, found: str, mend: str):
@@ -23,9 +23,11 @@ CONFIG = re.compile(r"`([\w.]+)(?:: ([\w.\[\]]+))?` in the config|(?<=\()(data\.
 
 @contextmanager
 def said_as_flags(config: str = "--config.", **names: str) -> Iterator[None]:
-    """Errors inside speak of a command's flags in place of the sheet's columns and the config's
-    keys: `config` is what these flags begin with, `names` has flags that are named otherwise than
-    the columns."""
+    """Rewrite errors inside the context to name a command's flags instead of sheet columns and
+    config keys.
+
+    `config`: prefix of the flags for config keys; `names`: column → flag, where these differ.
+    """
 
     def of_column(found: re.Match) -> str:
         return f"`--{names.get(found[1], found[1])}`"
@@ -44,7 +46,7 @@ def said_as_flags(config: str = "--config.", **names: str) -> Iterator[None]:
 
 @contextmanager
 def leaving() -> Iterator[None]:
-    """The process ends with exit code 2 at an error inside, which is said without a traceback."""
+    """Exit with code 2 at an AtlasmapError inside the context, printing it without a traceback."""
     try:
         yield
     except AtlasmapError as error:
@@ -53,7 +55,7 @@ def leaving() -> Iterator[None]:
 
 
 def listed(names, most: int = 8) -> str:
-    """Names for an error message: all of a few, the first of many."""
+    """Join names for a message; of more than `most`, the first ones and the total number."""
     names = [str(name) for name in names]
     if len(names) <= most:
         return ", ".join(names) if names else "none"

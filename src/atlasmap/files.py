@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and file names for any batch name."""
+"""Atomic writing of files with checksums, checked reading, and file names of batches."""
 
 import contextlib
 import glob
@@ -14,14 +14,14 @@ from urllib.parse import quote, unquote
 from atlasmap.errors import AtlasmapError
 
 RECORD = ".sha256"
-MANIFEST = ".results"  # names of all results of an atlas's last finished run
+MANIFEST = ".results"  # file that lists all results of an atlas's last finished run
 
 
 @contextlib.contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path`; rename it onto `path` if the block ends without an error.
 
-    Its checksum is recorded beside it. What a killed process left aside is removed.
+    The checksum of `path` is recorded beside it. Partial files of killed processes are removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,18 +36,18 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text in UTF-8, whole or not there."""
+    """Write a UTF-8 text atomically."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content) -> None:
-    """JSON, whole or not there."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_table(path: Path, table) -> None:
-    """A pandas table as .csv, whole or not there."""
+    """Write a pandas table as .csv atomically."""
     with written_aside(path) as aside:
         table.to_csv(aside, index=False)
 
@@ -56,8 +56,11 @@ NAMES = ("batch", "mapping", "query", "label", "predicted", "truth", "name", "va
 
 
 def read_table(path: Path):
-    """A .csv of ours as a pandas table, without rows of an empty file. Names are texts, whatever
-    they look like ("01", "NA"); else what is empty is missing, and nothing but that."""
+    """Read a .csv written by atlasmap as a pandas table; an empty file gives an empty table.
+
+    Columns NAMES are text even for values like "01" or "NA", and never missing. In other columns,
+    only empty values are missing.
+    """
     import pandas as pd
 
     try:
@@ -69,14 +72,14 @@ def read_table(path: Path):
 
 
 def rename_recorded(source: Path, target: Path) -> None:
-    """Rename, and record the checksum beside `target` in the form `sha256sum -c` reads."""
+    """Rename, and record the checksum beside `target` in the format of `sha256sum -c`."""
     record = target.with_name(f".{target.name}{RECORD}")
     record.write_text(f"{sha256(source)}  {target.name}\n", encoding="utf-8")
     os.replace(source, target)
 
 
 def recorded(folder: Path) -> dict[Path, str]:
-    """Every file below `folder` whose checksum was recorded, and that checksum."""
+    """Map every file below `folder` with a recorded checksum to that checksum."""
     records = {}
     for record in sorted(folder.rglob(f".*{RECORD}")):
         digest, name = record.read_text(encoding="utf-8").rstrip("\n").split("  ", 1)
@@ -88,7 +91,7 @@ def recorded(folder: Path) -> dict[Path, str]:
 def folder_aside(path: str | Path, last: str) -> Iterator[Path]:
     """Yield a scratch folder; move its files into `path` if the block ends without an error.
 
-    `last` names the file that is moved last: where it is there, the others are.
+    `last` names the file that is moved last: if it exists, all others do.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,7 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# How files begin that are no text in UTF-8: what they are, and how such a text is made of them.
+# First bytes of common files that are no UTF-8 text: what they are, and how to convert them.
 ICONV = "iconv -f {} -t UTF-8 OLD > NEW, or save it as text in UTF-8"
 NO_TEXT = {
     b"\xff\xfe": ("text in UTF-16", ICONV.format("UTF-16")),
@@ -119,9 +122,10 @@ NO_TEXT = {
 
 
 def read_text(path: Path, what: str) -> str:
-    """A text that somebody wrote, in UTF-8, with or without a byte-order mark.
+    """Read a user's UTF-8 text, with or without a byte-order mark.
 
-    Raises TEXT_UNREADABLE if the file is no such text, or empty; `what` is the text's name.
+    Raises TEXT_UNREADABLE if the file is missing, empty or not UTF-8; `what` names the text in the
+    message.
     """
     if not path.is_file():
         found, mend = "no such file", "correct its path"
@@ -147,7 +151,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def from_home(path: str) -> Path:
-    """A path, of which ~ is somebody's home; of nobody's it is a name like any other."""
+    """Expand ~ in a path; unchanged if the user of ~user is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -155,7 +159,10 @@ def from_home(path: str) -> Path:
 
 
 def check_input(path: Path, named: str) -> None:
-    """A file or folder that somebody `named`; raises FILE_MISSING, FILE_KIND, PATH_BRACES."""
+    """Raise FILE_MISSING, FILE_KIND or PATH_BRACES unless `path` is a usable file or folder.
+
+    `named`: the setting that names it, for the message.
+    """
     if "{" in str(path) or "}" in str(path):
         raise AtlasmapError(
             "PATH_BRACES",
@@ -165,7 +172,7 @@ def check_input(path: Path, named: str) -> None:
         )
     try:
         there = path.exists()
-    except OSError:  # no file has so long a name
+    except OSError:  # the name is too long for a file
         there = False
     if not there:
         raise AtlasmapError(
@@ -188,7 +195,7 @@ SCHEMES = ("http://", "https://", "ftp://")
 
 
 def check_url(url: str, named: str) -> None:
-    """What somebody `named` can be fetched: URL_SCHEME."""
+    """Raise URL_SCHEME unless `url` is http, https or ftp; `named` describes it in the message."""
     if url.lower().startswith(SCHEMES):
         return
     local = url.lower().startswith("file://")
@@ -201,11 +208,12 @@ def check_url(url: str, named: str) -> None:
 
 
 def slug(name: str) -> str:
-    """A batch name as a file name: reversible, safe in shells, Slurm patterns and on every disk."""
+    """Convert a batch name to a file name: reversible, safe in shells, Slurm patterns and file
+    systems."""
     quoted = quote(name, safe="").replace("~", "%7E").replace("%", "~")
     return "~2E" + quoted[1:] if quoted.startswith(".") else quoted
 
 
 def unslug(text: str) -> str:
-    """The batch name that `slug` made a file name of."""
+    """Inverse of `slug`: the batch name of a file name."""
     return unquote(text.replace("~", "%"))

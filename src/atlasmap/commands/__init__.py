@@ -1,1 +1,2 @@
-"""The command line: one function a command; parse, one call, write."""
+"""The command line. Each command is one function: read its input, call the package, write the
+result."""

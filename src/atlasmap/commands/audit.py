@@ -1,4 +1,4 @@
-"""Commands that answer what users ask of every mapping."""
+"""Audits of a mapping: per batch or joint surgery, and whether the reference changed."""
 
 from pathlib import Path
 
@@ -23,23 +23,24 @@ def audit_strategies(
     how: QuerySettings = QuerySettings(),
     device: OnDevice = "auto",
 ) -> None:
-    """Per batch or joint: how far they differ on these queries, and what each cause is worth.
+    """Compare per-batch with joint surgery on the same query cells, and measure the effect of each
+    cause of their difference: number of updates, gradient scale, momentum.
 
     Example: atlasmap audit-strategies a.h5ad --reference_bundle b --per_batch a --joint all --out c
 
     Parameters
     ----------
     per_batch
-        latent.h5ad of each batch mapped by itself.
+        latent.h5ad of each query batch, mapped by itself.
     joint
-        Folder of the joint mapping's delta bundle.
+        Folder of the joint mapping's delta bundle (what surgery added to the reference).
     out
-        Folder: strategies.csv (by batch), strategies_labels.csv (by label), strategies.json, a page
-        (.html).
+        Output folder: strategies.csv (per batch), strategies_labels.csv (per label),
+        strategies.json (the recommendation) and strategies.html.
     seed
-        Seed the queries were mapped with.
+        Seed with which the queries were mapped.
     how
-        Settings the queries were mapped with.
+        Settings with which the queries were mapped.
     """
     from atlasmap.audit import strategies
     from atlasmap.bundle import load, load_delta
@@ -75,29 +76,31 @@ def audit_reference(
     de_novo: list[Path],
     out: Path,
 ) -> None:
-    """Does the reference's accuracy change with the query? Under surgery, and trained together.
+    """Compare the accuracy on reference cells before mapping, after surgery for each query, and
+    after training reference and query jointly.
 
     Example: atlasmap audit-reference a --reference_bundle b --cells c.h5ad --de_novo d --out audit
 
     Parameters
     ----------
     mappings
-        Folders of mappings batch by batch.
+        Folders of per-batch mappings (delta bundles).
     reference_bundle
         The reference's bundle, with reference_latent.h5ad.
     cells
         The prepared reference, with counts (.h5ad).
     de_novo
-        Bundles trained on the reference and one query batch each, with their latents.
+        Bundles of models trained jointly with one query batch, with reference_latent.h5ad.
     out
-        Folder: reference.csv, reference_confusion.csv, reference.json and .html.
+        Output folder: reference.csv, reference_confusion.csv, reference.json and reference.html.
     """
     from atlasmap.audit import reference as audit
     from atlasmap.bundle import load, load_delta, read_about
     from atlasmap.device import pick_device
     from atlasmap.mapping.given import read_latent
 
-    # Without training a CPU will do, and stored labels may have been computed on a GPU.
+    # Labels before mapping are computed again on the CPU: the stored ones may come from a GPU, and
+    # would then differ in the last bits. Nothing is trained, so the CPU is fast enough.
     cpu, latent = pick_device("cpu"), read_latent(reference_bundle)
     counts = anndata.read_h5ad(cells)
     reference = load(reference_bundle, cpu)

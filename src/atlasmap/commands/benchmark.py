@@ -13,7 +13,7 @@ def score_labels(
     *, runs: list[LabelRun], out: Path, opinions: list[LabelRun] | None = None,
     timed: Path | None = None,
 ) -> None:  # fmt: skip
-    """Score predicted labels where the truth is known.
+    """Score predicted labels of cells whose true label is known.
 
     Example: atlasmap score-labels --runs '{"seed": 0, "variant": "fixed", "strategy": "per_batch",
     "atlas": "atlas.h5ad"}' --out benchmark
@@ -23,16 +23,16 @@ def score_labels(
     runs
         Mappings to score (JSON).
     opinions
-        Second opinions to score (JSON), `atlas` being opinions.parquet.
+        Second opinions to score (JSON), with opinions.parquet as `atlas`.
     timed
-        opinions.csv and what each method took (.csv): no two runs take the same time, so it is
-        apart from results, which are the same bits.
+        Table (.csv): opinions.csv with the seconds of each method. Kept apart from `out`, because
+        seconds differ between runs and results do not.
     out
-        Folder: classification.csv, classification_per_class.csv, confusion.csv, reliability.csv,
-        risk_coverage.csv (accuracy of the surest cells),
-        trust.csv (prediction sets and verdicts), fitness.csv (does the reference fit a batch?),
-        opinions.csv (the classifier and all others),
-        knn_sensitivity.csv (kNN by number of neighbours).
+        Output folder: classification.csv, classification_per_class.csv, confusion.csv,
+        reliability.csv, risk_coverage.csv (accuracy of the most confident cells), trust.csv
+        (prediction sets and verdicts), fitness.csv (whether the reference fits each batch),
+        opinions.csv (the classifier and all second opinions), knn_sensitivity.csv (kNN by number
+        of neighbours).
     """
     from atlasmap.evaluation import label_scores
 
@@ -52,7 +52,7 @@ def score_embeddings(
     seed: int = 0,
     benchmark: BenchmarkSettings = BenchmarkSettings(),
 ) -> None:
-    """scib-metrics of embeddings of one seed.
+    """Score embeddings of one seed with scib-metrics.
 
     Example: atlasmap score-embeddings --runs '{"embedding": "scanvi_fixed_joint", "cells": "atlas",
     "path": "atlas.h5ad"}' --counts reference.h5ad --counts donor1.h5ad --out scib.csv
@@ -60,11 +60,12 @@ def score_embeddings(
     Parameters
     ----------
     runs
-        Embeddings to score (JSON).
+        Embeddings to score (JSON): `embedding` is a name (pca: the unintegrated PCA of the counts),
+        `cells` is reference or atlas, `path` an .h5ad with the latent.
     counts
-        Prepared reference and query batches, for the unintegrated PCA.
+        Prepared reference, then prepared query batches (.h5ad), for the unintegrated PCA.
     seed
-        Seed the embeddings were trained with.
+        Seed with which the embeddings were trained.
     """
     from atlasmap.evaluation import embedding_scores
 

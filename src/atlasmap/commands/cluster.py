@@ -1,4 +1,4 @@
-"""Commands for life on a cluster."""
+"""Commands about runs on a cluster: check it, forecast, follow a run, explain failures."""
 
 import tempfile
 from pathlib import Path
@@ -22,26 +22,26 @@ def doctor(
     inside: Annotated[bool, Parameter(show=False)] = False,
     write_partitions: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Look whether everything is there that a run on this cluster needs.
+    """Check that everything a run on this cluster needs is there.
 
-    Exits with 2 if something is not.
+    Exits with 2 if something is missing.
 
     Example: atlasmap doctor --write_partitions --job
 
     Parameters
     ----------
     results
-        Where results will be.
+        Folder in which results will be written; its free space is checked.
     partitions
-        The profile's partition file.
+        Partition file of the Snakemake profile: the limits of each partition.
     needs
-        What rules ask for (JSON); the workflow gives it.
+        Memory (MB), run time (minutes) and GPUs of each rule's jobs (JSON); given by the workflow.
     gpu
         Whether jobs will need a GPU.
     job
-        Look around in a one-minute job as well.
+        Also run these checks inside a one-minute Slurm job.
     write_partitions
-        Write the partition file from what Slurm says of itself.
+        First write the partition file, from the limits that Slurm reports.
     """
     from atlasmap.jobs import doctor as look
 
@@ -72,20 +72,20 @@ def doctor(
 
 
 def why(job: str | None = None, *, results: Path = Path("results")) -> None:
-    """Say why a job failed: what, why, the command to run it by hand, what to change.
+    """Explain a failed job: what failed, why, what to change, and the command to run it by hand.
 
-    Run it where Snakemake runs. Without Slurm's accounting a job is forgotten some minutes after
-    its end.
+    Run it on the machine on which Snakemake runs. Without accounting, Slurm forgets a job some
+    minutes after its end.
 
     Example: atlasmap why train_scvi
 
     Parameters
     ----------
     job
-        The name of a rule or command (its last failed job), or a log file; otherwise what failed
-        last.
+        Name of a rule or command (its last failed job is explained), or a log file. Default: the
+        job that failed last.
     results
-        Where results are.
+        Folder of all results.
     """
     from atlasmap.jobs.why import explain
 
@@ -93,15 +93,15 @@ def why(job: str | None = None, *, results: Path = Path("results")) -> None:
 
 
 def status(folder: Path | None = None) -> None:
-    """Say how far a run is: jobs done, running and failed by command, how far each training is,
-    and the time left.
+    """Show the progress of a run: jobs done, running and failed per command, the epoch of each
+    training, and the time left.
 
     Example: atlasmap status results/pbmc68k
 
     Parameters
     ----------
     folder
-        results/{atlas}; otherwise the one below results that ran last.
+        Folder results/{atlas}. Default: the atlas below results that ran last.
     """
     from atlasmap.forecast.status import latest_atlas, status_text
 
@@ -116,23 +116,24 @@ def plan(
     device: Device = "any",
     compare: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Forecast time and memory of a run's training and mapping, by half a minute's probe.
+    """Forecast time and memory of a run's training and mapping from a probe of half a minute.
 
-    Writes forecast.json into the folder; the workflow's jobs then ask for what it says, and dry
-    runs show it. What earlier runs in results/ took corrects it.
+    Writes forecast.json into the folder. Jobs of the workflow then request these resources, and
+    dry runs show them. Measurements of earlier runs in results/ correct the forecast.
 
     Example: atlasmap plan results/ATLAS --configfile my.yaml
 
     Parameters
     ----------
     folder
-        results/{atlas}, once its data are prepared: snakemake check.
+        Folder results/{atlas}, after its data were prepared by `snakemake check`.
     configfile
-        Config files; otherwise those the contract names, else config/config.yaml.
+        Config files. Default: those recorded in data/contract.json, else config/config.yaml.
     device
-        Where to probe: where jobs will run, or as like it as can be.
+        Device of the probe; choose the one on which the jobs will run.
     compare
-        Only show the last forecast against what the jobs took since (forecast / taken).
+        Compute nothing; compare the last forecast with the measurements of the jobs that ran
+        since (forecast / measured).
     """
     from atlasmap.forecast.cost import compared
 
@@ -149,7 +150,7 @@ def plan(
 
 
 def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> dict:
-    """forecast.json of an atlas; raises PLAN_NO_DATA."""
+    """The content of an atlas's forecast.json. Raises PLAN_NO_DATA."""
     import json
 
     from atlasmap.config import checked, merged, read_config
@@ -180,7 +181,7 @@ def forecast_of(folder: Path, configfile: list[Path] | None, device: Device) -> 
 
 
 def forecast_table(said: dict) -> str:
-    """A forecast as text."""
+    """The forecast (content of forecast.json) as a text table."""
     import pandas as pd
 
     table = pd.DataFrame(said["forecast"])

@@ -14,7 +14,8 @@ from atlasmap.settings import DataConfig, SimulateSettings
 
 
 def write_cells(adata: anndata.AnnData, path: Path, compression: str | None = "gzip") -> None:
-    """Prepared cells, written aside and renamed."""
+    """Write prepared cells to `path`, under a temporary name first, so that no half-written file
+    can be taken for a result."""
     from atlasmap.data.blocks import write_h5ad
 
     with written_aside(path) as aside:
@@ -26,7 +27,7 @@ def simulate(
     out: Path,
     simulation: Annotated[SimulateSettings, Parameter(name="*")] = SimulateSettings(),
 ) -> None:
-    """Make a labelled atlas with known truth (.h5ad).
+    """Simulate a labelled atlas of reference and query batches with known labels (.h5ad).
 
     Example: atlasmap simulate --out atlas.h5ad --n_cells 20000 --proteins 30
 
@@ -35,7 +36,7 @@ def simulate(
     out
         File to write.
     simulation
-        Size and seed.
+        Size and seed of the simulation.
     """
     from atlasmap.data.sources import fetch
 
@@ -50,7 +51,7 @@ def fetch(
     sha256: str = "",
     simulation: SimulateSettings = SimulateSettings(),
 ) -> None:
-    """Download a data set, or make a builtin one.
+    """Download a data set, or make a built-in one.
 
     Example: atlasmap fetch builtin:pbmc68k --out data/pbmc68k.h5ad
 
@@ -59,11 +60,11 @@ def fetch(
     source
         URL, builtin:pbmc68k or builtin:simulated.
     out
-        File to write; its checksum goes beside it.
+        File to write; its checksum is written beside it, as {out}.json.
     sha256
-        Checksum, when it is known.
+        Expected SHA-256 checksum of the file; empty: not checked.
     simulation
-        Size and seed of builtin:simulated.
+        Size and seed, for builtin:simulated.
     """
     from atlasmap.data.sources import fetch
 
@@ -84,7 +85,7 @@ def prepare_reference(
     ontology: bool = True,
     config: DataConfig = DataConfig(),
 ) -> None:
-    """Check reference data sets and choose genes.
+    """Check reference data sets, join them, and choose genes.
 
     Example: atlasmap prepare-reference raw.h5ad --datasets '{"id": "raw", "path": "raw.h5ad",
     "role": "reference", "batch_key": "donor", "label_key": "cell_type"}' --out reference.h5ad
@@ -93,17 +94,19 @@ def prepare_reference(
     Parameters
     ----------
     paths
-        Files of the data sets, in their order, then those of `queries`.
+        Files of the data sets, in the order of `datasets`, then of `queries`.
     datasets
         Rows of the sheet (JSON).
     out
         Prepared reference (.h5ad).
     queries
-        Rows of query data sets (JSON) from whose cells, too, genes are chosen.
+        Rows of query data sets (JSON) whose cells also count in the choice of genes.
     tree_key
-        What is recorded of the sheet of labels; the workflow knows by it whether to prepare anew.
+        Text printed by tree-key, recorded in `facts`. If it changes, the workflow prepares the
+        reference again.
     ontology
-        Without a sheet of labels, those that are terms of the Cell Ontology stand as it says.
+        Without `label_tree`, take the tree of labels from the Cell Ontology, for labels that are
+        its terms.
     """
     from atlasmap.data.label_tree import LabelTree, read_tree
     from atlasmap.data.prepare import prepare_reference
@@ -127,7 +130,7 @@ def find_batches(
     Parameters
     ----------
     out
-        List of batch names (.json).
+        File with the list of batch names (.json).
     """
     from atlasmap.data.prepare import sizes_of_batches
 
@@ -137,7 +140,7 @@ def find_batches(
 def check_kept(
     *paths: Path, datasets: list[Dataset], contract: Path, config: DataConfig = DataConfig()
 ) -> None:
-    """Compare data sets with the results that a run would overwrite: no batch has lost cells.
+    """Check that no batch has fewer cells than the results that a run would overwrite.
 
     Example: atlasmap check-kept raw.h5ad --datasets '{"id": "raw", "path": "raw.h5ad", "role":
     "reference", "batch_key": "donor"}' --contract results/ATLAS/data/contract.json
@@ -145,11 +148,11 @@ def check_kept(
     Parameters
     ----------
     paths
-        Files of the data sets, in their order.
+        Files of the data sets, in the order of `datasets`.
     datasets
         Rows of the sheet (JSON).
     contract
-        contract.json of the results.
+        contract.json of the existing results.
     """
     from atlasmap.data.contract import check_kept, sizes_in
     from atlasmap.data.prepare import sizes_of_batches
@@ -160,14 +163,14 @@ def check_kept(
 
 
 def tree_key(*, facts: Path, label_tree: TreeFile = None) -> None:
-    """Print what preparing the reference depends on of a sheet of labels.
+    """Print a key of the label tree that changes only if the reference must be prepared again.
 
     Example: atlasmap tree-key --label_tree tree.tsv --facts results/ATLAS/data/reference.json
 
     Parameters
     ----------
     facts
-        reference.json of the reference that is there, if one is.
+        reference.json of the existing reference; the file may be missing.
     """
     from atlasmap.data.label_tree import LabelTree, read_tree, tree_key
 
@@ -184,7 +187,7 @@ def prepare_query(
     facts: Facts,
     config: DataConfig = DataConfig(),
 ) -> None:
-    """Check one query batch and align it to the reference's genes.
+    """Check one query batch and align its genes to those of the reference.
 
     Example: atlasmap prepare-query new.h5ad --dataset '{"id": "new", "path": "new.h5ad", "role":
     "query", "batch_key": "donor"}' --batch donor1 --reference reference.h5ad --out donor1.h5ad
@@ -195,7 +198,7 @@ def prepare_query(
     batch
         Name of the batch.
     reference
-        Prepared reference (.h5ad), or the registry of a trained one (registry.json).
+        Prepared reference (.h5ad), or the registry.json of a trained reference.
     out
         Prepared batch (.h5ad).
     """
@@ -217,7 +220,8 @@ def write_contract(
     *queries: Path, reference: Path, out: Path, configfiles: list[Path] | None = None,
     label_tree: TreeFile = None, masked: list[str] | None = None,
 ) -> None:  # fmt: skip
-    """Gather what was checked and decided into contract.json; check what names labels and batches.
+    """Gather what was checked and decided in contract.json. Check the sheet of the label tree, and
+    that the batches in `masked` exist.
 
     Example: atlasmap write-contract donor1.json --reference reference.json --out contract.json
 
@@ -228,11 +232,12 @@ def write_contract(
     reference
         Facts of the reference (.json).
     out
-        contract.json.
+        File to write: contract.json.
     configfiles
-        The config files of the run; none: the default one.
+        Config files of the run, recorded in contract.json. Default: none, which stands for
+        config/config.yaml.
     masked
-        Batches whose proteins were to be masked.
+        Names of batches whose proteins the config masks (data.mask_proteins).
     """
     from atlasmap.data.contract import check_masked, gathered, in_words
     from atlasmap.data.label_tree import tree_facts

@@ -1,4 +1,4 @@
-"""Commands of the de novo strategy."""
+"""Commands of the de novo strategy: train one model jointly on reference and query."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from atlasmap.settings import UmapSettings
 
 
 def join_query(*queries: Queries, reference: Reference, out: Path) -> None:
-    """Put a prepared reference and query batches together, to be trained on as one.
+    """Concatenate a prepared reference and query batches, to train one model on both.
 
     Example: atlasmap join-query donor1.h5ad --reference reference.h5ad --out joined.h5ad
 
     Parameters
     ----------
     out
-        Reference and query (.h5ad): the query's cells have no label.
+        File to write (.h5ad): reference and query cells, the latter without labels.
     """
     from atlasmap.mapping.de_novo import with_query
 
@@ -36,7 +36,8 @@ def split_latent(
     seed: Seed = 0,
     umap: UmapSettings = UmapSettings(),
 ) -> None:
-    """Take the latent of a model of reference and query apart again, and fit the map on the first.
+    """Split the latent of a joint model into reference and query cells, and fit UMAP on the
+    reference.
 
     Example: atlasmap split-latent latent.h5ad --reference reference.h5ad --query query.h5ad --map
     umap.npz
@@ -44,13 +45,13 @@ def split_latent(
     Parameters
     ----------
     latent
-        reference_latent.h5ad of the model's bundle.
+        reference_latent.h5ad of the joint model's bundle.
     reference
-        The reference's cells (.h5ad).
+        File to write: latent of the reference cells (.h5ad).
     query
-        The query's cells (.h5ad), as mappings write them.
+        File to write: latent of the query cells (.h5ad), in the format of a mapping's latent.h5ad.
     map
-        The fitted map (.npz).
+        File to write: the fitted UMAP (.npz).
     """
     from atlasmap.commands.reference import fit_umap
     from atlasmap.mapping.de_novo import apart

@@ -1,4 +1,4 @@
-"""Commands that bring models of scvi-tools in and hand ours back."""
+"""Commands that import models of scvi-tools, export models to it, and compare with it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +14,24 @@ from atlasmap.settings import Device
 @Parameter(name="*")
 @dataclass(frozen=True)
 class GivenCells:
-    """The cells of a reference that scvi-tools saved."""
+    """The cells on which a model saved by scvi-tools was trained."""
 
     adata: Path | None = None
-    """Counts or minified (.h5ad); none: adata.h5ad beside the model, if it is there. Without it
-    there is no latent, and so no kNN labels and no map."""
+    """The reference cells, with counts or minified (.h5ad). Default: adata.h5ad beside the model,
+    if it exists. Without cells the bundle has no latent, and so mappings have no kNN labels and no
+    map."""
     layer: str = ""
-    """Where the counts are: X, a layer, or raw (raw.X); empty: where the model had them."""
+    """Where the counts are: X, the name of a layer, or raw (raw.X). Empty: as recorded in the
+    model."""
     counts: Literal["integer", "corrected_float"] = "integer"
     """corrected_float admits non-integer counts (SoupX, CellBender)."""
     in_order: bool = False
-    """The cells are in the order in which the model had them (as adata.h5ad beside it is): then it
-    is known which of them validated."""
+    """The cells are in the order in which the model was trained on them, as adata.h5ad beside the
+    model always is. Only then is it known which of them are validation cells."""
 
 
 def read_cells(given: GivenCells, model: Path):
-    """The cells that were given, or those beside the model; None if there are none."""
+    """Read the given cells, or adata.h5ad beside the model; None if there is neither."""
     from atlasmap.data.readers import Wanted, read_any
     from atlasmap.exchange.files import cells_file
     from atlasmap.exchange.importing import Cells
@@ -51,7 +53,7 @@ def import_scvi(
     cells: GivenCells = GivenCells(),
     device: Device = "cpu",
 ) -> None:
-    """Make a bundle of a model that scvi-tools saved; nothing in its file is run.
+    """Import a model saved by scvi-tools as a bundle. No code in its files is executed.
 
     Example: atlasmap import-scvi their_model --adata their_cells.h5ad --out bundle
 
@@ -61,9 +63,9 @@ def import_scvi(
         Folder that model.save() wrote (SCVI, SCANVI or TOTALVI of an AnnData, scvi-tools
         0.20 to 1.x), or its model.pt.
     prefix
-        What the files' names begin with, where the model was saved with one.
+        Prefix of the file names, if model.save() was called with one.
     device
-        Where to compute the latent of a reference with counts.
+        Where to compute the latent, if the cells have counts.
     """
     from atlasmap.bundle import save
     from atlasmap.device import pick_device
@@ -94,21 +96,24 @@ def import_scvi(
 
 
 def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> None:
-    """Write a folder that scvi-tools 1.4.2 loads: SCVI.load(OUT, adata), SCANVI.load(OUT, adata).
+    """Export a bundle as a folder that scvi-tools 1.4.2 loads with SCVI.load(OUT, adata), or with
+    SCANVI or TOTALVI.
 
-    A TOTALVI that came from scvi-tools before 1.3.1 is refused: 1.4.2 would get its latent wrong.
+    A TOTALVI imported from scvi-tools before 1.3.1 is refused, because 1.4.2 would compute another
+    latent.
 
     Example: atlasmap export-scvi bundle --out for_scvi_tools
 
     Parameters
     ----------
     bundle
-        The bundle: a reference's, or a mapping's with --reference.
+        Bundle of a reference; or, with --reference, of a mapping.
     out
-        Folder to write: model.pt, and where reference_latent.h5ad is beside the bundle the
-        reference without counts as adata.h5ad.
+        Folder to write: model.pt and, if the bundle has a reference_latent.h5ad, adata.h5ad: the
+        minified reference, without counts (not for TOTALVI, whose minified data scvi-tools does not
+        read).
     reference
-        The reference's bundle, where `bundle` is a mapping.
+        Bundle of the reference, if `bundle` is that of a mapping.
     """
     import anndata
 
@@ -127,9 +132,10 @@ def export_scvi(bundle: Path, *, out: Path, reference: Path | None = None) -> No
 
 
 def compare_scvi(results: Path, *, out: Path, cores: int = -1) -> None:
-    """Train scvi-tools on the cells, splits, settings and seeds of a finished run, and compare.
+    """Train scvi-tools on the cells, splits, settings and seeds of a finished run, and compare
+    results.
 
-    Needs scvi-tools 1.4.2 beside atlasmap: the environment of `make parity`.
+    Needs scvi-tools 1.4.2 in the same environment, as `make parity` sets it up.
 
     Example: atlasmap compare-scvi results/ATLAS --out parity
 
@@ -138,9 +144,9 @@ def compare_scvi(results: Path, *, out: Path, cores: int = -1) -> None:
     results
         Folder of a finished run: results/ATLAS.
     out
-        Folder: pairs.csv (a row a seed, model and metric), summary.csv, report.md.
+        Output folder: pairs.csv (one row per seed, model and metric), summary.csv, report.md.
     cores
-        Seeds that are trained at a time; −1: as many as there are cores.
+        Number of seeds to train at the same time; −1: one per CPU core.
     """
     from atlasmap.parity.compare import compare
     from atlasmap.parity.pairs import as_markdown, summary

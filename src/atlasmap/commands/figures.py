@@ -1,4 +1,4 @@
-"""Commands that draw figures from finished tables."""
+"""Commands that draw figures from result tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Name = Literal[
 
 @dataclass(frozen=True)
 class MapRun:
-    """One mapping to draw: its atlas.h5ad."""
+    """One mapping to draw; `atlas` is its atlas.h5ad."""
 
     variant: str
     strategy: str
@@ -22,7 +22,8 @@ class MapRun:
 
 @dataclass(frozen=True)
 class FinalRun:
-    """The mapping whose shifts are drawn, and the risk that its confident cells may have."""
+    """The final mapping, whose shifts are drawn, and `risk`: the target risk of confident cells
+    (calibration.risk)."""
 
     variant: str = "fixed"
     strategy: str = "per_batch"
@@ -34,7 +35,7 @@ def plot_figures(
     tables: Path, *, figures: list[Name], out: Path, runs: list[MapRun] | None = None,
     final: FinalRun = FinalRun(),
 ) -> None:  # fmt: skip
-    """Draw figures of an atlas, all of them or one anew.
+    """Draw figures of an atlas from its benchmark tables.
 
     Example: atlasmap plot-figures results/ATLAS/benchmark --figures confusion_query --out
     results/ATLAS/figures
@@ -42,15 +43,15 @@ def plot_figures(
     Parameters
     ----------
     tables
-        Folder of the benchmark's tables.
+        Folder with the benchmark tables (.csv).
     figures
-        Which.
+        Names of the figures to draw.
     out
-        Folder: of each figure .svg and .png.
+        Output folder: each figure as .svg and .png.
     runs
-        Mappings whose maps are drawn (JSON).
+        Mappings whose UMAPs are drawn by `embeddings` (JSON).
     final
-        The final mapping.
+        The final mapping: its shifts are drawn, and its risk is marked in risk_coverage.
     """
     from atlasmap.figures.style import save
 
@@ -60,7 +61,7 @@ def plot_figures(
 
 
 def drawer(name: Name, tables: Path, runs: list[MapRun], final: FinalRun) -> Callable:
-    """What draws a figure."""
+    """The function, without arguments, that draws the figure `name`."""
     from functools import partial
 
     from atlasmap.figures.confusion import draw_confusion
@@ -87,14 +88,14 @@ def drawer(name: Name, tables: Path, runs: list[MapRun], final: FinalRun) -> Cal
 
 
 def of_run(table, final: FinalRun):
-    """Rows of the final mapping."""
+    """The rows of `table` that belong to the final mapping."""
     for key in ("variant", "strategy", "seed") if len(table) else ():
         table = table[table[key] == getattr(final, key)]
     return table
 
 
 def maps_of(runs: list[MapRun]):
-    """Maps by label, batch and role."""
+    """Draw the UMAP of each mapping, coloured by label, batch and role."""
     from anndata import read_h5ad
 
     from atlasmap.data.registry import unlabeled_in
@@ -107,7 +108,8 @@ def maps_of(runs: list[MapRun]):
 
 
 def cells_of(adata):
-    """Cells of an atlas to draw: x, y, name, batch, role."""
+    """Table of the cells of an atlas: batch, role, x, y, and name (label of reference cells,
+    predicted label of query cells)."""
     import pandas as pd
 
     from atlasmap.data.registry import unlabeled_in
@@ -124,7 +126,7 @@ def cells_of(adata):
 
 
 def plot_proteins(*denoised: Path, atlas: Path, out: Path) -> None:
-    """Draw proteins of an atlas: raw against denoised, and which label has which.
+    """Draw the proteins of an atlas: raw against denoised counts, and denoised proteins per label.
 
     Example: atlasmap plot-proteins donor1/denoised.h5ad --atlas results/ATLAS/atlas.h5ad --out
     proteins
@@ -132,12 +134,12 @@ def plot_proteins(*denoised: Path, atlas: Path, out: Path) -> None:
     Parameters
     ----------
     denoised
-        denoised.h5ad of the reference and of the mappings, in the atlas's order.
+        denoised.h5ad of the reference, then of the mappings, in the order of the atlas.
     atlas
         atlas.h5ad.
     out
-        Folder: protein_ridges and protein_dots, each .svg and .png; where no cell has a label,
-        dots are by batch.
+        Output folder: protein_ridges and protein_dots, each as .svg and .png. The dots are per
+        label, or per batch if no cell has a label.
     """
     import anndata
     import numpy as np

@@ -1,4 +1,4 @@
-"""Entry point: the list of commands, logging, and failures with names."""
+"""Entry point: the list of commands, logging, and the report of failures."""
 
 import contextlib
 import faulthandler
@@ -99,35 +99,37 @@ for name, (where, summary) in COMMANDS.items():
 
 
 def show_whole_help(words: list[str]) -> None:
-    """A command asked for help says all that its docstring does; in the list of commands, which
-    loads none of them, there is but a line of each."""
+    """Show the whole docstring for `COMMAND --help`. The list of commands shows only the summaries
+    in COMMANDS, so that no command's module has to be imported for it."""
     named = next((word for word in words if not word.startswith("-")), "")
     if named in COMMANDS and {"--help", "-h"} & set(words):
         app[named].help = None  # the docstring is taken instead
 
 
 def set_environment() -> None:
-    """What native libraries read when they are first loaded.
+    """Set the environment variables that native libraries read when they are first loaded.
 
-    One thread unless asked (Snakemake sets OMP_NUM_THREADS to a rule's threads): sums, and so bits,
-    depend on how many there are, and minibatches are too small to gain. Threads that wait must not
-    spin: beside other jobs on the same cores that costs a factor of ten.
+    One thread by default (Snakemake sets OMP_NUM_THREADS to a rule's threads): the order of sums,
+    and so their last bits, depends on the number of threads, and minibatches are too small for
+    several threads to be faster. Waiting threads must not spin, which costs a factor of ten where
+    other jobs use the same cores.
     """
     for name, value in {
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "MKL_CBWR": "AUTO",  # else on some processors sums depend on where arrays lie in memory
+        "MKL_CBWR": "AUTO",  # else sums depend on memory alignment on some CPUs
         "JAX_PLATFORMS": "cpu",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }.items():
         os.environ.setdefault(name, value)
-    # numba's OpenMP is torch's: what it is told holds for both
+    # numba and torch share one OpenMP runtime, so both must use the same number of threads.
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
 def restarts() -> int:
-    """How often Slurm has put this job back into the queue; srun does not pass it on."""
+    """How often Slurm has requeued this job. Under srun the variable is not set, so Slurm is
+    asked."""
     said = os.environ.get("SLURM_RESTART_COUNT")
     if said is None and "SLURM_JOB_ID" in os.environ:
         said = slurm.job(os.environ["SLURM_JOB_ID"]).get("Restarts")
@@ -135,10 +137,10 @@ def restarts() -> int:
 
 
 def write_to(path: Path, attempt: int) -> Path:
-    """From here on stdout and stderr, native libraries' too, go to `path`.
+    """Redirect stdout and stderr to `path`, including the output of native libraries.
 
-    Snakemake removes a job's log before it tries again: a second name keeps it, which is returned.
-    """
+    Returns a hard link to the log with the attempt in its name: Snakemake removes a job's log
+    before it tries again, and the link keeps it."""
     restart = restarts()
     path.parent.mkdir(parents=True, exist_ok=True)
     if attempt == 1 and not restart:
@@ -150,16 +152,17 @@ def write_to(path: Path, attempt: int) -> Path:
     with open(path, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        with contextlib.suppress(OSError):  # a disk without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # kept by 1 and 2, for `why` to see
-    with contextlib.suppress(OSError):  # a disk without hard links
+        with contextlib.suppress(OSError):  # a file system without locks
+            # File descriptors 1 and 2 keep the lock while the job runs; `why` tests it.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(OSError):  # a file system without hard links
         os.link(path, kept)
     return kept
 
 
 def say_where(arguments: list[str], attempt: int) -> None:
-    """A job's log starts with the command that made it, and where it ran."""
-    # As text whatever else is asked for: `atlasmap why` and `status` look for it.
+    """Write the first lines of a job's log: its command, and the node on which it runs."""
+    # Always plain text, even with --json_log: `atlasmap why` and `status` search for this line.
     now = time.strftime("%H:%M:%S")
     print(f"{now} {shlex.join(['atlasmap', *arguments])}", file=sys.stderr, flush=True)
     job = os.environ.get("SLURM_JOB_ID")
@@ -171,7 +174,7 @@ def say_where(arguments: list[str], attempt: int) -> None:
 def give_up(
     error: BaseException, arguments: list[str], path: Path | None, attempt: int, *, as_json: bool
 ) -> int:
-    """Say what failed, record it beside the log; returns the exit code."""
+    """Print the failure, write its record beside the log at `path`, and return the exit code."""
     ignore_signals()
     failure = failure_of(error, arguments, attempt)
     if as_json:
@@ -180,7 +183,7 @@ def give_up(
         print(f"{in_red('error:')} {error}", file=sys.stderr)
     elif isinstance(error, Stopped):
         print(f"{in_red('stopped:')} {error}", file=sys.stderr)
-    elif not isinstance(error, CycloptsError):  # which has said what is wrong with the command
+    elif not isinstance(error, CycloptsError):  # cyclopts has printed its own message
         traceback.print_exception(error)
         print(f"{in_red('error:')} {failure.kind}\n  mend:     {failure.mend}", file=sys.stderr)
     if path:
@@ -192,7 +195,9 @@ def give_up(
 
 
 def attempted(words: list[str], path: Path, attempt: int) -> int:
-    """Run a job's command, its output in `path`, unless it would only fail again."""
+    """Run a job's command with its output in `path`, and return its exit code. If an earlier
+    attempt failed for a reason that this attempt would only repeat, return its exit code at
+    once."""
     keep_terminal()
     kept = write_to(path, attempt)
     say_where(words, attempt)
@@ -201,7 +206,7 @@ def attempted(words: list[str], path: Path, attempt: int) -> int:
         write_failure(before, path)
         log.info("not tried again: attempt %d failed with %s", before.attempt, before.code)
         return before.exit_code
-    # If this attempt is killed outright, it must not be known by what another one said.
+    # If this attempt is killed, the record of an earlier one must not stand for it.
     failure_path(path).unlink(missing_ok=True)
     app(words, exit_on_error=False)
     kept.unlink(missing_ok=True)
@@ -222,15 +227,16 @@ def run(
     Parameters
     ----------
     log_file
-        Write everything said to this file, and if the command fails a record beside it.
+        Write all output to this file and, if the command fails, a record of the failure beside it.
     attempt
-        Which attempt of a workflow's job this is: what failed for good is not tried again.
+        Number of this attempt at a job of the workflow, from 1. A job whose earlier attempt failed
+        for a permanent reason is not tried again.
     quiet
-        Say warnings and errors alone.
+        Print only warnings and errors.
     verbose
-        Say more.
+        Print debugging messages, too.
     json_log
-        Log lines of JSON.
+        Log as JSON, one object per line.
     """
     words = list(arguments)
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
@@ -247,13 +253,13 @@ def run(
 
 
 def main() -> None:
-    """Run a command; exits with a code of `atlasmap.jobs.failures`."""
+    """Run a command; exits with an exit code of `atlasmap.jobs.failures`."""
     set_environment()
-    faulthandler.enable()  # a crash says so in the log
+    faulthandler.enable()  # prints the Python stack if a native library crashes
     install()
     show_whole_help(sys.argv[1:])
     code = app.meta()
-    if code:  # HDF5 with an unwritten file may crash on the way out and hide the code
+    if code:  # HDF5 with an unwritten file may crash at exit and hide the code
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -32,17 +32,18 @@ log = logging.getLogger("atlasmap")
 @Parameter(name="*")
 @dataclass(frozen=True)
 class QuerySettings:
-    """How queries are mapped: by the settings for the reference's kind of model."""
+    """How queries are mapped; which of the two surgery settings applies depends on the
+    reference."""
 
     surgery: SurgerySettings = field(default_factory=SurgerySettings)
-    """Mapping onto scVI and scANVI."""
+    """Surgery on scVI and scANVI."""
     totalvi_surgery: TotalviSurgerySettings = field(default_factory=TotalviSurgerySettings)
-    """Mapping onto totalVI."""
+    """Surgery on totalVI."""
     denoise: DenoiseSettings = field(default_factory=DenoiseSettings)
     """Denoised genes and proteins (totalVI)."""
 
     def on(self, reference: Path) -> SurgerySettings:
-        """The settings for the reference's bundle in this folder."""
+        """The surgery settings for the model in the bundle `reference`."""
         from atlasmap.bundle import read_about
 
         kind = read_about(reference)["kind"]
@@ -60,11 +61,13 @@ def map_batches(
     probe: Probe = None,
     running: Running = Running(),
 ) -> None:
-    """Surgery: append columns for the queries' batches to a frozen reference and train those.
+    """Map query batches by surgery: append weights for the new batches to the frozen reference, and
+    train only these.
 
-    per_batch and frozen map each batch by itself into a folder of `out`, named as its file is. One
-    whose folder is there, whole and of the same inputs and settings, is left as it is; one that
-    cannot be mapped does not keep the others from it. joint maps all together, into `out` itself.
+    per_batch and frozen map each batch by itself, into a folder of `out` named like its file. A
+    batch that was already mapped, completely and with the same inputs and settings, is kept; if a
+    batch cannot be mapped, the others still are. joint maps all batches together, into `out`
+    itself.
 
     Example: atlasmap map-batches donor1.h5ad donor2.h5ad --reference_bundle scanvi_fixed --out
     mapped
@@ -72,11 +75,13 @@ def map_batches(
     Parameters
     ----------
     out
-        Folder of the delta bundles; beside each latent.h5ad and certificate.json.
+        Output folder of the delta bundles (what surgery added to the reference), each with
+        latent.h5ad and certificate.json.
     marker
-        Written when all are mapped (.json).
+        File (.json) that is written when all batches are mapped.
     strategy
-        per_batch, joint, or frozen (nothing trains).
+        per_batch: surgery for each batch by itself; joint: one surgery for all batches; frozen: no
+        training.
     """
     from atlasmap.bundle import load
     from atlasmap.mapping.certificate import probe_cells
@@ -95,7 +100,8 @@ def map_batches(
 
 @dataclass(frozen=True)
 class How:
-    """How the batches of a job are mapped; `probe`: reference cells for the certificate."""
+    """Arguments common to the batches of a job. `probe`: reference cells that are embedded before
+    and after surgery for the certificate (None: none)."""
 
     strategy: Surgery
     seed: int
@@ -106,7 +112,7 @@ class How:
 
 
 def map_all(reference, queries: tuple[Path, ...], out: Path, how: How) -> None:
-    """Map each batch into its folder; raises BATCHES_FAILED when all were tried."""
+    """Map each batch into its folder. Raises BATCHES_FAILED after all were tried, if any failed."""
     failed = {}
     for path in queries:
         try:
@@ -114,7 +120,7 @@ def map_all(reference, queries: tuple[Path, ...], out: Path, how: How) -> None:
         except Exception as error:
             kind = kind_of(error)
             if kind in ("disk_full", "not_writable"):
-                raise  # the others would fail as well
+                raise  # would fail for the other batches, too
             log.exception("%s could not be mapped", path.stem)
             code = getattr(error, "code", None) or f"{type(error).__name__} {error}"
             failed[path.stem] = (kind, code)
@@ -123,7 +129,8 @@ def map_all(reference, queries: tuple[Path, ...], out: Path, how: How) -> None:
 
 
 def map_unless_done(reference, path: Path, folder: Path, how: How) -> None:
-    """Map one batch by itself, unless its folder has this very mapping."""
+    """Map one batch by itself, unless its folder holds a mapping of the same inputs and
+    settings."""
     from copy import deepcopy
 
     from atlasmap.mapping.query import is_mapped
@@ -138,7 +145,8 @@ def map_unless_done(reference, path: Path, folder: Path, how: How) -> None:
 
 
 def map_into(folder: Path, reference, query: anndata.AnnData, how: How) -> None:
-    """Map a query onto the reference (consumed); the delta bundle and what lies beside it."""
+    """Map a query and write the delta bundle with its latent and certificate. `reference` is
+    modified in place."""
     from atlasmap.mapping.denoise import denoised_of
     from atlasmap.mapping.query import map_query
 
@@ -150,7 +158,7 @@ def map_into(folder: Path, reference, query: anndata.AnnData, how: How) -> None:
 
 
 def batches_failed(failed: dict[str, tuple[str, str]], n: int) -> BatchesFailed:
-    """The error of a job some of whose batches (name → kind, code) could not be mapped."""
+    """The error BATCHES_FAILED for the failed ones (name → kind, code) of `n` batches."""
     said = [f"{name}: {code}" for name, (_, code) in failed.items()]
     return BatchesFailed(
         [kind for kind, _ in failed.values()],
@@ -162,8 +170,8 @@ def batches_failed(failed: dict[str, tuple[str, str]], n: int) -> BatchesFailed:
 
 
 def write_mapping(mapping, denoised, out: Path, settings: DenoiseSettings) -> None:
-    """The delta bundle, and beside it the query's latent and the certificate; of CITE-seq also the
-    cells `denoised` by these settings."""
+    """Write the delta bundle, latent.h5ad and certificate.json into `out`; for CITE-seq also the
+    `denoised` cells, with the settings that they were denoised by in the bundle."""
     from atlasmap.bundle import save_delta
     from atlasmap.mapping.certificate import FILE
 
@@ -200,13 +208,14 @@ def map_file(
     Parameters
     ----------
     reference
-        Folder of the reference's bundle, with its reference_latent.h5ad.
+        Folder of the reference's bundle, with reference_latent.h5ad.
     query
-        The query (.h5ad, .h5mu, 10x .h5, mtx folder, .zarr).
+        File or folder of the query (.h5ad, .h5mu, 10x .h5, mtx folder, .zarr).
     out
-        Folder: atlas.h5ad, labels.csv, soft_labels.parquet, contract.json, mapping/.
+        Output folder: atlas.h5ad, labels.csv, soft_labels.parquet, contract.json, mapping/.
     strategy
-        per_batch or joint.
+        per_batch: surgery for each batch by itself; joint: one surgery for all batches; frozen: no
+        training.
     """
     from atlasmap.api import MapRequest, map_dataset
     from atlasmap.commands.results import write_atlas

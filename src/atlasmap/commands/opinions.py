@@ -1,4 +1,4 @@
-"""Second opinions on labels, and what missing genes will cost."""
+"""Commands for second opinions on labels, and for the accuracy that missing genes cost."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ def second_opinions(
     seed: int = 0,
     transfer: TransferSettings = TransferSettings(),
 ) -> None:
-    """Name query cells by kNN, random forest and logistic regression on the latent, by their genes,
-    and by the majority of all.
+    """Label query cells by kNN, random forest and logistic regression on the latent, by logistic
+    regression on genes, and by the majority of all.
 
     Example: atlasmap second-opinions latent.h5ad --reference_latent b.h5ad --queries q.h5ad
     --opinions o.parquet --seconds s.csv
@@ -31,16 +31,17 @@ def second_opinions(
     Parameters
     ----------
     opinions
-        Table (.parquet), one row per cell.
+        File to write (.parquet): one row per query cell.
     seconds
-        What each method took (.csv): among the logs, since no two runs take the same time.
+        File to write (.csv): seconds that each method took. The workflow keeps it with the logs,
+        because it differs between runs.
     bundle
-        The reference's bundle with calibration.json and profiles.npz: adds what the genes say, and
-        weights.
+        The reference's bundle, with calibration.json and profiles.npz. With it, the regression on
+        genes is added, and the majority weighs each method as learned from held-out cells.
     seed
         Seed of the random forest.
     transfer
-        Settings of kNN.
+        Settings of the kNN transfer.
     """
     from atlasmap.data.depth import set_apart, tree_in
     from atlasmap.data.registry import unlabeled_in
@@ -69,7 +70,7 @@ def second_opinions(
 
 
 def trust_of(bundle: Path | None, queries: list[Path]) -> Any:
-    """What a reference learned of its labels, to be asked of prepared query batches (.h5ad); None
+    """Load the reference's calibration, to be applied to the prepared query batches (.h5ad); None
     without a bundle."""
     if bundle is None:
         return None
@@ -83,7 +84,7 @@ def trust_of(bundle: Path | None, queries: list[Path]) -> Any:
 
 
 def of_cells(query: anndata.AnnData, queries: list[Path], unlabeled: str) -> pd.DataFrame:
-    """cell_id, batch and, where any is known, truth of mapped cells."""
+    """Table of mapped cells: cell_id, batch and, if any true label is known, truth."""
     from atlasmap.labels.gathered import read_truth
 
     batch, truth = query.obs["batch"].astype(str).to_numpy(), read_truth(queries)
@@ -100,7 +101,7 @@ def gene_gap(
     reference: Path,
     out: Path,
 ) -> None:
-    """What the genes that query batches lack will cost in accuracy, before anything is mapped.
+    """Estimate, before mapping, how much accuracy the genes missing from query batches will cost.
 
     Example: atlasmap gene-gap donor1.json --bundle scanvi_fixed --reference reference.h5ad --out
     gene_gap.csv
@@ -108,13 +109,13 @@ def gene_gap(
     Parameters
     ----------
     queries
-        Facts of prepared query batches (.json), which name the missing genes.
+        Facts of prepared query batches (.json), with the names of their missing genes.
     bundle
         The reference's bundle, with reference_latent.h5ad.
     reference
         The prepared reference, with counts (.h5ad).
     out
-        Table (.csv): a row a query batch and label.
+        File to write (.csv): one row per query batch and label.
     """
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
@@ -124,9 +125,9 @@ def gene_gap(
     loaded, split = load(bundle, pick_device("cpu")), read_latent(bundle).obs["split"]
     cells = anndata.read_h5ad(reference)
     validated = (split == "validation").reindex(cells.obs_names).to_numpy(bool)
-    if validated.any():  # where all cells were trained on, these are what there is
+    if validated.any():  # without validation cells (train_size 1), take all cells
         cells = cells[validated].copy()
-    found: dict[tuple[str, ...], pd.DataFrame] = {}  # batches of one data set lack the same genes
+    found: dict[tuple[str, ...], pd.DataFrame] = {}  # batches of a data set lack the same genes
     tables = []
     for path in queries:
         facts = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Commands that make pages for people."""
+"""Commands that write or serve the HTML pages: explorer and report."""
 
 import http.server
 import json
@@ -24,7 +24,7 @@ def write_explorer(
     counts: list[Path] | None = None,
     explorer: ExplorerSettings = ExplorerSettings(),
 ) -> None:
-    """Write the atlas explorer: one page that opens from disk.
+    """Write the atlas explorer, a single HTML page that needs no server.
 
     Example: atlasmap write-explorer results/pbmc68k/atlas.h5ad --title PBMC --out explorer.html
 
@@ -33,11 +33,11 @@ def write_explorer(
     atlas
         atlas.h5ad.
     out
-        The page (.html).
+        Page to write (.html).
     title
-        What the page is called.
+        Title of the page.
     counts
-        Prepared reference and query batches (.h5ad), for genes.
+        Prepared reference and query batches (.h5ad), for colouring cells by gene expression.
     """
     from atlasmap.explorer.page import explorer_page
 
@@ -55,7 +55,7 @@ def write_report(
     config: str = "{}",
     captions: Path | None = None,
 ) -> None:
-    """Write the report of an atlas: one page that opens from disk, from result files alone.
+    """Write the report of an atlas, a single HTML page made from its result files.
 
     Example: atlasmap write-report results/pbmc68k --variant fixed --strategy per_batch
     --out report.html
@@ -63,19 +63,19 @@ def write_report(
     Parameters
     ----------
     folder
-        results/{atlas}.
+        Folder results/{atlas}.
     out
-        The page (.html).
+        Page to write (.html).
     variant
-        Variant of the mapping whose atlas is the answer.
+        Classifier variant of the final mapping.
     strategy
-        Its strategy.
+        Strategy of the final mapping.
     seed
-        Its seed.
+        Seed of the final mapping.
     config
-        The run's config (JSON), to be shown.
+        The run's config (JSON), shown in the report.
     captions
-        Folder of {figure}.rst.
+        Folder with captions of figures ({figure}.rst).
     """
     from atlasmap.report.atlas import report_page
     from atlasmap.report.found import Final, Found
@@ -86,16 +86,16 @@ def write_report(
 
 
 def explore(atlas: Path, *, port: int = 8000) -> None:
-    """Serve the explorer of an atlas on this machine, until Ctrl-C.
+    """Serve the explorer of an atlas to browsers on this machine, until Ctrl-C.
 
     Example: atlasmap explore results/pbmc68k
 
     Parameters
     ----------
     atlas
-        results/{atlas}, or an atlas.h5ad.
+        Folder results/{atlas}, or an atlas.h5ad.
     port
-        Port on 127.0.0.1; 0: any that is free.
+        Port on 127.0.0.1; 0: any free port.
     """
     file = atlas / "atlas.h5ad" if atlas.is_dir() else atlas
     if not file.is_file():
@@ -119,8 +119,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves one page, whatever is asked for, and says nothing of it; to this machine alone, by
-    whatever name another site would have it called."""
+    """Serves `page` for every path, without logging. Requests whose Host header is not the loopback
+    are refused, so that no other site can read the page by DNS rebinding."""
 
     def __init__(self, *given, page: Path):
         self.page = page
@@ -140,7 +140,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def serve(page: Path, port: int) -> None:
-    """Serve `page` on the loopback; returns at Ctrl-C. Raises PORT_INVALID, PORT_TAKEN."""
+    """Serve `page` on the loopback until Ctrl-C. Raises PORT_INVALID, PORT_TAKEN."""
     if not 0 <= port < 2**16:
         raise AtlasmapError(
             "PORT_INVALID",

@@ -1,4 +1,4 @@
-"""Parameters that several commands share, each explained once."""
+"""Parameters that several commands share, with their help texts."""
 
 from pathlib import Path
 from typing import Annotated

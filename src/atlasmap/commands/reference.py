@@ -1,4 +1,4 @@
-"""Commands that train the reference."""
+"""Commands that train a reference, or take one over, and complete its bundle."""
 
 import shutil
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def train_scvi(
 
 
 def train_on(reference: Path, fit: Callable, out: Path, running: Running) -> None:
-    """Train a model of the counts and write it."""
+    """Train a model by `fit` on a prepared reference, and write its bundle and latent."""
     from atlasmap.data.registry import Registry
 
     chosen, adata = running.pick_device(), running.open_cells(reference)
@@ -72,9 +72,10 @@ def train_scanvi(
     reference
         Prepared reference (.h5ad) that scVI was trained on.
     scvi_bundle
-        scVI's bundle.
+        Folder of the scVI bundle.
     variant
-        Classifier: prefix, fixed or linear.
+        Form of the classifier. fixed: as in scvi-tools since 1.1; prefix: as before, with the
+        cross-entropy of probabilities instead of logits; linear: no hidden layers.
     """
     from atlasmap.bundle import load
     from atlasmap.mapping.reference import fit_scanvi
@@ -111,7 +112,7 @@ def denoise(
     denoise: DenoiseSettings = DenoiseSettings(),
     device: OnDevice = "auto",
 ) -> None:
-    """What totalVI says of genes and proteins of a reference's cells.
+    """Denoise the genes and proteins of a CITE-seq reference with totalVI.
 
     Example: atlasmap denoise reference.h5ad --bundle totalvi --out denoised.h5ad
 
@@ -120,9 +121,10 @@ def denoise(
     cells
         Prepared reference (.h5ad).
     bundle
-        totalVI's bundle.
+        Folder of the totalVI bundle.
     out
-        Denoised cells (.h5ad); beside the bundle as denoised.h5ad it is found by others.
+        File to write: denoised cells (.h5ad). Other commands look for denoised.h5ad in the bundle's
+        folder.
     """
     from atlasmap.bundle import load
     from atlasmap.device import pick_device
@@ -133,14 +135,15 @@ def denoise(
 
 
 def write_denoised(cells: anndata.AnnData | None, out: Path) -> None:
-    """What totalVI says of genes and proteins (.h5ad); of other models nothing."""
+    """Write denoised cells (.h5ad); nothing if `cells` is None, as for models other than
+    totalVI."""
     if cells is not None:
         with written_aside(out) as aside:
             cells.write_h5ad(aside, compression="lzf")
 
 
 def write_reference(out: Path, adata, bundle, split, device) -> None:
-    """The bundle, and beside it the reference's latent."""
+    """Write the bundle into `out`, and beside it reference_latent.h5ad."""
     from atlasmap.bundle import save
     from atlasmap.mapping.reference import reference_latent
 
@@ -164,28 +167,30 @@ def take_reference(
     levels: list[str] | None = None,
     frozen: bool = False,
 ) -> None:
-    """Take over a trained reference: a bundle, verified and copied, or a save of scvi-tools.
+    """Take over a trained reference: verify and copy a bundle, or import a model of scvi-tools.
+    Check that it agrees with the config.
 
     Example: atlasmap take-reference their_bundle --out bundle
 
     Parameters
     ----------
     source
-        Folder of a bundle, or of what scvi-tools saved.
+        Folder of a bundle; or, with --scvi_tools, a folder or model.pt saved by scvi-tools.
     scvi_tools
-        Whether scvi-tools saved it.
+        Whether `source` was saved by scvi-tools.
     adata
-        Cells of a reference that scvi-tools saved (.h5ad).
+        Cells of a reference saved by scvi-tools (.h5ad). Default: adata.h5ad beside the model.
     counts
-        What these cells' counts are.
+        Counts of `adata`; corrected_float admits non-integer counts (SoupX, CellBender).
     variant
-        Classifier that the config counts on; none for scVI.
+        Classifier variant that the config expects; none for scVI.
     categorical, continuous
-        Covariates that the config counts on.
+        Names of the covariates that the config expects.
     levels
         Further label columns that the reference must have.
     frozen
-        Queries are only embedded, not operated on: the encoder need not see the batch.
+        Queries are only embedded, without surgery, so that a model whose encoder does not see the
+        batch is accepted.
     """
     from atlasmap.audit.seal import check_seal
     from atlasmap.bundle import CALIBRATION
@@ -208,7 +213,8 @@ def take_reference(
 
 
 def copy_bundle(source: Path, out: Path) -> None:
-    """A bundle and what was learned of it; the map is fitted anew."""
+    """Copy a bundle with its latent, calibration and denoised cells; not the map, which is fitted
+    again."""
     from atlasmap.bundle import CALIBRATION, FILES
     from atlasmap.files import folder_aside
     from atlasmap.labels.calibrated import PROFILES
@@ -223,17 +229,17 @@ def copy_bundle(source: Path, out: Path) -> None:
 def seal(bundle: Path, *, check: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Seal a reference: one fingerprint over every file that a mapping onto it reads.
 
-    Whoever maps onto it is told which file was altered, taken from elsewhere or left out. Two
-    references are the same where their fingerprints are.
+    A mapping onto a sealed reference names any file that was altered, replaced or left out. Two
+    references with the same fingerprint are the same.
 
     Example: atlasmap seal results/ATLAS/seed0/reference/scanvi_fixed
 
     Parameters
     ----------
     bundle
-        Folder of a reference's bundle, with whatever lies beside it.
+        Folder of a reference's bundle; all files of the reference in it are sealed.
     check
-        Write nothing: say whether its files are as they were sealed.
+        Write nothing; check that the files are as they were when sealed.
     """
     from atlasmap.audit.seal import check_seal, seal
 
@@ -260,7 +266,8 @@ def complete_reference(
     umap: UmapSettings = UmapSettings(),
     card: CardSettings = CardSettings(),
 ) -> None:
-    """Beside a reference's bundle: the map, the model card, and last the seal over all of it.
+    """Complete a reference's bundle: fit UMAP, write the model card, and last the seal over all
+    files.
 
     Example: atlasmap complete-reference scanvi_fixed --map scanvi_fixed/umap.npz --counts
     reference.h5ad
@@ -268,11 +275,14 @@ def complete_reference(
     Parameters
     ----------
     bundle
-        Folder of a reference's bundle, with reference_latent.h5ad and what was learned of it.
+        Folder of a reference's bundle, with reference_latent.h5ad and, if it was calibrated,
+        calibration.json.
     map
-        The fitted map (.npz); none: no query is mapped onto this model.
+        File to write: the fitted UMAP (.npz). Default: none, for a model onto which no query is
+        mapped.
     counts
-        The reference with its counts (.h5ad), for the card's posterior predictive checks.
+        The reference with its counts (.h5ad), for the posterior predictive checks of the card.
+        Default: none, and the checks are left out.
     """
     if map:
         fit_umap(bundle / "reference_latent.h5ad", map, seed, umap)
@@ -281,16 +291,16 @@ def complete_reference(
 
 
 def describe_reference(folder: Path, *, out: Path) -> None:
-    """Facts of a reference that was taken over, for contract.json.
+    """Write the facts of a reference that was taken over, for contract.json.
 
     Example: atlasmap describe-reference bundle --out reference.json
 
     Parameters
     ----------
     folder
-        Its bundle, with reference_latent.h5ad.
+        Folder of the reference's bundle, with reference_latent.h5ad.
     out
-        Facts (.json).
+        File to write: facts (.json).
     """
     from atlasmap.mapping.given import facts_of
 
@@ -313,17 +323,17 @@ def write_card(
     Parameters
     ----------
     bundle
-        Folder of a reference's bundle, with reference_latent.h5ad; calibration.json is shown where
-        it is there.
+        Folder of a reference's bundle, with reference_latent.h5ad; if it has a calibration.json,
+        the card shows it.
     out
-        Folder of the card; none: the bundle's own.
+        Output folder. Default: the folder of the bundle.
     counts
-        The reference with its counts (.h5ad); without it the posterior predictive checks are left
-        out.
+        The reference with its counts (.h5ad). Default: none, and the posterior predictive checks
+        are left out.
     layer
-        Where the counts are: X, a layer, or raw (raw.X).
+        Where the counts are: X, the name of a layer, or raw (raw.X).
     card
-        What the data do not say.
+        Entries of the card that cannot be read from the data.
     """
     from atlasmap.bundle import CALIBRATION, load
     from atlasmap.card.checks import tables_of

@@ -1,4 +1,4 @@
-"""Commands that put results together and look after them."""
+"""Commands that assemble, publish and check results."""
 
 import shutil
 import sys
@@ -27,26 +27,27 @@ def assemble(
     seconds: Path | None = None,
     seed: Seed = 0,
 ) -> None:
-    """Put reference and mapped query batches together and name the query's cells.
+    """Join reference and mapped query batches in one atlas, and label the query cells.
 
     Example: atlasmap assemble a.h5ad --reference_latent b.h5ad --umap c.npz --queries d --out e
 
     Parameters
     ----------
     umap
-        The fitted map (.npz).
+        The fitted UMAP of the reference (.npz).
     out
-        Folder: atlas.h5ad and, where there are labels, labels.csv and soft_labels.parquet.
+        Output folder: atlas.h5ad and, if the reference has labels, labels.csv and
+        soft_labels.parquet; with `bundle` also soft_labels_calibrated.parquet and shifts.csv.
     transfer
-        Settings of the second opinion.
+        Settings of the kNN label transfer.
     levels
-        Further label columns of the reference.
+        Further label columns of the reference, each transferred by kNN.
     bundle
-        The reference's bundle with calibration.json and profiles.npz: adds pooled labels and their
+        The reference's bundle, with calibration.json and profiles.npz; adds pooled labels, their
         probabilities, and verdicts.
     opinions, seconds
-        Also name the cells by other classifiers, as second-opinions does: the table (.parquet), and
-        the seconds that each took (.csv).
+        If both are given, also label the cells by the classifiers of second-opinions. Files to
+        write: the labels (.parquet), and the seconds that each method took (.csv).
     """
     from atlasmap.data.label_tree import read_levels
     from atlasmap.labels.atlas import assemble
@@ -74,8 +75,8 @@ def assemble(
 
 
 def write_atlas(atlas, out: Path) -> None:
-    """atlas.h5ad and, where there are labels, labels.csv and soft_labels.parquet, where there is a
-    calibration soft_labels_calibrated.parquet and shifts.csv."""
+    """Write atlas.h5ad; with labels also labels.csv and soft_labels.parquet; with a calibration
+    also soft_labels_calibrated.parquet and shifts.csv."""
     tables = {"soft_labels": atlas.soft_labels, "soft_labels_calibrated": atlas.calibrated}
     for name, table in tables.items():
         if table is not None:
@@ -97,7 +98,7 @@ def gather(
     certificates: list[Path] | None = None,
     scib: list[Path] | None = None,
 ) -> None:
-    """Gather tables of an atlas: training histories, surgery certificates, scib-metrics.
+    """Concatenate tables of an atlas: training histories, surgery certificates, scib-metrics.
 
     Example: atlasmap gather results/ATLAS/seed0/reference/scvi/history.csv --out
     results/ATLAS/benchmark
@@ -105,16 +106,16 @@ def gather(
     Parameters
     ----------
     histories
-        history.csv of reference bundles.
+        Files history.csv of reference bundles.
     out
-        Folder: history.csv (seed, model, variant, strategy, batch, epoch, split, metric, value),
-        certificates.csv with a page (.html), and scib.csv.
+        Output folder: history.csv (seed, model, variant, strategy, batch, epoch, split, metric,
+        value), certificates.csv with certificates.html, and scib.csv.
     mapped
-        history.csv of mappings.
+        Files history.csv of mappings.
     certificates
-        certificate.json of mappings; without any there is no table of them.
+        Files certificate.json of mappings. Default: none, and certificates.csv is not written.
     scib
-        Tables of score-embeddings; without any there is no table of them.
+        Tables of score-embeddings. Default: none, and scib.csv is not written.
     """
     from atlasmap.report.certificates import certificates_page
     from atlasmap.report.gathered import read_certificates, read_histories
@@ -133,7 +134,7 @@ def gather(
 
 
 def publish(final: Path, *, out: Path, seeds: list[Path] | None = None) -> None:
-    """Put the atlas and the labels of the final mapping where the answer is looked for.
+    """Copy the atlas and the labels of the final mapping to the top folder of the results.
 
     Example: atlasmap publish results/ATLAS/seed0/mapping/fixed/per_batch --out results/ATLAS
 
@@ -142,10 +143,10 @@ def publish(final: Path, *, out: Path, seeds: list[Path] | None = None) -> None:
     final
         Folder of the final mapping.
     out
-        Folder: atlas.h5ad and, where there are labels, labels.csv.
+        Output folder: atlas.h5ad and, if the reference has labels, labels.csv.
     seeds
-        labels.csv of the same mapping with each seed, the final one first: query cells are given
-        seed_agreement, the fraction of seeds that name the cell alike.
+        labels.csv of the same mapping with each seed, the final one first. Query cells then get
+        seed_agreement, the fraction of seeds that give the cell the same label.
     """
     if not seeds:
         for name in ("atlas.h5ad", "labels.csv"):
@@ -155,7 +156,7 @@ def publish(final: Path, *, out: Path, seeds: list[Path] | None = None) -> None:
         return
     from atlasmap.labels.gathered import agreement
 
-    # all as text: a batch called 007 stays so, and numbers keep their digits
+    # Read all as text: a batch called 007 keeps its name, and numbers keep their digits.
     labels = [pd.read_csv(path, keep_default_na=False, dtype=str) for path in seeds]
     agree = agreement(labels)
     with written_aside(out / "labels.csv") as aside:
@@ -169,16 +170,16 @@ def publish(final: Path, *, out: Path, seeds: list[Path] | None = None) -> None:
 
 
 def show_results(folder: Path, *, partial: bool = False) -> None:
-    """Print the accuracy table and where things are; note what results there are.
+    """Print the accuracy table and the paths of the results, and record which results exist.
 
     Example: atlasmap show-results results/ATLAS
 
     Parameters
     ----------
     folder
-        results/{atlas}.
+        Folder results/{atlas}.
     partial
-        The run made some results only: keep the list of all there should be.
+        The run made only some of the results: keep the recorded list of all results.
     """
     from atlasmap.report.summary import summary
 
@@ -189,7 +190,7 @@ def show_results(folder: Path, *, partial: bool = False) -> None:
 
 
 def check_results(folder: Path | None = None) -> None:
-    """List results that are missing or altered, with the command that remakes each.
+    """List results that are missing or altered, each with the command that makes it again.
 
     Exits with 1 if there are any.
 
@@ -198,7 +199,7 @@ def check_results(folder: Path | None = None) -> None:
     Parameters
     ----------
     folder
-        results/{atlas}; otherwise the one below results that ran last.
+        Folder results/{atlas}. Default: the atlas below results that ran last.
     """
     from atlasmap.forecast.status import latest_atlas
     from atlasmap.report.altered import noted, wrong

@@ -1,4 +1,4 @@
-"""Where a job that computes runs and what it may use."""
+"""Options of jobs that train or map: device, checkpoints, memory."""
 
 import contextlib
 import tempfile
@@ -20,10 +20,10 @@ class Running:
     device: Device = "auto"
     """Where to compute."""
     checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints."""
+    """Minutes between checkpoints of a training."""
     memory_gb: float | None = None
-    """Memory (GB) that the job may use: counts with no room in it stay on disk; without it 60 % of
-    what the job has."""
+    """Memory (GB) that the job may use; counts that do not fit stay on disk. Default: 60 % of the
+    job's memory."""
 
     def pick_device(self):
         """The torch device."""
@@ -32,22 +32,23 @@ class Running:
         return pick_device(self.device)
 
     def checkpoints(self, out: Path):
-        """Checkpoints beside what is being made; Snakemake, which removes a failed job's outputs,
-        does not know of them."""
+        """Checkpoints in a hidden folder inside `out`. They are not outputs of the rule, so that
+        Snakemake does not remove them when a job fails."""
         from atlasmap.jobs.slurm import job_times
         from atlasmap.training.checkpoint import Checkpoints
 
         return Checkpoints(out / ".checkpoints", self.checkpoint_minutes * 60, job_times)
 
     def open_cells(self, path: Path) -> anndata.AnnData:
-        """Prepared cells, in memory if there is room."""
+        """Read prepared cells, into memory if there is room, else backed by the file."""
         from atlasmap.data.memory import open_cells
 
         return open_cells(path, self.memory_gb)
 
     @contextlib.contextmanager
     def open_joined(self, paths: tuple[Path, ...], beside: Path) -> Iterator[anndata.AnnData]:
-        """Prepared batches as one; if there is no room for them, in a file `beside` for a while."""
+        """Prepared batches, concatenated. If they do not fit into memory, they are concatenated in
+        a temporary file below `beside`."""
         from anndata.experimental import concat_on_disk
 
         from atlasmap.data.memory import has_room

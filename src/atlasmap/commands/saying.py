@@ -1,4 +1,4 @@
-"""How a command speaks: how much, as text or as lines of JSON, in colour on a terminal alone."""
+"""Logging of commands: level, text or JSON lines, colour only on a terminal."""
 
 import json
 import logging
@@ -14,7 +14,8 @@ RED, PLAIN = "\033[1;31m", "\033[0m"
 
 
 class JsonLines(logging.Formatter):
-    """A record as a line of JSON: time (UTC), level, logger, message."""
+    """Formats a log record as one JSON object per line: time (UTC), level, logger, message; failure
+    and traceback if there are any."""
 
     converter = time.gmtime
 
@@ -32,14 +33,15 @@ class JsonLines(logging.Formatter):
 
 
 def listen(level: int = logging.INFO, *, as_json: bool = False) -> None:
-    """Send what is logged from `level` on to stderr; those that chatter from warnings on."""
+    """Log messages from `level` on to stderr; those of the libraries in NOISY only from warnings
+    on."""
     handler = logging.StreamHandler()
     if as_json:
         handler.setFormatter(JsonLines())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # Libraries' own debugging is not what is asked for.
+    # --verbose is for atlasmap's debugging messages, not for those of libraries.
     logging.getLogger().setLevel(max(level, logging.INFO))
     logging.getLogger("atlasmap").setLevel(level)
     for name in NOISY:
@@ -47,8 +49,8 @@ def listen(level: int = logging.INFO, *, as_json: bool = False) -> None:
 
 
 def keep_terminal() -> None:
-    """Before stderr becomes a file: lines on how far a training is go on to the terminal, too, if
-    there is one."""
+    """Keep showing lines on the progress of a training on the terminal, if there is one. Called
+    before stderr is redirected to a log file."""
     if not os.isatty(2):
         return
     handler = logging.StreamHandler(os.fdopen(os.dup(2), "w", encoding="utf-8"))
@@ -58,7 +60,7 @@ def keep_terminal() -> None:
 
 
 def used() -> str:
-    """Time and memory that this process has used so far."""
+    """Text with the elapsed time, CPU time and peak memory of this process so far."""
     spent = resource.getrusage(resource.RUSAGE_SELF)
     seconds = time.time() - psutil.Process().create_time()
     cpu, peak = spent.ru_utime + spent.ru_stime, spent.ru_maxrss / 1024
@@ -66,6 +68,7 @@ def used() -> str:
 
 
 def in_red(text: str) -> str:
-    """Red where stderr is a terminal and NO_COLOR (no-color.org) is not set."""
+    """`text` in red if stderr is a terminal and NO_COLOR (no-color.org) is not set, else
+    unchanged."""
     colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     return f"{RED}{text}{PLAIN}" if colored else text

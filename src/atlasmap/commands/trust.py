@@ -1,4 +1,4 @@
-"""Commands that learn how far labels are to be trusted."""
+"""Commands that calibrate labels on held-out reference cells."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ Contract = Annotated[
 
 @pydantic_dataclass(frozen=True, config=CLOSED)
 class Classifier:
-    """A scANVI to train in a fold."""
+    """A scANVI model to train in each fold."""
 
     variant: Variant
     scanvi: ScanviSettings = field(default_factory=ScanviSettings)
@@ -43,11 +43,11 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Resuming(Running):
-    """Checkpoints outlive the training that wrote them, since a job goes on with other trainings:
-    when it is taken up, no training is made anew."""
+    """Options of a job with several trainings. Checkpoints are kept when a training ends, so that a
+    resumed job repeats none of those that were finished."""
 
     def checkpoints(self, out: Path):
-        """Checkpoints that are removed with the whole job's."""
+        """Checkpoints that are removed only at the end of the whole job."""
         from atlasmap.training.checkpoint import Lasting
 
         made = super().checkpoints(out)
@@ -69,8 +69,8 @@ def train_held_out(
     calibration: CalibrationSettings = CalibrationSettings(),
     running: Running = Running(),
 ) -> None:
-    """Hold out a group of the reference's batches, train models on the others, and map the group
-    onto each of them.
+    """Hold out a group of reference batches, train models without them, and map the held-out
+    batches onto each model.
 
     Example: atlasmap train-held-out reference.h5ad --contract contract.json --out held_out/0
     --models '{"variant": "fixed"}'
@@ -78,15 +78,17 @@ def train_held_out(
     Parameters
     ----------
     out
-        Folder: of each model reference_latent.h5ad, and mapped.h5ad, the held-out cells.
+        Output folder: for each model a folder with reference_latent.h5ad (the training cells) and
+        mapped.h5ad (the held-out cells).
     fold
-        Which of the groups of batches is held out; the first is 0.
+        Index of the group of batches that is held out, from 0.
     models
-        scANVI classifiers (JSON); none: totalVI is trained.
+        scANVI models to train (JSON: variant and scanvi settings). Default: none, and totalVI is
+        trained.
     strategy
-        per_batch, or frozen (where nothing else is).
+        How the held-out batches are mapped: per_batch; or frozen, if queries are mapped only so.
     how
-        Settings, as queries are mapped with.
+        Settings of the mapping, the same as for queries.
     """
     from atlasmap.commands.reference import train_scanvi, train_scvi, train_totalvi
 
@@ -118,7 +120,8 @@ def hold_out(
     reference: Path, kept: Path, held: Path, fold: int, calibration: CalibrationSettings,
     memory_gb: float | None,
 ) -> None:  # fmt: skip
-    """Split a prepared reference by batch: cells to train on, and those held out (.h5ad)."""
+    """Split a prepared reference by batch, and write the training cells to `kept` and the held-out
+    cells to `held` (.h5ad)."""
     from atlasmap.data.blocks import write_h5ad
     from atlasmap.data.depth import at_new_depth, tree_in
     from atlasmap.data.memory import has_room
@@ -141,8 +144,10 @@ def map_held_out(
     held_out: Path, bundle: Path, contract: Path, strategy: Surgery, seed: int, how: QuerySettings,
     calibration: CalibrationSettings, running: Running,
 ) -> anndata.AnnData:  # fmt: skip
-    """Latent, labels and residual scores of held-out cells (.h5ad), mapped onto a model that was
-    trained without them: each batch by itself, at each of the library sizes of `contract`."""
+    """Map held-out cells (.h5ad) onto a model trained without them, each batch by itself and once
+    per library size, to which its counts are thinned. The library sizes follow from that of the
+    reference in `contract`. Returns latent, label probabilities and residual scores; obs `depth` is
+    the library size."""
     from copy import deepcopy
 
     from atlasmap.bundle import load
@@ -175,7 +180,7 @@ def calibrate(
     label_tree: TreeFile = None,
     calibration: CalibrationSettings = CalibrationSettings(),
 ) -> None:
-    """Learn cut-offs of novelty, how sure a label is, and prediction sets from held-out cells.
+    """Learn novelty cut-offs, label probabilities and prediction sets from held-out cells.
 
     Example: atlasmap calibrate reference.h5ad --bundle scanvi_fixed --contract contract.json --out
     scanvi_fixed/calibration.json
@@ -183,11 +188,12 @@ def calibrate(
     Parameters
     ----------
     out
-        What was learned (.json); beside it profiles.npz.
+        File to write: the calibration (.json); profiles.npz is written beside it.
     held_out
-        Folds, as train-held-out wrote them (JSON).
+        Folds of train-held-out (JSON): `fold`, `latent` (reference_latent.h5ad) and `mapped`
+        (mapped.h5ad). Default: none, and the validation cells of `bundle` are used.
     bundle
-        The reference's bundle, whose own validation cells are asked without --held_out.
+        The reference's bundle.
     """
     import numpy as np
 

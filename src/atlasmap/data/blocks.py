@@ -1,7 +1,7 @@
-"""Matrices of cells × genes, whether in memory or on disk, some rows at a time.
+"""Block-wise access to cells × genes matrices, in memory or on disk.
 
-On disk is anndata's backed sparse data set (prepared cells) or a dask array of sparse blocks (what
-`readers.read_lazily` gives).
+A matrix on disk is anndata's backed CSR data set (prepared cells) or a dask array of row blocks
+(`stored.lazy_matrix`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,26 +13,26 @@ import numpy as np
 from anndata.abc import CSRDataset
 from scipy import sparse
 
-ROWS = 4096  # of a matrix on disk, at a time
-PIECE = 2**24  # entries of an array on disk, at a time
-TOGETHER = 2**17  # entries that lie together in a file: HDF5 keeps account of each such lump
-BYTES = 8  # of a count: int32 and float32
+ROWS = 4096  # rows per block of a matrix on disk
+PIECE = 2**24  # entries of a 1-d array that are read or checked at a time
+TOGETHER = 2**17  # entries per HDF5 chunk; HDF5 has a fixed cost per chunk
+BYTES = 8  # per stored count: int32 index and float32 value
 
 
 def is_lazy(matrix) -> bool:
-    """Whether a matrix is a dask array: what is done to it is done when it is asked for."""
+    """Whether a matrix is a dask array, on which operations are deferred until it is computed."""
     return hasattr(matrix, "dask")
 
 
 def as_stored(matrix) -> sparse.csr_matrix:
-    """CSR with values as they are."""
+    """Return the matrix as CSR, with its dtype and stored zeros unchanged."""
     return (
         matrix if sparse.issparse(matrix) and matrix.format == "csr" else sparse.csr_matrix(matrix)
     )
 
 
 def as_csr(matrix) -> sparse.csr_matrix:
-    """CSR in float32 with sorted indices and no stored zeros."""
+    """Return the matrix as float32 CSR with sorted indices, duplicates summed, no stored zeros."""
     csr = sparse.csr_matrix(matrix, dtype=np.float32)
     csr.sum_duplicates()
     csr.eliminate_zeros()
@@ -40,7 +40,7 @@ def as_csr(matrix) -> sparse.csr_matrix:
 
 
 def in_blocks(matrix) -> Iterator[sparse.csr_matrix]:
-    """Rows in their order: all at once where they are in memory."""
+    """Yield consecutive row blocks; a matrix in memory is one block."""
     if is_lazy(matrix):
         for k in range(matrix.numblocks[0]):
             yield matrix.blocks[k].compute(scheduler="synchronous")
@@ -52,7 +52,11 @@ def in_blocks(matrix) -> Iterator[sparse.csr_matrix]:
 
 
 def each_block(matrix, change, n_genes: int | None = None):
-    """`change` (CSR → CSR of as many rows, and `n_genes`) of a matrix, or of each lazy block."""
+    """Apply `change` to a matrix, or lazily to each of its blocks.
+
+    `change` maps CSR to CSR with the same number of rows and `n_genes` columns (default: as
+    before).
+    """
     if not is_lazy(matrix):
         return change(matrix)
     chunks = matrix.chunks[0], (matrix.shape[1] if n_genes is None else n_genes,)
@@ -61,18 +65,21 @@ def each_block(matrix, change, n_genes: int | None = None):
 
 
 def depths(matrix) -> np.ndarray:
-    """Sum of each row."""
+    """Library size of each cell: the row sums (cells)."""
     return np.concatenate([np.asarray(block.sum(1)).ravel() for block in in_blocks(matrix)])
 
 
 def n_stored(matrix) -> int:
-    """Entries that a CSR matrix in memory or on disk stores."""
+    """Number of stored entries of a CSR matrix in memory or on disk."""
     return matrix.group["data"].shape[0] if isinstance(matrix, CSRDataset) else matrix.nnz
 
 
 def parts_of(matrix) -> Iterator[np.ndarray]:
-    """The arrays of a CSR matrix in memory or on disk (index pointers, indices, data), in pieces;
-    indices in the smallest type that can hold them, whatever they were written in."""
+    """Yield indptr, indices and data of a CSR matrix in memory or on disk, in pieces.
+
+    indptr and indices are cast to the smallest sufficient dtype, so that a hash of the pieces does
+    not depend on the dtype in the file.
+    """
     on_disk = isinstance(matrix, CSRDataset)
     kind = sparse.get_index_dtype(maxval=max(n_stored(matrix), *matrix.shape))
     for name, dtype in (("indptr", kind), ("indices", kind), ("data", None)):
@@ -82,11 +89,11 @@ def parts_of(matrix) -> Iterator[np.ndarray]:
 
 
 def write_counts(path: Path, blocks: Iterable[sparse.csr_matrix], n_genes: int) -> None:
-    """Make X of an .h5ad, block by block."""
+    """Write X of an .h5ad block by block, replacing an existing X."""
     from anndata.io import sparse_dataset, write_elem
 
     empty = sparse.csr_matrix((0, n_genes), dtype=np.float32)
-    empty.indptr = empty.indptr.astype(np.int64)  # there may be 2³¹ counts
+    empty.indptr = empty.indptr.astype(np.int64)  # a matrix may have more than 2³¹ entries
     with h5py.File(path, "a") as file:
         file.pop("X", None)
         write_elem(file, "X", empty, dataset_kwargs={"chunks": (TOGETHER,)})
@@ -95,7 +102,7 @@ def write_counts(path: Path, blocks: Iterable[sparse.csr_matrix], n_genes: int) 
 
 
 def write_h5ad(adata: anndata.AnnData, path: Path, compression: str | None) -> None:
-    """Write cells; lazy counts block by block, and not compressed, for they are read in pieces."""
+    """Write an .h5ad; lazy counts block by block and uncompressed, for fast partial reads."""
     if not is_lazy(adata.X):
         adata.write_h5ad(path, compression=compression)
         return

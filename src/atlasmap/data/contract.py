@@ -1,4 +1,4 @@
-"""contract.json: what was checked, found and decided of the data, gathered and said in words."""
+"""contract.json: facts about the input data, their summary as text, and checks against them."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from atlasmap.errors import AtlasmapError, listed
 
 
 def gathered(queries: Sequence[Path], reference: Path, configfiles: Sequence[Path]) -> dict:
-    """The contract, from the facts of the reference and of query batches (.json)."""
+    """Merge the facts (.json) of the reference and of the query batches into one contract."""
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in queries]
     return {
         "configfiles": [str(path) for path in configfiles],
@@ -18,7 +18,11 @@ def gathered(queries: Sequence[Path], reference: Path, configfiles: Sequence[Pat
 
 
 def left_out(contract: dict) -> list[str]:
-    """What of the data a model is not given, or given otherwise than it seems: a line each."""
+    """Return warnings, one per line: data that is left out, or used otherwise than it looks.
+
+    Covers unlabelled cells, rare labels, labels of different depth, single-batch references, genes
+    that are not shared, unreadable elements, and missing genes of queries.
+    """
     found, lines = contract["reference"], []
     rare = found.get("rare_labels_unlabelled", {})
     unlabelled = found.get("n_unlabelled", 0) - sum(rare.values())
@@ -52,7 +56,8 @@ def left_out(contract: dict) -> list[str]:
 
 
 def of_depth(found: dict) -> list[str]:
-    """What is said of reference labels that stand, or may stand, above others."""
+    """Return lines about the label hierarchy: Cell Ontology names, labels above others, and labels
+    that may be above others by their names."""
     above, within = found.get("labels_above", {}), found.get("labels_within_others", [])
     words = found.get("ontology", {"renamed": {}, "not_found": {}})
     lines = []
@@ -83,7 +88,7 @@ def of_depth(found: dict) -> list[str]:
 
 
 def in_words(contract: dict) -> str:
-    """What is printed of it."""
+    """Return the summary of a contract that is printed."""
     found = contract["reference"]
     lines = [f"reference: {found['n_cells']} cells, {found['n_genes']} genes"]
     lines += left_out(contract)
@@ -101,7 +106,7 @@ def in_words(contract: dict) -> str:
 
 
 def gene_warnings(fact: dict) -> list[str]:
-    """What of a query's missing genes is odd."""
+    """Return warnings about missing genes of a query: other spellings, missing gene families."""
     spelled, lines = fact.get("genes_spelled_otherwise", {}), []
     if spelled:
         pairs = listed(f"{ours} is {theirs} there" for ours, theirs in spelled.items())
@@ -116,7 +121,11 @@ def gene_warnings(fact: dict) -> list[str]:
 
 
 def protein_overlap(fact: dict, n: int) -> str:
-    """A query's proteins beside the reference's `n`: clones of one antigen have other names."""
+    """Describe how a query's proteins overlap with the reference's `n` proteins, by name.
+
+    The missing and the surplus names are listed because clones of one antigen may be named
+    differently.
+    """
     said = f"{fact['n_proteins']} of {n} proteins"
     if fact["n_proteins"] and fact["proteins_missing"]:
         said += f"; lacks {listed(fact['proteins_missing'])}"
@@ -127,7 +136,7 @@ def protein_overlap(fact: dict, n: int) -> str:
 
 
 def read_before(contract: Path) -> dict:
-    """The contract of the results that a run would overwrite; empty where there are none."""
+    """Read the contract of existing results that a run would overwrite; {} if there is none."""
     try:
         said = json.loads(contract.read_text(encoding="utf-8"))
         return said if isinstance(said.get("queries"), dict) else {}
@@ -136,8 +145,11 @@ def read_before(contract: Path) -> dict:
 
 
 def sizes_in(contract: Path, datasets: Sequence[str]) -> dict[str, int]:
-    """Cells of each batch of these data sets in the results; of the reference, whose batches are
-    not told apart by data set, if all of its data sets are among them."""
+    """Number of cells per batch of `datasets` in existing results.
+
+    A contract does not record which data set a reference batch is from, so reference batches are
+    included only if all reference data sets are among `datasets`.
+    """
     before = read_before(contract)
     if not before:
         return {}
@@ -149,7 +161,10 @@ def sizes_in(contract: Path, datasets: Sequence[str]) -> dict[str, int]:
 
 
 def check_kept(before: dict[str, int], now: dict[str, int], contract: Path) -> None:
-    """Raise CELLS_LOST if batches of the results that are there (cells of each) have fewer now."""
+    """Raise CELLS_LOST if a batch of the existing results has fewer cells `now` than `before`.
+
+    Both map batch to number of cells.
+    """
     lost = [
         f"{name} ({n} cells, {f'now {now[name]}' if name in now else 'gone'})"
         for name, n in before.items()
@@ -166,7 +181,7 @@ def check_kept(before: dict[str, int], now: dict[str, int], contract: Path) -> N
 
 
 def check_masked(masked: list[str], contract: dict) -> None:
-    """A batch that is not there cannot be masked: MASK_UNKNOWN."""
+    """Raise MASK_UNKNOWN if data.mask_proteins names a batch that does not exist."""
     batches = {*contract["reference"].get("batches", {}), *contract["queries"]}
     unknown = [name for name in masked if name not in batches]
     if unknown:

@@ -1,4 +1,4 @@
-"""The counts contract: what a matrix must be before anything trains on it."""
+"""Checks that a matrix holds raw counts, before a model is trained on it."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,12 +12,12 @@ from atlasmap.data.stored import check_readable
 from atlasmap.data.structure import Damaged
 from atlasmap.errors import AtlasmapError, listed
 
-CORRECTED = "corrected_float"  # what `counts` in the config may say of ambient-corrected counts
-RAW = "raw"  # what `counts` says of raw.X, as CELLxGENE and scanpy keep counts
-SAMPLE, LEAST = 200, 10  # cells looked at, and counts above zero that such a cell must have
-# What normalisation does to counts scaled to one depth, undone.
-LARGEST_LOG = 20.0
-LARGEST_EXACT = 2**24  # up to which float32 holds every whole number
+CORRECTED = "corrected_float"  # value of `counts` in the config: ambient-corrected counts
+RAW = "raw"  # value of `counts` in the sheet: raw.X, where CELLxGENE and scanpy keep counts
+SAMPLE, LEAST = 200, 10  # cells tested for normalisation; non-zero entries a tested cell needs
+LARGEST_LOG = 20.0  # larger values cannot be log-transformed counts
+LARGEST_EXACT = 2**24  # float32 represents every integer up to this one
+# Inverse transformations: kind of normalisation → function that leaves counts times a factor.
 UNDONE = {
     "normalised": lambda values: values,
     "normalised and logged (log1p)": np.expm1,
@@ -26,8 +26,10 @@ UNDONE = {
 
 
 def matrix_at(adata: anndata.AnnData, where: str, name: str):
-    """The matrix in X (of what was read of raw, too) or in a layer; raises LAYER_MISSING,
-    FILE_UNREADABLE."""
+    """Return X or the layer `where`. For raw, X already holds raw.X (`readers.of_raw`).
+
+    Raises LAYER_MISSING, FILE_UNREADABLE.
+    """
     check_readable(adata, "X" if where == "X" else f"layers/{where}", name)
     if where == "X" and adata.X is not None:
         return adata.X
@@ -46,7 +48,7 @@ def matrix_at(adata: anndata.AnnData, where: str, name: str):
 
 
 def not_integer(values: np.ndarray) -> bool:
-    """Whether any value is not a whole number (tolerance 1e-3)."""
+    """Whether any value is not an integer (tolerance 1e-3)."""
     return (
         bool(len(values))
         and values.dtype.kind == "f"
@@ -55,7 +57,7 @@ def not_integer(values: np.ndarray) -> bool:
 
 
 def holds_counts(matrix) -> bool:
-    """Whether a matrix could be counts."""
+    """Whether all values are finite, non-negative integers and at least one is positive."""
     try:
         found = findings(each_block(matrix, as_stored))
     except Damaged:
@@ -65,7 +67,7 @@ def holds_counts(matrix) -> bool:
 
 
 def counts_elsewhere(adata: anndata.AnnData, where: str) -> str:
-    """Where else in the file counts are, for the mend of an error."""
+    """Say where else in the file counts are, for the `mend` of an error."""
     places = {name: adata.layers[name] for name in adata.layers if name != where}
     if where != "X" and adata.X is not None:
         places["X"] = adata.X
@@ -80,8 +82,9 @@ def counts_elsewhere(adata: anndata.AnnData, where: str) -> str:
 
 @dataclass(frozen=True)
 class Findings:
-    """Of counts: cells (places) with NaN or infinity, cells without any count, how many values are
-    negative, the least and the largest value, and whether any is not a whole number."""
+    """Properties of a count matrix: indices of cells with NaN or infinity (`not_finite`), indices
+    of cells whose sum is zero (`empty`), number of negative values, smallest and largest value, and
+    whether any value is not an integer."""
 
     not_finite: np.ndarray
     empty: np.ndarray
@@ -92,9 +95,9 @@ class Findings:
 
     @classmethod
     def of(cls, counts: sparse.csr_matrix, first: int) -> "Findings":
-        """Of rows that begin at cell `first`."""
+        """Findings of one block of rows, whose first row is cell `first`."""
         values, odd = counts.data, np.flatnonzero(~np.isfinite(counts.data))
-        with np.errstate(over="ignore"):  # what is too large for float32 is said to be
+        with np.errstate(over="ignore"):  # reported as COUNTS_TOO_LARGE
             sums = counts.astype(np.float32).sum(1)
         return cls(
             first + np.unique(np.searchsorted(counts.indptr, odd, side="right") - 1),
@@ -107,7 +110,7 @@ class Findings:
 
     @classmethod
     def join(cls, parts: list["Findings"]) -> "Findings":
-        """Of all rows."""
+        """Merge the findings of all blocks."""
         return cls(
             np.concatenate([part.not_finite for part in parts]),
             np.concatenate([part.empty for part in parts]),
@@ -119,7 +122,7 @@ class Findings:
 
 
 def findings(matrix) -> Findings:
-    """What there is in a matrix (cells × genes), in memory or lazy."""
+    """Compute the findings of a matrix (cells × genes), in memory or lazy."""
     first, parts = 0, []
     for block in in_blocks(matrix):
         parts.append(Findings.of(block, first))
@@ -128,15 +131,21 @@ def findings(matrix) -> Findings:
 
 
 def ratios_are_whole(values: np.ndarray) -> bool:
-    """Whether values are whole multiples of the least of them, as counts divided by a depth are."""
+    """Whether values are integer multiples of the smallest, as counts scaled by a constant are.
+
+    Assumes that the smallest value is a count of one.
+    """
     ratios = values / values.min()
-    ratios = ratios[ratios < SAMPLE]  # of larger ones float32 does not keep the fraction
+    ratios = ratios[ratios < SAMPLE]  # float32 keeps too few decimals of larger ones
     return bool(np.abs(ratios - np.rint(ratios)).max() < 0.01)
 
 
 def normalisation(counts: sparse.csr_matrix) -> str | None:
-    """What was done to counts that are not whole, where most cells betray it; None of counts
-    corrected for ambient RNA, whose values have no common measure."""
+    """Name the normalisation (a key of UNDONE) that non-integer counts went through, or None.
+
+    Tested on up to SAMPLE cells, of which more than half must agree: after inversion, the values of
+    a normalised cell are multiples of its smallest. Ambient-corrected counts are not.
+    """
     cells = (counts.data[a:b] for a, b in pairwise(counts.indptr[: SAMPLE + 1]))
     cells = [cell for cell in cells if len(cell) >= LEAST and not_integer(cell)]
     for name, undo in UNDONE.items():
@@ -148,7 +157,10 @@ def normalisation(counts: sparse.csr_matrix) -> str | None:
 
 
 def check_not_normalised(adata: anndata.AnnData, where: str, name: str, counts) -> None:
-    """Raise COUNTS_NORMALISED if counts said to be corrected are normalised ones."""
+    """Raise COUNTS_NORMALISED if counts declared as ambient-corrected are normalised.
+
+    Only the first block is tested.
+    """
     done = normalisation(next(iter(in_blocks(counts))))
     if done:
         raise AtlasmapError(
@@ -162,10 +174,10 @@ def check_not_normalised(adata: anndata.AnnData, where: str, name: str, counts) 
 def checked_counts(
     adata: anndata.AnnData, where: str, name: str, *, corrected_float: bool, in_memory: bool = False
 ):
-    """Counts of `adata` as CSR float32 (cells × genes), lazy where they are, unless they are wanted
-    `in_memory`; raises COUNTS_* errors.
+    """Return the counts at `where` as float32 CSR (cells × genes), after checking them.
 
-    `corrected_float` admits non-integer values (ambient-RNA correction).
+    Lazy counts stay lazy unless `in_memory`. `corrected_float` admits non-integer values (ambient
+    RNA correction). Raises COUNTS_* errors, LAYER_MISSING, FILE_UNREADABLE.
     """
     stored = matrix_at(adata, where, name)
     try:
@@ -219,8 +231,11 @@ def checked_counts(
 
 
 def check_none_empty(empty: np.ndarray, cells, name: str, among: str) -> None:
-    """Raise COUNTS_EMPTY_CELLS if any cell (`empty`: their places) has no count: its library size
-    would be zero."""
+    """Raise COUNTS_EMPTY_CELLS if `empty` (indices of cells without counts) is not empty.
+
+    The models take the logarithm of the library size, so it must not be zero. `among` names a
+    subset of genes for the message.
+    """
     if len(empty):
         raise AtlasmapError(
             "COUNTS_EMPTY_CELLS",
@@ -232,5 +247,5 @@ def check_none_empty(empty: np.ndarray, cells, name: str, among: str) -> None:
 
 
 def check_cells_not_empty(counts, cells, name: str, among: str) -> None:
-    """The same, of a matrix of counts."""
+    """Raise COUNTS_EMPTY_CELLS if any row of `counts` sums to zero."""
     check_none_empty(np.flatnonzero(depths(counts) == 0), cells, name, among)

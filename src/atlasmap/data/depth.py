@@ -1,7 +1,8 @@
-"""Reference labels of any depth: in a tree, labels that stand above others are none of a model's.
+"""Reference labels at different depths of a label tree.
 
-Cells that are given one keep it in `label_given` and have no `label`; what a model learns of them
-is that one of the labels below it is theirs.
+A label that is an ancestor of other labels ("T cell" beside "CD4 T cell") is no class of the
+model. Its cells keep it in obs `label_given` and are unlabelled in `label`; in training, their
+class is known to be one of its descendants.
 """
 
 import re
@@ -13,25 +14,27 @@ import pandas as pd
 
 from atlasmap.data.label_tree import LabelTree, above_and_below
 
-GIVEN = "label_given"  # obs of a reference with such labels: what was written of each cell
-PARENTS = "label_parents"  # uns: columns child and parent
+GIVEN = "label_given"  # obs column with the original labels, if some are ancestors of others
+PARENTS = "label_parents"  # uns key of the tree: arrays child and parent
 
 
 def keep_tree(adata: anndata.AnnData, tree: LabelTree) -> None:
-    """Keep a tree in uns."""
+    """Store a label tree in uns, in place."""
     columns = {"child": list(tree.parents), "parent": list(tree.parents.values())}
     adata.uns[PARENTS] = {key: np.array(names, object) for key, names in columns.items()}
 
 
 def tree_in(adata: anndata.AnnData) -> LabelTree:
-    """What `keep_tree` kept; empty without one."""
+    """Return the tree that `keep_tree` stored; an empty one if there is none."""
     kept = adata.uns.get(PARENTS, {"child": [], "parent": []})
     return LabelTree(dict(zip(*(map(str, kept[key]) for key in ("child", "parent")), strict=True)))
 
 
 def to_their_depth(obs: pd.DataFrame, tree: LabelTree, unlabeled: str) -> dict[str, list[str]]:
-    """Take labels that stand above others out of obs `label`, in place, into `label_given`; returns
-    them and the labels below each. Without any, nothing is changed."""
+    """Move ancestor labels from obs `label` to `label_given`, in place.
+
+    Returns ancestor label → labels below it. Without ancestor labels, obs is unchanged.
+    """
     given = obs["label"].astype(str)
     above = above_and_below(tree, sorted(set(given) - {unlabeled}))
     set_apart(obs, "label", above, unlabeled)
@@ -39,8 +42,8 @@ def to_their_depth(obs: pd.DataFrame, tree: LabelTree, unlabeled: str) -> dict[s
 
 
 def set_apart(obs: pd.DataFrame, key: str, above: Iterable[str], unlabeled: str) -> None:
-    """Values of a column that stand above labels go to {key}_given, in place: at the labels' depth
-    nothing is known of these cells."""
+    """Copy column `key` to `{key}_given` and set its values that are in `above` to `unlabeled`, in
+    place; nothing is changed if no cell has such a value."""
     values = obs[key].astype(str)
     vague = values.isin(list(above))
     if vague.any():
@@ -48,8 +51,8 @@ def set_apart(obs: pd.DataFrame, key: str, above: Iterable[str], unlabeled: str)
 
 
 def at_new_depth(obs: pd.DataFrame, tree: LabelTree, unlabeled: str) -> None:
-    """Of some of a reference's cells, in place: labels that stand above no other of theirs are
-    labels of these cells."""
+    """Restore labels of a subset of the reference's cells that are ancestors of no label in the
+    subset, in place."""
     if GIVEN not in obs:
         return
     before = obs["label"].astype(str)
@@ -59,13 +62,13 @@ def at_new_depth(obs: pd.DataFrame, tree: LabelTree, unlabeled: str) -> None:
 
 
 def given_in(obs: pd.DataFrame, key: str = "label") -> pd.Series:
-    """What was written of each cell, at whatever depth."""
+    """Return the original label of each cell, including ancestor labels."""
     return obs[f"{key}_given" if f"{key}_given" in obs else key].astype(str)
 
 
 def names_within_others(labels: list[str]) -> list[tuple[str, str]]:
-    """Pairs of labels of which the first one's words stand together in the second's: it may be its
-    parent."""
+    """Pairs (possible parent, child): all words of the first label occur in sequence in the
+    second."""
     words = {label: " ".join(re.findall(r"[^\W_]+", label.casefold())) for label in labels}
     pairs = ((short, long) for short in labels for long in labels if words[short])
     return [

@@ -1,4 +1,4 @@
-"""Download one file: retried, resumed, checked, and in its place only when it is whole."""
+"""Download one file with retries, resume and checksum; it is moved to its path when complete."""
 
 import ftplib
 import json
@@ -20,7 +20,7 @@ from atlasmap.files import check_url
 log = logging.getLogger("atlasmap")
 # At INFO pooch advises on arguments of pooch.retrieve, which users here never see.
 pooch.get_logger().setLevel(logging.WARNING)
-CHUNK = 1 << 16  # bytes; the most that a stalled connection loses
+CHUNK = 1 << 16  # bytes per write; at most this much is lost when a connection breaks
 MISSING = ("DOWNLOAD_NOT_FOUND", "correct the URL in the sheet; the file may have moved")
 REFUSED = ("DOWNLOAD_REFUSED", "put a login in ~/.netrc, or download by hand and give its path")
 FINAL = {401: REFUSED, 403: REFUSED, 404: MISSING, 410: MISSING, "530": REFUSED, "550": MISSING}
@@ -37,33 +37,41 @@ class Download:
 
 
 class Interrupted(Exception):
-    """A try failed in a way that the next may not."""
+    """A failed attempt that is worth repeating."""
 
 
 def check_answer(status: int | str, answer: str, url: str) -> None:
-    """Raise DOWNLOAD_NOT_FOUND or DOWNLOAD_REFUSED where another try is of no use."""
+    """Raise DOWNLOAD_NOT_FOUND or DOWNLOAD_REFUSED for a status that a retry cannot change.
+
+    `status` is an HTTP status code or an FTP reply code (text).
+    """
     if status in FINAL:
         code, mend = FINAL[status]
         raise AtlasmapError(code, expected=f"a file at {url}", found=answer, mend=mend)
 
 
 def validator(response: requests.Response) -> str:
-    """What tells this version of a file from others, or empty; If-Range takes no weak ETag."""
+    """Return the strong ETag, else Last-Modified, else empty, for use in If-Range.
+
+    If-Range does not accept weak ETags.
+    """
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 def continues(response: requests.Response, have: int, facts: dict) -> bool:
-    """Whether a 206 goes on where the partial file ends, in the same version of the file."""
+    """Whether a 206 response continues the partial file (`have` bytes) in the same version."""
     part = response.headers.get("Content-Range", "")
     right = part.startswith(f"bytes {have}-") and part.endswith(f"/{facts.get('total')}")
     return right and validator(response) in ("", facts["validator"])
 
 
 class Downloader:
-    """A pooch downloader that tries several times and keeps what came, for later tries and runs.
+    """A pooch downloader with retries, which keeps the partial file for later attempts and runs.
 
-    `wait_s` (seconds) doubles after each try; `timeout_s` (seconds) is for each silence.
+    `wait_s` (seconds) is the wait after the first attempt and doubles; `timeout_s` (seconds) is how
+    long the server may be silent. `.NAME.partial` holds the received bytes, `.NAME.partial.json`
+    their URL, total size and validator.
     """
 
     def __init__(self, out: Path, sha256: str, tries: int, wait_s: float, timeout_s: float):
@@ -92,23 +100,26 @@ class Downloader:
         self.facts.unlink(missing_ok=True)
 
     def failed(self, url: str, found: str, mend: str) -> AtlasmapError:
-        """DOWNLOAD_FAILED."""
+        """Return the error DOWNLOAD_FAILED."""
         return AtlasmapError("DOWNLOAD_FAILED", expected=f"all of {url}", found=found, mend=mend)
 
     def size(self) -> int:
-        """Bytes that are here."""
+        """Size of the partial file in bytes."""
         return self.partial.stat().st_size if self.partial.exists() else 0
 
     def discard(self) -> None:
-        """Forget what came."""
+        """Delete the partial file and its facts."""
         self.partial.unlink(missing_ok=True)
         self.facts.unlink(missing_ok=True)
 
     def remembered(self, url: str) -> dict:
-        """url, total (bytes) and validator of the partial file, or {} if it cannot be used."""
+        """Return url, total (bytes) and validator of a partial file that can be resumed.
+
+        Otherwise discard the partial file and return {}.
+        """
         try:
             facts = json.loads(self.facts.read_text(encoding="utf-8"))
-            # With neither validator nor checksum, two versions could be joined unnoticed.
+            # Without validator and checksum, parts of two versions could be joined unnoticed.
             sure = facts["validator"] or self.sha256
             if sure and facts["url"] == url and 0 < self.size() <= facts["total"]:
                 return facts
@@ -118,7 +129,7 @@ class Downloader:
         return {}
 
     def http(self, url: str) -> None:
-        """One try by HTTP(S), from where the last one stopped; raises Interrupted."""
+        """One attempt by HTTP(S), resuming the partial file; raises Interrupted."""
         facts, headers = self.remembered(url), {"Accept-Encoding": "identity"}
         have, self.total = self.size(), facts.get("total")
         if facts and have == self.total:
@@ -134,7 +145,10 @@ class Downloader:
             raise Interrupted(f"{type(error).__name__}: {error}") from error
 
     def accept(self, response: requests.Response, url: str, have: int, facts: dict) -> None:
-        """Make the partial file ready for the body of `response`, or raise."""
+        """Check status and headers of `response`, and empty the partial file if it starts anew.
+
+        Raises Interrupted, DOWNLOAD_NOT_FOUND, DOWNLOAD_REFUSED, DOWNLOAD_FAILED.
+        """
         status, answer = response.status_code, f"{response.status_code} {response.reason}"
         check_answer(status, answer, url)
         if status == 416 or (status == 206 and not continues(response, have, facts)):
@@ -153,7 +167,7 @@ class Downloader:
             self.facts.write_text(json.dumps(new), encoding="utf-8")
 
     def receive(self, response: requests.Response, url: str) -> None:
-        """Append the body to the partial file; raises Interrupted if it is not whole then."""
+        """Append the body to the partial file; raises Interrupted if it is incomplete."""
         have, shown = self.size(), sys.stderr.isatty()
         if not shown:
             total = self.total if self.total is not None else "unknown"
@@ -163,7 +177,7 @@ class Downloader:
             open(self.partial, "ab") as file,
             tqdm(total=self.total, initial=have, **look) as progress,
         ):
-            # As sent: a decoded body would not have the length that the server told.
+            # Not decoded: a decoded body would not have the length in Content-Length.
             for chunk in response.raw.stream(CHUNK, decode_content=False):
                 file.write(chunk)
                 progress.update(len(chunk))
@@ -171,7 +185,7 @@ class Downloader:
             raise Interrupted("the connection closed early")
 
     def ftp(self, url: str) -> None:
-        """One try by FTP, always from the start; raises Interrupted."""
+        """One attempt by FTP, always from the start; raises Interrupted."""
         self.discard()
         shown = sys.stderr.isatty()
         if not shown:
@@ -184,7 +198,7 @@ class Downloader:
             raise Interrupted(f"{type(error).__name__}: {error}") from error
 
     def check_data(self, url: str) -> None:
-        """Raise DOWNLOAD_NOT_DATA, leaving nothing, if what came is nothing, or a page to read."""
+        """Delete the file and raise DOWNLOAD_NOT_DATA if it is empty or an HTML page."""
         with open(self.partial, "rb") as file:
             begins = file.read(1024).lstrip().lower()
         page = begins.startswith((b"<!doctype html", b"<html"))
@@ -201,7 +215,7 @@ class Downloader:
         )
 
     def check_sum(self, url: str) -> None:
-        """Raise DOWNLOAD_CHECKSUM, leaving no wrong file, if the sum is not the known one."""
+        """Delete the file and raise DOWNLOAD_CHECKSUM if its sha256 is not the expected one."""
         found = pooch.file_hash(str(self.partial))
         if self.sha256 in ("", found):
             return
@@ -225,13 +239,15 @@ def download(
     wait_s: float = 2.0,
     timeout_s: float = 60.0,
 ) -> Download:
-    """The file at `url` (http, https, ftp) at `out`, unless it is there already.
+    """Download `url` (http, https, ftp) to `out`; returns path, sha256 and size.
 
-    `wait_s` (seconds) is the wait after the first try and doubles; `timeout_s` (seconds) is how
-    long a server may be silent. An `out` that is there is kept if it has `sha256`, or if none is
-    known. Raises URL_SCHEME, DOWNLOAD_NOT_FOUND, _REFUSED, _CHECKSUM, _NOT_DATA (a page, or
-    nothing), and _FAILED (all tries used, or the disk is wrong); after DOWNLOAD_FAILED the next
-    call resumes.
+    An existing `out` is kept if its checksum is `sha256`, or if `sha256` is empty. `wait_s`
+    (seconds) is the wait after the first attempt and doubles; `timeout_s` (seconds) is how long a
+    server may be silent.
+
+    Raises URL_SCHEME, DOWNLOAD_NOT_FOUND, DOWNLOAD_REFUSED, DOWNLOAD_CHECKSUM, DOWNLOAD_NOT_DATA
+    (empty, or an HTML page) and DOWNLOAD_FAILED (all attempts failed, or a disk error); after
+    DOWNLOAD_FAILED the next call resumes.
     """
     check_url(url, "a file to download")
     out, sha256 = Path(out), sha256.lower()

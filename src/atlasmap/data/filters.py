@@ -1,17 +1,17 @@
-"""The language of the sheet's obs_filter: small, closed, and read rather than run.
+"""Parser of the sheet's obs_filter expressions, which are parsed and never executed.
 
-Column names (also in `backticks`), numbers, quoted texts, lists of these; == != < <= > >=, in,
-not in, and or not (also & | ~), parentheses; isna(column), notna(column), column.isna(),
-column.notna(). What cells it keeps: masks.py. (The workflow includes this file: only the
-standard library is imported here.)
+The language: column names (also in `backticks`), numbers, quoted texts, lists of these; == != < <=
+> >=, in, not in; and, or, not (also & | ~); parentheses; isna(column), notna(column),
+column.isna(), column.notna(). Evaluation on obs is in masks.py. The workflow includes this file, so
+it imports the standard library only.
 """
 
 import ast
 import re
 from dataclasses import dataclass
 
-LONGEST, MOST = 100_000, 1000  # characters of a filter; names and comparisons in it
-STAND_IN = "\N{MODIFIER LETTER GRAVE ACCENT}"  # begins what Python reads for a name in backticks
+LONGEST, MOST = 100_000, 1000  # limits: characters of a filter; names and comparisons in it
+STAND_IN = "\N{MODIFIER LETTER GRAVE ACCENT}"  # begins the identifiers of names in backticks
 COMPARISONS = {
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
     ast.In: "in", ast.NotIn: "not in",
@@ -26,14 +26,14 @@ TEXT, NUMBER, TRUTH, NOTHING = "text", "number", "true/false", "missing"  # kind
 
 @dataclass(frozen=True)
 class Column:
-    """A column of obs; as a condition, one that is itself true or false."""
+    """A column of obs; used as a condition, a boolean column."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant, or a list of constants of one kind; `said` is how the filter writes it."""
+    """A constant, or a list of constants of one kind; `said` is its source text in the filter."""
 
     value: str | float | bool | list
     kind: str
@@ -42,7 +42,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`how` is one of COMPARISONS' values; of `in` and `not in` the right side is a list."""
+    """A comparison; `how` is a value of COMPARISONS. For `in` and `not in`, `right` is a list."""
 
     left: Column | Constant
     how: str
@@ -51,21 +51,21 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Missing:
-    """Whether a column has no value."""
+    """True where a column has no value."""
 
     column: Column
 
 
 @dataclass(frozen=True)
 class Opposite:
-    """Whether a condition does not hold (`part`: a Condition)."""
+    """Negation of a condition (`part`: a Condition)."""
 
     part: object
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Whether all conditions hold (`every`), or any (`parts`: Conditions)."""
+    """Conjunction (`every`) or disjunction of conditions (`parts`: Conditions)."""
 
     every: bool
     parts: list
@@ -75,10 +75,10 @@ Condition = Column | Comparison | Missing | Opposite | Joined
 
 
 def parsed(text: str) -> Condition:
-    """What a filter says; raises ValueError that names what is no part of the language."""
+    """Parse a filter into a condition; raises ValueError that names what is not allowed."""
     if len(text) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST} characters")
-    columns: dict[str, str] = {}  # stand-ins for names in backticks
+    columns: dict[str, str] = {}  # identifier → name in backticks
 
     def plain(token: re.Match) -> str:
         if token["assign"]:
@@ -109,19 +109,19 @@ def parsed(text: str) -> Condition:
 
 
 class Reader:
-    """Reads a syntax tree; `columns` says which names stand for names in backticks."""
+    """Converts a Python syntax tree; `columns` maps identifiers to names in backticks."""
 
     def __init__(self, columns: dict[str, str]):
         self.columns = columns
 
     def condition(self, node: ast.expr) -> Condition:
-        """What is true or false of each cell."""
+        """Convert a boolean expression."""
         match node:
             case ast.BoolOp(how, parts):
                 return Joined(isinstance(how, ast.And), [self.condition(part) for part in parts])
             case ast.UnaryOp(ast.Not() | ast.Invert(), part):
                 return Opposite(self.condition(part))
-            case ast.Compare(left, hows, rights):  # a < b < c: both hold
+            case ast.Compare(left, hows, rights):  # a < b < c means a < b and b < c
                 lefts = [left, *rights]
                 links = map(self.comparison, lefts, hows, rights)
                 return Joined(True, list(links))
@@ -137,11 +137,11 @@ class Reader:
         raise refusal(node)
 
     def column(self, node: ast.Name) -> Column:
-        """The column that a name means."""
+        """Return the column that a name refers to."""
         return Column(self.columns.get(node.id, node.id))
 
     def comparison(self, left: ast.expr, how: ast.cmpop, right: ast.expr) -> Comparison:
-        """One comparison of two operands, or whether a list holds a column's value."""
+        """Convert a comparison of two operands, or a membership test."""
         if type(how) not in COMPARISONS:
             raise ValueError("`is` is no comparison here: write ==, or isna(column)")
         lists, wanted = ast.List | ast.Tuple, isinstance(how, ast.In | ast.NotIn)
@@ -150,7 +150,7 @@ class Reader:
         return Comparison(self.operand(left), COMPARISONS[type(how)], self.operand(right))
 
     def operand(self, node: ast.expr) -> Column | Constant:
-        """A column, or constants."""
+        """Convert an operand: a column, a constant, or a list of constants."""
         if isinstance(node, ast.Name):
             return self.column(node)
         if not isinstance(node, ast.List | ast.Tuple):
@@ -164,7 +164,7 @@ class Reader:
 
 
 def constant(node: ast.expr) -> str | float | bool:
-    """A number, a text, True or False."""
+    """Return the value of a literal: number, text, True or False."""
     match node:
         case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as value)) if value is not True:
             return -value
@@ -174,18 +174,18 @@ def constant(node: ast.expr) -> str | float | bool:
 
 
 def kind_of(value: str | float | bool) -> str:
-    """The kind of a constant."""
+    """Return the kind of a constant: TRUTH, TEXT or NUMBER."""
     return TRUTH if isinstance(value, bool) else TEXT if isinstance(value, str) else NUMBER
 
 
 def source(node: ast.AST) -> str:
-    """A part of a filter, for an error message."""
+    """Return the source text of a node (at most 60 characters), for an error message."""
     text = ast.unparse(node)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def refusal(node: ast.AST) -> ValueError:
-    """That something is no part of the language."""
+    """Return the error for a node that the language does not have."""
     what = {
         ast.Call: "a call", ast.Attribute: "an attribute", ast.BinOp: "arithmetic",
         ast.Subscript: "a place in a list", ast.JoinedStr: "an f-string",

@@ -1,4 +1,4 @@
-"""Genes: ids, the choice of highly variable ones, and aligning a query to a reference."""
+"""Genes: ids, selection of highly variable genes, and alignment of a query to a reference."""
 
 import logging
 import re
@@ -20,19 +20,22 @@ from atlasmap.settings import DataSettings
 log = logging.getLogger("atlasmap")
 VERSIONED = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
 SYMBOLS = ("feature_name", "gene_symbol", "gene_symbols", "gene_name", "gene_names", "symbol")
-RAW_GENES = "_genes_of_raw"  # key of uns: raw's genes, where counts were not taken from there
-FEW = 0.2  # of the reference's genes; who has fewer names genes otherwise
-SPANS = (0.3, 0.5, 0.8, 1.0)  # loess spans tried in turn: small batches need a wider one
+RAW_GENES = "_genes_of_raw"  # uns key: genes of raw, if it has more than the matrix that was used
+FEW = 0.2  # fraction of the reference's genes; below it, the query uses other gene names
+SPANS = (0.3, 0.5, 0.8, 1.0)  # loess spans, tried in turn; small batches need a wider one
 
 
 def without_versions(names: pd.Index) -> pd.Index:
-    """Ensembl ids without their `.N`, unless that would make two genes one."""
+    """Remove version suffixes (`.N`) of Ensembl ids, unless two genes would get the same id."""
     stripped = pd.Index([VERSIONED.sub(r"\1", str(name)) for name in names])
     return stripped if stripped.is_unique else pd.Index(names.astype(str))
 
 
 def gene_ids(adata: anndata.AnnData, column: str, name: str) -> pd.Index:
-    """Gene ids from a column of var or (column empty) the index; raises GENES_* errors."""
+    """Return gene ids from a column of var, or from the index if `column` is empty.
+
+    Raises GENES_COLUMN_MISSING, GENES_DUPLICATED, FILE_UNREADABLE.
+    """
     check_readable(adata, f"var/{column}", name)
     if column and column not in adata.var:
         raise AtlasmapError(
@@ -54,7 +57,7 @@ def gene_ids(adata: anndata.AnnData, column: str, name: str) -> pd.Index:
 
 
 def gene_symbols(adata: anndata.AnnData) -> np.ndarray | None:
-    """Symbols beside the ids, where a usual column of var holds them."""
+    """Return gene symbols from the first column of SYMBOLS that var has; None without one."""
     for column in SYMBOLS:
         if column in adata.var:
             return adata.var[column].astype(str).to_numpy()
@@ -64,9 +67,10 @@ def gene_symbols(adata: anndata.AnnData) -> np.ndarray | None:
 def choose_genes(
     reference: anndata.AnnData, settings: DataSettings, sizes: dict[str, int]
 ) -> tuple[np.ndarray, dict]:
-    """Mask of the genes to keep (seurat_v3 by batch) and how they were chosen.
+    """Select highly variable genes (seurat_v3 per batch): their mask, and how they were chosen.
 
-    Raises HVG_TOO_MANY if more are asked for than there are (`sizes`: genes of each data set).
+    `sizes`: number of genes of each data set, for the message. Raises HVG_TOO_MANY if n_top_genes
+    exceeds the number of genes, HVG_FAILED if no loess fit succeeds.
     """
     n = settings.n_top_genes
     if n is not None and n > reference.n_vars:
@@ -98,8 +102,7 @@ def choose_genes(
 
 
 def seurat_v3(reference: anndata.AnnData, n: int, span: float) -> np.ndarray:
-    """Mask of `n` highly variable genes by batch; raises ValueError where loess cannot be
-    fitted."""
+    """Mask of `n` highly variable genes, ranked per batch; raises ValueError if loess fails."""
     if is_lazy(reference.X):
         return variable_genes(reference.X, reference.obs["batch"], n, span)
     import scanpy
@@ -113,9 +116,12 @@ def seurat_v3(reference: anndata.AnnData, n: int, span: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Match:
-    """Which of a query's columns of var (empty: its gene ids) was read against which of the
-    reference's names (`ids` or `symbols`), and where each reference gene is in the query (−1:
-    nowhere)."""
+    """How the genes of a query match those of the reference.
+
+    `column`: the query's var column that was matched (empty: the index); `names`: the reference's
+    names that were matched (`ids` or `symbols`); `at`: index of each reference gene in the query
+    (−1: absent).
+    """
 
     column: str
     names: str
@@ -123,14 +129,15 @@ class Match:
 
     @property
     def overlap(self) -> float:
-        """Share of the reference's genes that the query has."""
+        """Fraction of the reference's genes that the query has."""
         return float((self.at >= 0).mean())
 
 
 @dataclass(frozen=True)
 class Alignment:
     """Counts in the reference's gene order (cells × genes, CSR or lazy; missing genes are zero),
-    how the genes were matched, and the query's names of those that were matched so."""
+    how the genes were matched, the missing reference genes, and the query's gene names in the
+    column that was matched."""
 
     counts: Any
     match: Match
@@ -139,7 +146,7 @@ class Alignment:
 
 
 def places(names: pd.Index, wanted: pd.Index) -> np.ndarray:
-    """Where each of `wanted` is among `names`; −1 if absent, or if either side has it twice."""
+    """Index of each of `wanted` in `names`; −1 if it is absent, or duplicated on either side."""
     names, wanted = without_versions(names), without_versions(wanted)
     once = ~names.duplicated(keep=False)
     at = pd.Series(np.flatnonzero(once), index=names[once]).reindex(wanted).to_numpy()
@@ -149,7 +156,11 @@ def places(names: pd.Index, wanted: pd.Index) -> np.ndarray:
 def best_match(
     adata: anndata.AnnData, genes: list[str], symbols: list[str] | None, least: float
 ) -> Match:
-    """Ids against the reference's ids, or if that finds too few the pair that finds most."""
+    """Match gene ids to the reference's ids; if the overlap is below `least`, try other names.
+
+    Then the best pair is used of index or non-numeric column of the query's var, and ids or symbols
+    of the reference.
+    """
     references = {"ids": pd.Index(genes)} | ({"symbols": pd.Index(symbols)} if symbols else {})
     columns = {"": adata.var_names} | {
         column: pd.Index(adata.var[column].astype(str))
@@ -170,9 +181,11 @@ def best_match(
 def named_as(
     first: anndata.AnnData, other: anndata.AnnData, name: str, least: float
 ) -> anndata.AnnData:
-    """Another data set of the reference with the `first` one's gene ids, where both name genes
-    differently (ids in one, symbols in the other); raises GENES_LOW_OVERLAP where they share less
-    than `least` of the smaller one's genes."""
+    """Rename the genes of another reference data set to the ids of the `first` one.
+
+    Needed where one has ids and the other symbols; genes that do not match are then dropped. Raises
+    GENES_LOW_OVERLAP if the two share less than the fraction `least` of the smaller one's genes.
+    """
     genes, symbols = first.var_names, first.var.get("symbol")
     match = best_match(other, list(genes), None if symbols is None else list(symbols), least)
     found = match.at >= 0
@@ -187,15 +200,17 @@ def named_as(
 
 
 def names_of(adata: anndata.AnnData, match: Match) -> pd.Index:
-    """The names of a query's genes that were read."""
+    """Return the query's gene names in the column that was matched."""
     return pd.Index(adata.var[match.column].astype(str)) if match.column else adata.var_names
 
 
 def low_overlap(
     adata: anndata.AnnData, match: Match, genes: pd.Index, least: float, name: str, share: float
 ) -> AtlasmapError:
-    """GENES_LOW_OVERLAP, which tells names that are written otherwise from genes that are not
-    there."""
+    """Return GENES_LOW_OVERLAP, with a `mend` that fits the cause.
+
+    Causes: the genes are in raw, are spelled otherwise, are absent, or have another kind of name.
+    """
     missing = [str(gene) for gene in genes[match.at < 0]]
     spelled = spelled_otherwise(missing, names_of(adata, match))
     found = f"{share:.1%} in {name} at best ({match.column or 'its ids'} against the reference's "
@@ -226,9 +241,10 @@ def low_overlap(
 def align(
     adata: anndata.AnnData, genes: list[str], symbols: list[str] | None, least: float, name: str
 ) -> Alignment:
-    """Bring the counts in X into the order of the reference's `genes`.
+    """Reorder the columns of X to the reference's `genes`; missing genes become zero.
 
-    Genes are matched by id, or by symbol where that is what both have. Raises GENES_LOW_OVERLAP.
+    Genes are matched by id, or by the pair of names with the largest overlap. Raises
+    GENES_LOW_OVERLAP if the overlap is below `least`.
     """
     match = best_match(adata, genes, symbols, least)
     found = match.at >= 0

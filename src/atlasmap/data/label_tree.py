@@ -1,4 +1,4 @@
-"""A tree of labels: probabilities rolled up, and what ambiguous labels have in common."""
+"""Label trees: reading them, coarser label levels, common ancestors, summed probabilities."""
 
 import csv
 import json
@@ -15,24 +15,24 @@ import pandas as pd
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.files import read_text
 
-ROOT = ""  # above the topmost labels
+ROOT = ""  # parent of the topmost labels
 
 
 @dataclass(frozen=True)
 class LabelTree:
-    """Parent of each label; labels without one are at the top."""
+    """A label tree as label → parent; labels without a parent are at the top."""
 
     parents: dict[str, str]
 
     def lineage(self, label: str) -> list[str]:
-        """The label, its parent, and so on to the top."""
+        """Return the label and its ancestors, from the label to the top."""
         out = [label]
         while out[-1] in self.parents:
             out.append(self.parents[out[-1]])
         return out
 
     def common_ancestor(self, labels: list[str]) -> str:
-        """The lowest label that all of `labels` are or descend from; empty if there is none."""
+        """Return the lowest label that all `labels` are or descend from; ROOT if there is none."""
         shared = None
         for label in labels:
             lineage = self.lineage(label)
@@ -40,47 +40,47 @@ class LabelTree:
         return shared[0] if shared else ROOT
 
     def depth(self, label: str) -> int:
-        """Labels above it."""
+        """Number of ancestors of a label."""
         return len(self.lineage(label)) - 1
 
     def at_level(self, label: str, level: int) -> str:
-        """Its ancestor so many below the top; itself where it is less deep."""
+        """Return its ancestor `level` steps below the top; the label itself if it is less deep."""
         lineage = self.lineage(label)
         return lineage[max(len(lineage) - 1 - level, 0)]
 
     def above(self, labels: list[str]) -> "LabelTree":
-        """The tree of these labels and what is above them."""
+        """Return the subtree of `labels` and their ancestors."""
         kept = {name for label in labels for name in self.lineage(label)}
         return LabelTree({child: of for child, of in self.parents.items() if child in kept})
 
     def labels_below(self, labels: list[str]) -> dict[str, list[str]]:
-        """Of all that stand above one of `labels`, those that each stands above or is."""
+        """Map each ancestor of any of `labels` to those `labels` that are below it or equal it."""
         of = {label: self.lineage(label) for label in labels}
         names = sorted({name for lineage in of.values() for name in lineage[1:]})
         return {name: [label for label in labels if name in of[label]] for name in names}
 
     def levels(self, labels: list[str]) -> int:
-        """Levels above the deepest of `labels`."""
+        """Largest depth among `labels` (0 without labels)."""
         return max((self.depth(label) for label in labels), default=0)
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What labels are at coarser levels: `groups` level → label → group, and the tree they make."""
+    """Coarser levels of labels: `groups` (level → label → group), and the tree of the groups."""
 
     groups: dict[str, dict[str, str]]
     tree: LabelTree
 
     def vague(self, level: str) -> set[str]:
-        """What stands above groups of a level, and so is none of them."""
+        """Return the ancestors of a level's groups, which are too coarse to be a group of it."""
         groups = set(self.groups[level].values())
         return {name for group in groups for name in self.tree.lineage(group)[1:]}
 
 
 def levels_of_tree(tree: LabelTree, labels: list[str]) -> Levels:
-    """Levels level0 (topmost), level1, … of a tree, down to the parents of the deepest labels.
+    """Return levels level0 (topmost), level1, … of a tree, down to the deepest labels' parents.
 
-    Labels of the tree that are not among `labels` (of a query's truth, say) have their groups too.
+    `groups` also covers labels of the tree that are not in `labels`, e.g. in a query's truth.
     """
     known = sorted({*labels, *tree.parents})
     names = {f"level{k}": k for k in range(tree.levels(labels))}
@@ -89,9 +89,10 @@ def levels_of_tree(tree: LabelTree, labels: list[str]) -> Levels:
 
 
 def levels_of_columns(obs: pd.DataFrame, columns: list[str], unlabeled: str) -> Levels:
-    """Those of `columns` that are coarser than `label`: of each label's cells all have one value.
+    """Return the obs `columns` that are coarser than `label` as levels.
 
-    The tree goes from the label up through them, the finest first.
+    A column is coarser if all cells of each label have the same value, cells without a value aside.
+    In the tree, each label is below its groups, from the finest to the coarsest column.
     """
     table = obs[["label", *columns]].astype(str)
     table = table[table["label"] != unlabeled]
@@ -106,7 +107,7 @@ def levels_of_columns(obs: pd.DataFrame, columns: list[str], unlabeled: str) -> 
         below = label
         for column in finest_first:
             above = groups[column].get(label, below)
-            if below in LabelTree(parents).lineage(above):  # columns of as many groups: no circle
+            if below in LabelTree(parents).lineage(above):  # equally fine columns: no cycle
                 continue
             if parents.setdefault(below, above) == above:
                 below = above
@@ -116,17 +117,22 @@ def levels_of_columns(obs: pd.DataFrame, columns: list[str], unlabeled: str) -> 
 def rolled_up(
     probabilities: np.ndarray, names: list[str], to: dict[str, str]
 ) -> tuple[np.ndarray, list[str]]:
-    """Probabilities (cells × labels) summed over labels that `to` makes one, and their names."""
+    """Sum probabilities (cells × labels) per group: (cells × groups), and the group names.
+
+    `names` are the labels of the columns; `to` maps label to group.
+    """
     coarse = sorted({to[name] for name in names})
     member = np.array([[to[name] == group for group in coarse] for name in names], float)
     return probabilities @ member, coarse
 
 
 def read_levels(path: Path, labels: list[str]) -> Levels:
-    """From a sheet (comma or tab separated): either columns child and parent, or a row a label, its
-    name first, and columns with "level" in their names, the topmost first (as the HLCA has them).
+    """Read levels from a sheet separated by commas, tabs or semicolons.
 
-    Raises LABEL_TREE for other columns, two parents of one label, or a circle; TEXT_UNREADABLE.
+    The sheet has either columns child and parent, or one row per label: its name in the first
+    column, and its levels in columns with "level" in their names, the topmost first (as in the
+    HLCA). Raises LABEL_TREE for other columns, two parents of one label, or a cycle;
+    TEXT_UNREADABLE.
     """
     table = read_table(path)
     levels = [column for column in table if "level" in column.lower()]
@@ -140,12 +146,15 @@ def read_levels(path: Path, labels: list[str]) -> Levels:
 
 
 def read_tree(path: Path) -> LabelTree:
-    """Its tree alone; raises as `read_levels`."""
+    """Read the tree of a sheet; raises the same errors as `read_levels`."""
     return read_levels(path, []).tree
 
 
 def tree_facts(path: Path, labels: list[str]) -> dict:
-    """Number of groups at each level, and labels that the tree lacks; raises LABEL_TREE."""
+    """Return the number of groups per level, and the labels that are not in the tree.
+
+    Raises LABEL_TREE, TEXT_UNREADABLE.
+    """
     levels = read_levels(path, labels)
     parents = levels.tree.parents
     return {
@@ -158,15 +167,18 @@ def tree_facts(path: Path, labels: list[str]) -> dict:
 
 
 def tree_key(tree: LabelTree | None, facts: Path) -> str:
-    """What training depends on of a sheet of labels, as a text: while the same labels of the
-    prepared reference (its `facts`, if they are there) stand above the same others, the text that
-    the reference was prepared with. Without a sheet (None) empty."""
+    """Return a key that changes only if a new label tree changes the training.
+
+    Training depends only on which reference labels are above which others. If the tree agrees on
+    that with the `facts` (JSON, may be absent) of the prepared reference, the key recorded there is
+    returned, otherwise a hash of the tree (16 hex digits). Without a tree (None) the key is empty.
+    """
     key = "" if tree is None else sha256(repr(sorted(tree.parents.items())).encode()).hexdigest()
     try:
         before = json.loads(facts.read_text(encoding="utf-8"))
         recorded = {name: fact["below"] for name, fact in before["labels_above"].items()}
         names = sorted({*before["labels"], *recorded})
-        # by the ontology, words may have been changed and levels made, which a sheet says otherwise
+        # the Cell Ontology may have renamed labels and added levels, which a sheet does not do
         same = tree is not None and "ontology" not in before
         same = same and above_and_below(tree, names) == recorded
         return str(before["tree_key"]) if same else key[:16]
@@ -175,15 +187,18 @@ def tree_key(tree: LabelTree | None, facts: Path) -> str:
 
 
 def above_and_below(tree: LabelTree, names: list[str]) -> dict[str, list[str]]:
-    """Those of `names` that stand above others, and the lowest ones below each."""
+    """Map each of `names` that is an ancestor of others to those below it that are no ancestors."""
     above = tree.labels_below(names).keys() & set(names)
     below = tree.labels_below([name for name in names if name not in above])
     return {name: below[name] for name in sorted(above)}
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of texts separated by tabs, commas or semicolons, whichever its first line has most
-    of; raises LABEL_TREE, TEXT_UNREADABLE. Rows may end early, or with empty values."""
+    """Read a table of texts; the separator is the most frequent of tab, comma and semicolon in its
+    first line.
+
+    Short rows are padded with empty values. Raises LABEL_TREE, TEXT_UNREADABLE.
+    """
     text = read_text(path, "the sheet of labels (label_tree)")
     lines = [line for line in re.split("\r\n|\r|\n", text) if line.strip()]
     between = max("\t,;", key=lines[0].count)
@@ -205,8 +220,11 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def levels_of_sheet(table: pd.DataFrame, path: Path) -> Levels:
-    """Levels of `table` (label × level, topmost first); those at which every label is itself are
-    left out. A level that is empty, or says `3_x` where the one above says x, is the one above."""
+    """Return the levels of `table` (labels × levels, topmost first).
+
+    An empty value, or `3_x` below x (as the HLCA writes it), repeats the level above. Levels at
+    which every label is its own group are left out. Raises LABEL_TREE.
+    """
     named, above = pd.DataFrame(index=table.index), pd.Series("", index=table.index)
     for level in table:
         same = [bool(re.fullmatch(rf"\d+_{re.escape(a)}", v)) or not v
@@ -223,7 +241,7 @@ def levels_of_sheet(table: pd.DataFrame, path: Path) -> Levels:
         of_label = dict(
             zip(named.index, named[level].where(named[level] != "", named.index), strict=True)
         )
-        for finer in named.columns[k + 1 :]:  # a query's truth may be coarser than any label
+        for finer in named.columns[k + 1 :]:  # a query's truth may be a group of a finer level
             of_label = dict(zip(named[finer], named[level], strict=True)) | of_label
         if any(label != group for label, group in of_label.items()):
             groups[level] = of_label
@@ -231,7 +249,7 @@ def levels_of_sheet(table: pd.DataFrame, path: Path) -> Levels:
 
 
 def as_tree(pairs: Iterable[tuple[str, str]], path: Path) -> LabelTree:
-    """From (child, parent); raises LABEL_TREE for two parents of one, or a circle."""
+    """Build a tree from (child, parent) pairs; raises LABEL_TREE for two parents or a cycle."""
     parents: dict[str, str] = {}
     for child, parent in pairs:
         if parents.setdefault(child, parent) != parent:
@@ -240,8 +258,8 @@ def as_tree(pairs: Iterable[tuple[str, str]], path: Path) -> LabelTree:
 
 
 def checked(parents: dict[str, str], path: Path) -> LabelTree:
-    """A tree without circles; raises LABEL_TREE."""
-    to_the_top: set[str] = set()  # labels known to be below no circle
+    """Build a tree from label → parent; raises LABEL_TREE for a cycle."""
+    to_the_top: set[str] = set()  # labels known to be in no cycle
     for label in parents:
         seen = set()
         while label in parents and label not in to_the_top:
@@ -254,7 +272,7 @@ def checked(parents: dict[str, str], path: Path) -> LabelTree:
 
 
 def wrong(path: Path, found: str) -> AtlasmapError:
-    """LABEL_TREE."""
+    """Return the error LABEL_TREE."""
     return AtlasmapError(
         "LABEL_TREE",
         expected="a sheet with columns child and parent, or label and levels, the topmost first; "

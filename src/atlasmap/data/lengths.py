@@ -1,7 +1,7 @@
-"""Full-length protocols (Smart-seq2): a gene's reads grow with its length, which is divided out.
+"""Gene-length normalisation for full-length protocols (Smart-seq2), whose reads grow with length.
 
-Counts become reads × median length / length, rounded, as scvi-tools' Tabula Muris tutorial has it
-(the median over the genes of the data set that have a length).
+Counts become reads × median length / length, rounded, as in scvi-tools' Tabula Muris tutorial; the
+median is over the genes of the data set that have a length.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from atlasmap.errors import AtlasmapError, listed
 
 @dataclass(frozen=True)
 class PerLength:
-    """`counts` (cells × kept genes, whole numbers), `keep` (mask of the genes that have a length)
-    and what was found."""
+    """Length-normalised `counts` (cells × kept genes, integer values), `keep` (mask of the genes
+    that have a length), and `facts` for contract.json."""
 
     counts: Any
     keep: np.ndarray
@@ -28,15 +28,18 @@ class PerLength:
 
 
 def read_lengths(path: Path) -> pd.Series:
-    """Gene name → length (bases), from two columns separated by spaces, tabs or commas and without
-    a header; raises GENE_LENGTHS_UNREADABLE."""
+    """Read gene lengths in bases, indexed by gene name.
+
+    The table has two columns, separated by spaces, tabs or commas, and no header. Raises
+    GENE_LENGTHS_UNREADABLE.
+    """
     if not path.is_file():
         raise unreadable(path, "no such file")
     try:
         table = pd.read_csv(
             path, sep=r"[\s,]+", engine="python", header=None, keep_default_na=False, dtype=str
         )
-    except Exception as error:  # of text, and of what the ending says that it is compressed by
+    except Exception as error:  # from the parser, or from decompression by file ending
         raise unreadable(path, (str(error).splitlines() or [type(error).__name__])[0]) from error
     if table.shape[1] != 2:
         raise unreadable(path, f"{table.shape[1]} columns")
@@ -49,7 +52,7 @@ def read_lengths(path: Path) -> pd.Series:
 
 
 def unreadable(path: Path, found: str) -> AtlasmapError:
-    """The error for a table that is none."""
+    """Return the error GENE_LENGTHS_UNREADABLE."""
     return AtlasmapError(
         "GENE_LENGTHS_UNREADABLE",
         expected="a table of gene lengths: gene name and bases in each line, no header",
@@ -65,9 +68,10 @@ def per_length(
     lengths: pd.Series,
     name: str,
 ) -> PerLength:
-    """Divide `counts` (cells × genes) by gene length; genes without a length are left out.
+    """Divide `counts` (cells × genes) by gene length; genes without a length are dropped.
 
-    Lengths are looked up by gene id, or by symbol where that finds more. Raises GENE_LENGTHS_NONE.
+    Lengths are looked up by gene id, or by symbol if that finds more genes. Raises
+    GENE_LENGTHS_NONE.
     """
     known = {"ids": pd.Index(ids)} | ({} if symbols is None else {"symbols": pd.Index(symbols)})
     found = {kind: places(lengths.index, names) for kind, names in known.items()}

@@ -1,4 +1,7 @@
-"""Which cells an obs_filter keeps. A missing value equals nothing: it is != and `not in` all."""
+"""Evaluate an obs_filter on obs.
+
+A missing value is unequal to every value: `!=` and `not in` hold for it, other comparisons do not.
+"""
 
 import difflib
 import operator
@@ -37,8 +40,8 @@ KINDS = {
 def kept(obs: pd.DataFrame, text: str) -> np.ndarray:
     """Mask of the cells (rows of `obs`) for which a filter holds.
 
-    Raises ValueError for what is no filter, for columns that are not there, and for comparisons
-    of values of different kinds, which would keep none or all.
+    Raises ValueError for an invalid filter, for unknown columns, and for comparisons of values of
+    different kinds, which would keep no cells or all.
     """
     try:
         return mask(parsed(text), obs)
@@ -47,7 +50,7 @@ def kept(obs: pd.DataFrame, text: str) -> np.ndarray:
 
 
 def mask(said: Condition, obs: pd.DataFrame) -> np.ndarray:
-    """Where a condition holds; raises ValueError."""
+    """Mask of the cells for which a condition holds; raises ValueError."""
     match said:
         case Joined(every, parts):
             join = np.logical_and if every else np.logical_or
@@ -65,7 +68,7 @@ def mask(said: Condition, obs: pd.DataFrame) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Values:
-    """Of a column (an array of objects) or a constant; their kind; what the filter calls them."""
+    """Values of a column (object array) or a constant, their kind, and their text in the filter."""
 
     values: np.ndarray | str | float | list
     kind: str
@@ -73,7 +76,7 @@ class Values:
 
 
 def values_of(operand: Column | Constant, obs: pd.DataFrame) -> Values:
-    """What is compared; raises ValueError."""
+    """Return the values of an operand; raises ValueError."""
     if isinstance(operand, Constant):
         return Values(operand.value, operand.kind, operand.said)
     column = column_of(operand.name, obs)
@@ -85,8 +88,8 @@ def values_of(operand: Column | Constant, obs: pd.DataFrame) -> Values:
 
 
 def column_of(name: str, obs: pd.DataFrame) -> pd.Series:
-    """A column of obs; raises ValueError."""
-    # Python reads names in a normal form: µ (micro) as μ (mu).
+    """Return a column of obs; raises ValueError if it is unknown or ambiguous."""
+    # Python normalises identifiers to NFKC, e.g. µ (micro) to μ (mu).
     same = [key for key in obs.columns if unicodedata.normalize("NFKC", str(key)) == name]
     if len(same) > 1:
         raise ValueError(f"{name} may be any of {', '.join(same)}, which look alike: rename one")
@@ -98,19 +101,19 @@ def column_of(name: str, obs: pd.DataFrame) -> pd.Series:
 
 
 def is_missing(values: np.ndarray) -> np.ndarray:
-    """Which values are missing."""
+    """Mask of missing values."""
     return np.asarray(pd.isna(values))
 
 
 def truth(column: Values) -> np.ndarray:
-    """A column that is itself true or false; what is missing is not true."""
+    """Return a boolean column as a mask, missing values as false; raises ValueError."""
     if column.kind not in (TRUTH, NOTHING):
         raise ValueError(f"column {column.said} is {column.kind}: compare it with something")
     return np.where(is_missing(column.values), False, column.values).astype(bool)
 
 
 def check_kinds(left: Values, right: Values) -> None:
-    """A text equals no number, and a filter that says so is a slip: ValueError."""
+    """Raise ValueError if values of different kinds, such as text and number, are compared."""
     kinds = {left.kind, right.kind} - {NOTHING}
     odd = kinds - {TEXT, NUMBER, TRUTH}
     if odd:
@@ -123,7 +126,7 @@ def check_kinds(left: Values, right: Values) -> None:
 
 
 def compared(left: Values, how: str, right: Values, n: int) -> np.ndarray:
-    """A comparison, cell by cell (`n` of them)."""
+    """Evaluate a comparison for each of the `n` cells (mask); raises ValueError."""
     check_kinds(left, right)
     by_cell = partial(np.broadcast_to, shape=n)
     first = by_cell(np.asarray(left.values, object))

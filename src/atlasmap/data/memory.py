@@ -1,4 +1,4 @@
-"""How much memory a job has, and whether counts go into it or stay on disk."""
+"""Memory available to a job, and whether counts are loaded or stay on disk."""
 
 import logging
 import os
@@ -12,13 +12,13 @@ from atlasmap.data.structure import Damaged, check_sparse
 from atlasmap.errors import AtlasmapError
 
 log = logging.getLogger("atlasmap")
-SHARE = 0.6  # of the job's memory that is used, unless the config says how much
-LIBRARIES = 1000 * 2**20  # bytes that the process takes before there is any data
+SHARE = 0.6  # fraction of the job's memory to use if the config sets no memory_gb
+LIBRARIES = 1000 * 2**20  # bytes of the process before any data is loaded
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cgroup_limits(own: Path = Path("/proc/self/cgroup"), top: Path = CGROUPS) -> list[int]:
-    """Limits (bytes) of the control groups, of either version, that this process is in."""
+    """Return the memory limits (bytes) of the control groups (v1 and v2) of this process."""
     found = []
     for line in own.read_text().splitlines() if own.is_file() else []:
         _, controllers, path = line.split(":", 2)
@@ -36,8 +36,8 @@ def cgroup_limits(own: Path = Path("/proc/self/cgroup"), top: Path = CGROUPS) ->
 
 
 def job_memory() -> int:
-    """Bytes that this process may use: the machine's, or less where Slurm or a control group says
-    so."""
+    """Bytes that this process may use: the machine's memory, or a lower limit by Slurm or a control
+    group."""
     import psutil
 
     limits = [psutil.virtual_memory().total, *cgroup_limits()]
@@ -46,13 +46,13 @@ def job_memory() -> int:
 
 
 def room_for_counts(memory_gb: float | None) -> int:
-    """Bytes for counts, of `memory_gb` (None: a share of what the job has)."""
+    """Bytes available for counts, out of `memory_gb` (None: a fraction of the job's memory)."""
     whole = SHARE * job_memory() if memory_gb is None else memory_gb * 1e9
     return max(0, int(whole) - LIBRARIES)
 
 
 def has_room(paths: list[Path], memory_gb: float | None, copies: int = 1) -> bool:
-    """Whether so many copies of these files' counts can be in memory."""
+    """Whether `copies` copies of these files' counts fit in memory."""
     size, room = copies * sum(map(stored_bytes, paths)), room_for_counts(memory_gb)
     if size > room:
         names = ", ".join(Path(path).name for path in paths)
@@ -61,10 +61,10 @@ def has_room(paths: list[Path], memory_gb: float | None, copies: int = 1) -> boo
 
 
 def open_cells(path: Path, memory_gb: float | None) -> anndata.AnnData:
-    """Prepared cells; their counts stay on disk (`backed`) where there is no room for them.
+    """Open prepared cells; counts that do not fit in memory stay on disk (`backed`).
 
-    Raises FILE_UNREADABLE if what is in memory does not fit together; on disk it is checked as it
-    is read.
+    Raises FILE_UNREADABLE if the arrays of a loaded sparse matrix are inconsistent; those on disk
+    are checked as they are read.
     """
     cells = anndata.read_h5ad(path, backed=None if has_room([path], memory_gb) else "r")
     if sparse.issparse(cells.X):

@@ -1,4 +1,4 @@
-"""Cells' metadata: filter, batch, label, covariates, each checked."""
+"""Cell metadata: filter, batch, label and covariates, with checks."""
 
 import re
 
@@ -16,11 +16,11 @@ from atlasmap.settings import DataConfig
 UNLABELED_CATEGORY = DataConfig().unlabeled_category
 
 ONTOLOGY = "label_ontology_term_id"  # as CELLxGENE's schema calls such columns
-LONGEST_NAME = 200  # of a batch as a file name; file systems allow 255 with our endings
+LONGEST_NAME = 200  # bytes of a batch name as a file name; file systems allow 255 with suffixes
 
 
-MISSING = ("", "nan", "NaN", "<NA>", "None")  # what text columns hold where there was no value
-# Words (without case, spaces, hyphens, underscores) that stand in label columns for: no label.
+MISSING = ("", "nan", "NaN", "<NA>", "None")  # how text columns write missing values
+# Words for "no label" in label columns, without case, spaces, hyphens and underscores.
 NO_LABEL = {
     "", "?", "/", ".", "na", "n/a", "#n/a", "null", "none", "missing", "unknown", "unknowns",
     "unknowncell", "unknowncells", "unkn", "unk", "unassigned", "notassigned", "notavailable",
@@ -36,7 +36,7 @@ NO_LABEL = {
 
 
 def as_text(values: pd.Series) -> pd.Series:
-    """Values as stripped text, empty where missing; 1, 1.0 and "1" are the same."""
+    """Convert values to stripped text, empty where missing; 1, 1.0 and "1" become the same."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype(object).infer_objects()
     if values.dtype.kind == "f" and (values.dropna() % 1 == 0).all():
@@ -46,8 +46,10 @@ def as_text(values: pd.Series) -> pd.Series:
 
 
 def column(adata: anndata.AnnData, key: str, what: str, name: str, said: str) -> pd.Series:
-    """A column of obs, which somebody `said` to be `what`; raises OBS_KEY_MISSING naming those
-    there are, FILE_UNREADABLE."""
+    """Return obs column `key` of data set `name`; raises OBS_KEY_MISSING, FILE_UNREADABLE.
+
+    For the message: `what` the column holds, and the setting (`said`) that named the column.
+    """
     check_readable(adata, f"obs/{key}", name)
     if key not in adata.obs:
         raise AtlasmapError(
@@ -60,7 +62,10 @@ def column(adata: anndata.AnnData, key: str, what: str, name: str, said: str) ->
 
 
 def filtered(adata: anndata.AnnData, dataset: Dataset) -> anndata.AnnData:
-    """Cells for which the sheet's expression holds; raises FILTER_* and CELLS_DUPLICATED."""
+    """Return the cells that the sheet's obs_filter keeps.
+
+    Raises FILTER_INVALID, FILTER_EMPTY, and CELLS_DUPLICATED if a kept cell name occurs twice.
+    """
     if dataset.obs_filter:
         try:
             keep = kept(adata.obs, dataset.obs_filter)
@@ -87,7 +92,11 @@ def filtered(adata: anndata.AnnData, dataset: Dataset) -> anndata.AnnData:
 
 
 def batches(adata: anndata.AnnData, dataset: Dataset, least: int) -> pd.Series:
-    """Batch of each cell as a string; raises BATCH_* errors."""
+    """Return the batch of each cell as text.
+
+    Raises OBS_KEY_MISSING, FILE_UNREADABLE, BATCH_MISSING, BATCH_TOO_SMALL (fewer than `least`
+    cells), BATCH_NAME_RESERVED, BATCH_NAME_TOO_LONG.
+    """
     if not dataset.batch_key:
         values = pd.Series(dataset.id, index=adata.obs_names)
     else:
@@ -117,7 +126,7 @@ def batches(adata: anndata.AnnData, dataset: Dataset, least: int) -> pd.Series:
 
 
 def check_names(names, dataset: Dataset) -> None:
-    """Names that no folder can have, or that mean all batches: BATCH_NAME_RESERVED, _TOO_LONG."""
+    """Raise BATCH_NAME_RESERVED for "all", BATCH_NAME_TOO_LONG for names too long for a file."""
     if "all" in names:
         raise AtlasmapError(
             "BATCH_NAME_RESERVED",
@@ -136,15 +145,16 @@ def check_names(names, dataset: Dataset) -> None:
 
 
 def means_none(name: str) -> bool:
-    """Whether a label reads like no label at all."""
+    """Whether a label is a word for "no label"."""
     return re.sub(r"[\s_-]", "", name.casefold()) in NO_LABEL
 
 
 def labels(values: pd.Series, config: DataConfig, name: str) -> pd.Series:
-    """Labels as strings, cells without one called `unlabeled_category`.
+    """Return labels as text; cells without a label get the config's `unlabeled_category`.
 
-    Raises LABEL_UNLABELED_COLLIDES if that name is itself a label and not declared to mean none,
-    LABEL_MEANS_NONE if other labels read as if they did.
+    Raises LABEL_UNLABELED_COLLIDES if `unlabeled_category` occurs as a label without being declared
+    to mean "no label", LABEL_MEANS_NONE if other labels are words for "no label" that the config
+    neither declares (`unlabeled_values`) nor keeps (`keep_labels`).
     """
     text = as_text(values)
     token, none = config.unlabeled_category, config.unlabeled_values
@@ -173,21 +183,21 @@ def labels(values: pd.Series, config: DataConfig, name: str) -> pd.Series:
 
 
 def truths(values: pd.Series, config: DataConfig) -> pd.Series:
-    """Known labels of query cells; a word for no label is none."""
+    """Return the true labels of query cells; words for "no label" become `unlabeled_category`."""
     text = as_text(values)
     odd = [word for word in text.unique() if means_none(word) and word not in config.keep_labels]
     return text.mask(text.isin([*config.unlabeled_values, *odd]), config.unlabeled_category)
 
 
 def ontology_ids(adata: anndata.AnnData, label_key: str) -> pd.Series:
-    """Cell-type ontology ids beside the labels (`{label_key}_ontology_term_id`); empty where there
-    are none."""
+    """Return the Cell Ontology id of each cell from obs `{label_key}_ontology_term_id`; empty text
+    without one."""
     key = f"{label_key}_ontology_term_id"
     return as_text(adata.obs[key]) if key in adata.obs else pd.Series("", index=adata.obs_names)
 
 
 def ids_of_labels(obs: pd.DataFrame, unlabeled: str) -> dict[str, str]:
-    """The cell-type ontology id of each label: the one that most of its cells have."""
+    """Map each label to the most frequent Cell Ontology id of its cells, if any has one."""
     if ONTOLOGY not in obs:
         return {}
     named = obs.loc[(obs[ONTOLOGY].astype(str) != "") & (obs["label"].astype(str) != unlabeled)]
@@ -195,7 +205,10 @@ def ids_of_labels(obs: pd.DataFrame, unlabeled: str) -> dict[str, str]:
 
 
 def covariates(adata: anndata.AnnData, config: DataConfig, name: str) -> pd.DataFrame:
-    """Covariate columns of the config; raises COVARIATE_MISSING_VALUES."""
+    """Return the config's covariate columns: categorical ones as text, continuous ones as numbers.
+
+    Raises OBS_KEY_MISSING, FILE_UNREADABLE, COVARIATE_MISSING_VALUES.
+    """
     table = pd.DataFrame(index=adata.obs_names)
     for key in config.categorical_covariates:
         said = "`categorical_covariates` in the config"

@@ -1,6 +1,6 @@
-"""The Cell Ontology (Diehl et al. 2016, J. Biomed. Semantics 7:44): which term a label names.
+"""The Cell Ontology (Diehl et al. 2016, J. Biomed. Semantics 7:44): terms of labels.
 
-vendor/cell_ontology.tsv.gz has its terms; the first line names release and licence.
+The terms are in vendor/cell_ontology.tsv.gz, whose first line gives release and licence.
 """
 
 import csv
@@ -17,20 +17,21 @@ import pandas as pd
 
 RELEASE = "v2026-03-26"  # of vendor/cell_ontology.tsv.gz
 ID = re.compile(r"CL[:_]\d+", re.IGNORECASE)
-DIGITS = 7  # of an id
+DIGITS = 7  # per id
 GREEK = str.maketrans({"α": "alpha ", "β": "beta ", "γ": "gamma ", "δ": "delta "})
 
 
 def plain(label: str) -> str:
-    """A label as it is looked up: without case, hyphens, commas, and the last word's plural."""
+    """Normalise a label for look-up: no case, Greek letters spelled out, `_,/-` as spaces, and no
+    plural s at the end."""
     words = re.sub(r"[\s_,/-]+", " ", label.casefold().translate(GREEK)).strip()
     return re.sub(r"(?<=[a-rt-z])s$", "", words)
 
 
 @dataclass(frozen=True)
 class Ontology:
-    """Terms by id: `names`, direct `parents`, and the `groups` (subclass, class) that CELLxGENE
-    sorts cells by; `known` is the id of an id, name or synonym (as `plain` writes it)."""
+    """The terms: `names` and direct `parents` by id; `groups`: "class" or "subclass" for the terms
+    that CELLxGENE groups cell types by; `known`: id by id, `plain` name or `plain` synonym."""
 
     names: dict[str, str]
     parents: dict[str, list[str]]
@@ -38,13 +39,13 @@ class Ontology:
     known: dict[str, str]
 
     def term(self, label: str) -> str | None:
-        """Id of the term that a label names by its id, name or a synonym; None without one."""
+        """Return the id of the term with this id, name or synonym; None without one."""
         if ID.fullmatch(label.strip()):
             return self.known.get(label.strip().upper().replace("_", ":"))
         return self.known.get(plain(label))
 
     def nearest(self, label: str) -> str:
-        """Name and id of the term whose id, name or synonym is spelled most like a label."""
+        """Return name and id, as text, of the term that is spelled most like a label, or "none"."""
         if ID.fullmatch(label.strip()):
             number = re.sub("[^0-9]", "", label).zfill(DIGITS)
             close = difflib.get_close_matches(f"CL:{number}", self.names, 1, 0.5)
@@ -55,7 +56,7 @@ class Ontology:
 
     @cached_property
     def lineages(self) -> dict[str, dict[str, int]]:
-        """Of each term: terms above it and itself, and how many steps each is away at least."""
+        """Map each term to its ancestors and itself, with the smallest number of steps to each."""
         out: dict[str, dict[str, int]] = {}
 
         def above(term: str) -> dict[str, int]:
@@ -74,7 +75,7 @@ class Ontology:
 
 @cache
 def cell_ontology() -> Ontology:
-    """The release that the package carries."""
+    """Load the release that is part of the package (cached)."""
     path = files("atlasmap") / "vendor/cell_ontology.tsv.gz"
     lines = gzip.decompress(path.read_bytes()).decode().splitlines()[1:]
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -98,8 +99,8 @@ def cell_ontology() -> Ontology:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Labels in the ontology's words: `terms` label → id, those `renamed` word → label, those
-    `not_found` label → nearest term."""
+    """Labels matched to the ontology: `terms` (label → id), `renamed` (old → new label), and
+    `not_found` (label → nearest term)."""
 
     terms: dict[str, str]
     renamed: dict[str, str]
@@ -107,15 +108,17 @@ class Vocabulary:
 
     @property
     def found(self) -> bool:
-        """Whether these labels are terms of the ontology: mostly, or by an id."""
+        """Whether the labels are from the ontology: at least half of them, and at least two, match,
+        or any is written as an id."""
         by_id = any(ID.fullmatch(word) for word in (*self.renamed, *self.not_found))
         return by_id or len(self.terms) >= max(2, len(self.not_found))
 
 
 def vocabulary_of(labels: list[str], ids: dict[str, str]) -> Vocabulary:
-    """Of labels, some with ids of terms beside them (label → id).
+    """Match labels to the Cell Ontology; `ids` (label → term id) may give terms of some labels.
 
-    Ids are called by their names, and several words for one term by its name.
+    Labels that are written as ids, and different labels of one term, are renamed to the term's
+    name.
     """
     ontology = cell_ontology()
     of_word = {label: term for label in labels if (term := ontology.term(label))}
@@ -139,7 +142,8 @@ def vocabulary_of(labels: list[str], ids: dict[str, str]) -> Vocabulary:
 
 
 def in_words_of(values: pd.Series, names: Collection[str]) -> pd.Series:
-    """Values that are none of `names`, but another word for one of them, by that name."""
+    """Replace values that are a synonym of one of `names`, by their Cell Ontology term, with that
+    name."""
     others = set(values) - set(names)
     if not others:
         return values

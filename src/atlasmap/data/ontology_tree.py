@@ -1,12 +1,12 @@
-"""The tree that labels have by their terms of the Cell Ontology."""
+"""Label tree from the Cell Ontology terms of the labels."""
 
 import numpy as np
 
 from atlasmap.data.label_tree import LabelTree
 from atlasmap.data.ontology import cell_ontology
 
-# Groups of CELLxGENE's by what cells do, their shape or germ layer: no branches where a label is
-# looked for.
+# CELLxGENE groups by function, shape or germ layer, which are not used as branches: cell types are
+# not looked up by these.
 NO_BRANCHES = {
     "secretory cell", "motile cell", "stuff accumulating cell", "contractile cell", "ciliated cell",
     "precursor cell", "progenitor cell", "supporting cell", "abnormal cell", "phagocyte",
@@ -19,8 +19,11 @@ NO_BRANCHES = {
 
 
 def owners(terms: dict[str, str]) -> dict[str, str]:
-    """The label that is a term itself: of several with one term the one that is a word for it, if
-    any is. Others are below it."""
+    """Map each term to the label that stands for it in the tree.
+
+    If several labels have the term, this is the one that is the term's name or a synonym; the
+    others are placed below it. A term with several labels, none of which names it, is left out.
+    """
     out, ontology = {}, cell_ontology()
     for term in sorted(set(terms.values())):
         labels = [label for label, of in terms.items() if of == term]
@@ -31,11 +34,12 @@ def owners(terms: dict[str, str]) -> dict[str, str]:
 
 
 def tree_of_terms(terms: dict[str, str]) -> LabelTree:
-    """The tree of labels (label → id of its term): labels that are above others, and between them
-    the groups of CELLxGENE's that tell labels apart and do not cross.
+    """Build the tree of labels (`terms`: label → term id).
 
-    The ontology has several parents a term; of groups that cross, labels go before others, a
-    class before a subclass, and one that is nearer to its labels before others.
+    Inner nodes are labels that are ancestors of others, and CELLxGENE groups that contain some but
+    not all labels. The ontology is no tree (several parents per term), so nodes whose label sets
+    overlap without nesting are dropped; a label then becomes a leaf. Order of preference: labels,
+    classes, subclasses; then the smaller mean distance to their labels.
     """
     ontology, owner = cell_ontology(), owners(terms)
     far: dict[str, dict[str, int]] = {}

@@ -1,4 +1,4 @@
-"""From files in the sheet to the prepared reference and query batches, and what was found."""
+"""Build the prepared reference and query batches from the sheet's files, with facts about them."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ from atlasmap.data.stored import UNREADABLE
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataConfig
 
-COPIES = 3  # of the counts in memory while data sets are joined and genes are chosen
+COPIES = 3  # copies of the counts in memory while data sets are joined and genes chosen
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Prepared:
 
 
 def stay_on_disk(paths: list[Path], config: DataConfig) -> bool:
-    """Whether there is no room to hold and to join the counts of these files."""
+    """Whether the counts of these files are too large to be joined in memory."""
     return not has_room(paths, config.data.memory_gb, COPIES)
 
 
 def settled(adata: anndata.AnnData, config: DataConfig) -> anndata.AnnData:
-    """In memory, if what is left of the counts has room there."""
+    """Load lazy counts, in place, if they fit in memory after cells and genes were selected."""
     if is_lazy(adata.X):
         n_stored = sum(block.nnz for block in in_blocks(adata.X))
         if COPIES * BYTES * n_stored <= room_for_counts(config.data.memory_gb):
@@ -81,14 +81,16 @@ def checked_dataset(
     dataset: Dataset, path: Path, config: DataConfig, *, lazily: bool = False,
     batch: str | None = None,
 ) -> anndata.AnnData:  # fmt: skip
-    """One data set: counts checked, obs with `batch`, `label` or `truth`, covariates, `dataset`.
+    """Read and check one data set: counts, obs, genes and proteins.
 
-    Of a `batch` alone no other counts are read, where the format allows it (CSR, dense).
+    X is float32 CSR (cells × genes), or if `lazily` a dask array of such blocks. obs has `batch`,
+    `dataset`, `barcode`, `label` (reference) or `truth` (query), and covariates; cells are named
+    dataset:barcode, as in every output. var is indexed by gene id, with `symbol` if known. CITE-seq
+    proteins are in obsm. uns has the facts `gene_lengths` if counts were divided by gene length,
+    and the elements that could not be read.
 
-    X is CSR float32 (cells × genes), or `lazily` a dask array of such blocks; var is indexed by
-    gene id, with `symbol` where known; CITE-seq has proteins in obsm. Cells are named
-    dataset:barcode, as they are in every output. uns has `gene_lengths`, what was found, where
-    counts were divided by them, and what was left out as unreadable.
+    With `batch`, only this batch is returned, and only its counts are read if the format allows it
+    (CSR, dense). Raises the errors of reader, filter, and of the checks.
     """
     citeseq = config.modality == "citeseq"
     wanted = Wanted(dataset.counts, lazily or batch is not None, obsm=citeseq)
@@ -97,7 +99,7 @@ def checked_dataset(
         raw = raw[batches(raw, dataset, config.data.min_cells_per_batch) == batch].copy()
     how = {"corrected_float": config.counts == "corrected_float", "in_memory": not lazily}
     counts = checked_counts(raw, dataset.counts, dataset.id, **how)
-    var = raw.var.copy()  # other columns are looked at where too few genes match
+    var = raw.var.copy()  # other columns are tried if too few gene ids match
     if dataset.gene_id:
         var["index"] = raw.var_names
     var.index = gene_ids(raw, dataset.gene_id, dataset.id)
@@ -122,7 +124,7 @@ def checked_dataset(
 
 
 def checked_obs(raw: anndata.AnnData, dataset: Dataset, config: DataConfig) -> pd.DataFrame:
-    """Columns of a data set under our names."""
+    """Return obs of a data set, with the sheet's and the config's columns under standard names."""
     obs = covariates(raw, config, dataset.id)
     obs.insert(0, "batch", batches(raw, dataset, config.data.min_cells_per_batch))
     obs["dataset"], obs["barcode"] = dataset.id, raw.obs_names.to_numpy(object)
@@ -144,7 +146,7 @@ def checked_obs(raw: anndata.AnnData, dataset: Dataset, config: DataConfig) -> p
 
 
 def check_batches_apart(parts: list[anndata.AnnData], names: list[str]) -> None:
-    """The same batch name in two data sets would silently merge them: BATCH_NAME_TWICE."""
+    """Raise BATCH_NAME_TWICE if two data sets share a batch name, which would merge the batches."""
     owner: dict[str, str] = {}
     for part, name in zip(parts, names, strict=True):
         for batch in part.obs["batch"].unique():
@@ -159,8 +161,11 @@ def check_batches_apart(parts: list[anndata.AnnData], names: list[str]) -> None:
 
 
 def join_reference(parts: list[anndata.AnnData], names: list[str], least: float) -> anndata.AnnData:
-    """Reference data sets on their common genes (the first one's order and names); raises
-    GENES_LOW_OVERLAP."""
+    """Concatenate data sets on their common genes, in the first one's order and names.
+
+    `least`: minimum overlap, see `named_as`. Raises BATCH_NAME_TWICE, GENES_LOW_OVERLAP,
+    PROTEINS_NO_REFERENCE, PROTEINS_NONE_SHARED.
+    """
     check_batches_apart(parts, names)
     (first, _), *others = zip(parts, names, strict=True)
     parts = [first, *(named_as(first, part, name, least) for part, name in others)]
@@ -173,7 +178,11 @@ def join_reference(parts: list[anndata.AnnData], names: list[str], least: float)
 
 
 def drop_rare_labels(obs: pd.DataFrame, config: DataConfig) -> dict:
-    """Make cells of too rare labels unlabelled, in place; raises NO_LABELS. Returns the facts."""
+    """Set labels with fewer than data.min_cells_per_label cells to unlabelled, in place.
+
+    With `labels: none`, all cells become unlabelled. Returns facts for contract.json. Raises
+    NO_LABELS if fewer than two labels remain.
+    """
     if config.labels == "none":
         obs["label"] = config.unlabeled_category
         return {"labels": "none: label transfer, its figures and label metrics are left out"}
@@ -198,8 +207,10 @@ def drop_rare_labels(obs: pd.DataFrame, config: DataConfig) -> dict:
 
 
 def in_one_vocabulary(obs: pd.DataFrame, config: DataConfig) -> Vocabulary | None:
-    """Labels that are terms of the Cell Ontology in its words, in place, with their ids; None where
-    they mostly are none."""
+    """Unify labels by their Cell Ontology terms and fill in the term ids, in place.
+
+    Returns None, and changes nothing, if most labels are no terms.
+    """
     unlabeled = config.unlabeled_category
     labels = sorted(set(obs["label"].astype(str)) - {unlabeled})
     vocabulary = vocabulary_of(labels, ids_of_labels(obs, unlabeled))
@@ -214,9 +225,12 @@ def in_one_vocabulary(obs: pd.DataFrame, config: DataConfig) -> Vocabulary | Non
 def labels_of_reference(
     obs: pd.DataFrame, config: DataConfig, tree: LabelTree | None
 ) -> tuple[dict, LabelTree | None]:
-    """Labels in one vocabulary, rare ones dropped, those above others set apart (see `depth`), in
-    place: the facts, and the tree by which that was done (`tree`; without one that of the config's
-    label_levels, or of the Cell Ontology). Raises NO_LABELS."""
+    """Prepare the reference's labels, in place: unify names, drop rare labels, and set ancestor
+    labels apart (see `depth`).
+
+    The label tree is `tree`, else that of the config's label_levels, else of the Cell Ontology.
+    Returns facts for contract.json and the tree that was used. Raises NO_LABELS.
+    """
     if config.labels == "none":
         return drop_rare_labels(obs, config), None
     unlabeled, said = config.unlabeled_category, {}
@@ -240,11 +254,11 @@ def prepare_reference(
     datasets: list[Dataset], paths: list[Path], config: DataConfig,
     queries: list[Dataset] = (), tree: LabelTree | None = None,
 ) -> Prepared:  # fmt: skip
-    """All reference rows as one AnnData: X counts of the chosen genes, obs batch and label.
+    """Join all reference data sets: X counts of the selected genes, obs with batch and label.
 
-    `paths` are the files of `datasets`, then those of `queries`, whose cells have a say in the
-    choice of genes (data.genes_from: all). By the `tree` labels above others are told from others;
-    without one by the Cell Ontology, where they are its terms.
+    `paths` are the files of `datasets`, followed by those of `queries`. `queries` only take part in
+    the selection of genes (data.genes_from: all). `tree` is the label tree; without one see
+    `labels_of_reference`.
     """
     rows, lazily = [*datasets, *queries], stay_on_disk(paths, config)
     parts = [checked_dataset(d, p, config, lazily=lazily) for d, p in zip(rows, paths, strict=True)]
@@ -294,8 +308,10 @@ def prepare_reference(
 
 
 def why_missing(aligned: Alignment, reference: Registry) -> dict:
-    """Facts of genes that a query lacks: those that it spells otherwise, and whole families; empty
-    where there are none."""
+    """Facts about reference genes that a query lacks: other spellings, and whole gene families.
+
+    A key is left out if there is nothing to report.
+    """
     spelled = spelled_otherwise(aligned.missing, aligned.names)
     symbols = reference.symbols or reference.genes
     families = families_missing(symbols, aligned.match.at < 0)
@@ -308,8 +324,8 @@ def why_missing(aligned: Alignment, reference: Registry) -> dict:
 
 
 def unreadable_in(parts: list[anndata.AnnData], names: list[str]) -> dict:
-    """The fact of what was left out of data sets, as it could not be read; empty where nothing
-    was."""
+    """Fact `unreadable`: elements of data sets that could not be read, with reasons; {} if all
+    could."""
     found = {
         f"{name}: {element}": why
         for part, name in zip(parts, names, strict=True)
@@ -319,7 +335,7 @@ def unreadable_in(parts: list[anndata.AnnData], names: list[str]) -> dict:
 
 
 def count_facts(adata: anndata.AnnData) -> dict:
-    """What the counts look like."""
+    """Facts about counts: median and range of library size, fraction of non-zero entries."""
     depth, n_stored = [], 0
     for block in in_blocks(adata.X):
         depth.append(np.asarray(block.sum(1)).ravel())
@@ -334,7 +350,10 @@ def count_facts(adata: anndata.AnnData) -> dict:
 
 
 def sizes_of_batches(dataset: Dataset, path: Path, config: DataConfig) -> dict[str, int]:
-    """A data set's batches and their numbers of cells (reads metadata and checks it)."""
+    """Return the number of cells of each batch; reads no counts if the format allows it.
+
+    Raises the errors of `filtered` and `batches`.
+    """
     wanted = Wanted(dataset.counts, lazily=True, obsm=False)
     adata = filtered(read_any(path, wanted), dataset)
     found = batches(adata, dataset, config.data.min_cells_per_batch).value_counts()
@@ -344,11 +363,11 @@ def sizes_of_batches(dataset: Dataset, path: Path, config: DataConfig) -> dict[s
 def prepare_query(
     whole: anndata.AnnData, dataset: Dataset, batch: str, reference: Registry, config: DataConfig
 ) -> Prepared:
-    """One batch of a checked query, aligned to the reference's genes.
+    """Align one batch of a query to the reference's genes and proteins.
 
-    `whole` is what `checked_dataset` gave. Raises QUERY_BATCH_IS_REFERENCE and GENES_*.
-
-    obs `truth` (if the sheet names one) is for scoring alone.
+    `whole` is the result of `checked_dataset`. obs `truth` (if the sheet names a column) is used
+    for scoring only. Raises QUERY_BATCH_IS_REFERENCE, GENES_*, COUNTS_EMPTY_CELLS,
+    PROTEINS_NONE_SHARED.
     """
     if batch in reference.batches:
         raise AtlasmapError(

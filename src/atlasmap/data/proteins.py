@@ -1,6 +1,6 @@
-"""Protein counts of CITE-seq cells: where they are, what they must be, panels aligned by name.
+"""Protein counts of CITE-seq cells: reading, checks, and alignment of panels by protein name.
 
-A protein that was not measured is NaN in prepared cells, never zero: models leave it out.
+Proteins that were not measured are NaN in prepared cells, never zero; models mask them.
 """
 
 import re
@@ -19,15 +19,15 @@ from atlasmap.errors import AtlasmapError, listed
 from atlasmap.settings import DataConfig
 
 USUAL = ("protein_expression", "protein_counts", "prot", "protein", "adt", "ADT")
-NONE = "none"  # in the sheet: these cells have no proteins
-SPECIES = r"^((ra[tg]|mouse|human|hamster)[-_ .]?)?"  # one published panel says Rag
+NONE = "none"  # value of `proteins` in the sheet: these cells have no proteins
+SPECIES = r"^((ra[tg]|mouse|human|hamster)[-_ .]?)?"  # "Rag" is in one published panel
 ISOTYPE = re.compile(
     rf"isotype|igg\d?[a-d]?.{{0,3}}(control|ctrl)|{SPECIES}igg(?![-_ ]?fc)", re.IGNORECASE
 )
 
 
 def table_of(adata: anndata.AnnData, dataset: Dataset) -> pd.DataFrame:
-    """Protein counts of a data set as they are in the file (cells × proteins).
+    """Return a data set's protein counts as stored in the file (cells × proteins).
 
     Raises PROTEINS_MISSING, PROTEIN_NAMES_MISSING, FILE_UNREADABLE.
     """
@@ -67,10 +67,11 @@ def table_of(adata: anndata.AnnData, dataset: Dataset) -> pd.DataFrame:
 def checked_proteins(
     adata: anndata.AnnData, batch: pd.Series, dataset: Dataset, config: DataConfig
 ) -> pd.DataFrame:
-    """Protein counts (float32; NaN where not measured) of a data set's cells.
+    """Return a data set's protein counts (cells × proteins, float32, NaN where not measured).
 
-    Raises PROTEINS_* errors; PROTEIN_ALL_ZERO where a batch has only zeros of a protein and the
-    sheet does not say whether it was measured.
+    Batches in data.mask_proteins become NaN. Raises PROTEINS_* errors, PROTEIN_NAMES_MISSING,
+    PROTEIN_TWICE, FILE_UNREADABLE, and PROTEIN_ALL_ZERO if a protein is zero in all cells of a
+    batch and the sheet's `protein_zeros` does not say whether it was measured.
     """
     if dataset.proteins == NONE:
         return pd.DataFrame(index=adata.obs_names)
@@ -101,7 +102,10 @@ def checked_proteins(
 
 
 def check_values(table: pd.DataFrame, dataset: Dataset, *, corrected: bool) -> None:
-    """Raise PROTEINS_NAN, PROTEINS_NOT_COUNTS."""
+    """Raise PROTEINS_NAN for values that are not finite, PROTEINS_NOT_COUNTS for other non-counts.
+
+    `corrected` admits non-integer values.
+    """
     odd = [str(name) for name, kind in table.dtypes.items() if kind.kind not in NUMBERS]
     if odd:
         raise AtlasmapError(
@@ -132,20 +136,23 @@ def check_values(table: pd.DataFrame, dataset: Dataset, *, corrected: bool) -> N
 
 
 def put(adata: anndata.AnnData, table: pd.DataFrame) -> None:
-    """Store protein counts in prepared cells."""
+    """Store a table of protein counts in prepared cells (obsm, uns), in place."""
     adata.obsm[PROTEINS] = table.to_numpy(np.float32)
     adata.uns[PROTEIN_NAMES] = list(table.columns)
 
 
 def get(adata: anndata.AnnData) -> pd.DataFrame:
-    """Protein counts of checked cells."""
+    """Return the protein counts that `put` stored (cells × proteins)."""
     return pd.DataFrame(
         adata.obsm[PROTEINS], index=adata.obs_names, columns=list(adata.uns[PROTEIN_NAMES])
     )
 
 
 def joined(parts: list[anndata.AnnData]) -> pd.DataFrame:
-    """Counts of several data sets, of all their proteins; NaN where one lacks a protein."""
+    """Concatenate protein counts of data sets over the union of proteins, NaN where one is missing.
+
+    Raises PROTEINS_NO_REFERENCE, PROTEINS_NONE_SHARED.
+    """
     tables = [get(part) for part in parts]
     check_panels(tables, parts)
     names = list(dict.fromkeys(name for table in tables for name in table))
@@ -154,8 +161,8 @@ def joined(parts: list[anndata.AnnData]) -> pd.DataFrame:
 
 
 def check_panels(tables: list[pd.DataFrame], parts: list[anndata.AnnData]) -> None:
-    """Raise PROTEINS_NO_REFERENCE where no data set has proteins, PROTEINS_NONE_SHARED where one
-    has none that another has."""
+    """Raise PROTEINS_NO_REFERENCE if no data set has proteins, PROTEINS_NONE_SHARED if the panel
+    of one has no protein in common with the others."""
     ids = [str(part.obs["dataset"].iloc[0]) for part in parts]
     having = {name: table for name, table in zip(ids, tables, strict=True) if len(table.columns)}
     if not having:
@@ -177,7 +184,7 @@ def check_panels(tables: list[pd.DataFrame], parts: list[anndata.AnnData]) -> No
 
 
 def check_somewhere(table: pd.DataFrame) -> None:
-    """A protein that no cell of the reference has cannot be learned: PROTEIN_NOWHERE."""
+    """Raise PROTEIN_NOWHERE if a protein was measured in no cell of the reference."""
     nowhere = [name for name in table if table[name].isna().all()]
     if nowhere:
         raise AtlasmapError(
@@ -189,9 +196,9 @@ def check_somewhere(table: pd.DataFrame) -> None:
 
 
 def aligned(adata: anndata.AnnData, proteins: list[str], name: str) -> tuple[pd.DataFrame, dict]:
-    """A query's counts of the reference's proteins, NaN where it lacks one, and facts.
+    """Return a query's counts of the reference's `proteins` (NaN where missing), and overlap facts.
 
-    Raises PROTEINS_NONE_SHARED for a query whose panel has none of them.
+    Raises PROTEINS_NONE_SHARED if the query has a panel, but none of the reference's proteins.
     """
     table = get(adata)
     shared = [protein for protein in proteins if protein in table]
@@ -212,7 +219,10 @@ def aligned(adata: anndata.AnnData, proteins: list[str], name: str) -> tuple[pd.
 
 
 def panel_facts(proteins: list[str], missing: dict[str, list[str]]) -> dict:
-    """The reference's panel for contract.json: proteins, isotype controls, what batches lack."""
+    """Facts of the reference's panel for contract.json.
+
+    `missing`: batch → proteins that were not measured in it.
+    """
     return {
         "proteins": proteins,
         "isotype_controls": [name for name in proteins if ISOTYPE.search(name)],

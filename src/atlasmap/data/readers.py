@@ -1,4 +1,4 @@
-"""Open what a scientist has: .h5ad, .h5mu, 10x .h5, 10x mtx folders, .zarr."""
+"""Readers of input data: .h5ad, .h5mu, 10x .h5, 10x mtx folders, .zarr."""
 
 import logging
 from collections.abc import Callable
@@ -40,12 +40,12 @@ from atlasmap.files import check_input
 log = logging.getLogger("atlasmap")
 FORMATS = ".h5ad, .h5mu, 10x .h5, a folder with matrix.mtx[.gz], .zarr"
 
-RNA = ("rna", "gex", "RNA")  # names of the modality with genes
-LARGEST_PANEL = 2000  # features of a modality that could be proteins
+RNA = ("rna", "gex", "RNA")  # names of the RNA modality in MuData files
+LARGEST_PANEL = 2000  # a modality with more features is no protein panel
 
 
 def open_hdf5(path: Path) -> None:
-    """Raise FILE_TRUNCATED or FILE_NOT_HDF5 before anndata says something obscure."""
+    """Raise FILE_TRUNCATED or FILE_NOT_HDF5 if h5py cannot open the file."""
     try:
         with h5py.File(path):
             pass
@@ -62,7 +62,7 @@ def open_hdf5(path: Path) -> None:
 
 
 def read_by(read: Callable[[], anndata.AnnData], path: Path, kind: str) -> anndata.AnnData:
-    """What `read` gives, with the reader's complaints made readable: FILE_UNREADABLE."""
+    """Return `read()`; its exceptions become FILE_UNREADABLE, except AtlasmapError, MemoryError."""
     try:
         return read()
     except (MemoryError, AtlasmapError):
@@ -85,9 +85,12 @@ def read_by(read: Callable[[], anndata.AnnData], path: Path, kind: str) -> annda
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which of a file's matrices are needed: that of the counts (X, a layer's name, or RAW; None:
-    all but raw) in memory, or `lazily`; obsm and uns where asked for (embeddings of millions of
-    cells are large)."""
+    """Which elements of a file to load.
+
+    `counts`: the matrix to load (X, a layer's name, or RAW; None: X and all layers); `lazily`: as a
+    dask array instead of in memory, if its rows can be read separately; `obsm`: whether to read
+    obsm and uns, which are large for millions of cells.
+    """
 
     counts: str | None = None
     lazily: bool = False
@@ -95,15 +98,15 @@ class Wanted:
 
 
 def read_cells(file, at: str, path: Path, wanted: Wanted) -> anndata.AnnData:
-    """The AnnData in a group of a file (`at`: its name; empty: the root); raises Damaged.
+    """Read the AnnData in a group of a file (`at`: its name; empty: the root); raises Damaged.
 
-    X, layers and raw.X other than the wanted counts stay on disk, as dask arrays. What cannot be
-    read is left out, and noted in uns: UNREADABLE (element → why); what belongs to pairs of cells
-    or genes is not read.
+    X, layers and raw.X other than the wanted counts stay on disk as dask arrays. Elements that
+    cannot be read are left out and recorded in uns[UNREADABLE] (element → reason). obsp, varp and
+    varm are not read.
     """
     group = child(file, at, "") if at else file
     unreadable: dict[str, str] = {}
-    if isinstance(child(group, "obs", at), h5py.Dataset):  # as anndata before 0.7 wrote it
+    if isinstance(child(group, "obs", at), h5py.Dataset):  # format of anndata before 0.7
         return read_legacy(path)
     obs = read_table(group["obs"], "obs", unreadable)
     var = read_table(child(group, "var", at), "var", unreadable)
@@ -134,7 +137,7 @@ def read_cells(file, at: str, path: Path, wanted: Wanted) -> anndata.AnnData:
 
 
 def note(path: Path, out: anndata.AnnData, unreadable: dict[str, str]) -> None:
-    """Keep, and say, which elements of a file cannot be read."""
+    """Record in uns, and log, the elements that cannot be read."""
     if unreadable:
         out.uns[UNREADABLE] = out.uns.get(UNREADABLE, {}) | unreadable
     for element, why in unreadable.items():
@@ -142,29 +145,29 @@ def note(path: Path, out: anndata.AnnData, unreadable: dict[str, str]) -> None:
 
 
 def names_in(group, key: str) -> list[str]:
-    """Names of what a group has in another; none where it has no such group."""
+    """Names of the elements of subgroup `key`; empty if there is no such group."""
     try:
         return list(group[key].keys())
-    except Exception:  # a link to nowhere, or no group: h5py and zarr differ in what they raise
+    except Exception:  # broken link or not a group: h5py and zarr raise different errors
         return []
 
 
 def read_raw(group, matrix: Callable, obs: pd.DataFrame, needed: bool) -> anndata.AnnData:
-    """raw: its genes, and its matrix, on disk unless it is needed; raises Damaged."""
+    """Read raw: its genes, and its matrix, which stays on disk unless `needed`; raises Damaged."""
     var = read_table(child(group, "var", "raw"), "raw/var", {})
     x = matrix("raw/X", (len(obs), len(var)), needed)
     return anndata.AnnData(x, obs=pd.DataFrame(index=obs.index), var=var)
 
 
 def read_beside(group, out: anndata.AnnData, unreadable: dict[str, str]) -> None:
-    """obsm and uns, as far as they can be read."""
+    """Read obsm and uns into `out`; elements that cannot be read are recorded in `unreadable`."""
     for key in names_in(group, "obsm"):
         read = partial(read_aligned, group["obsm"], key, out.obs_names)
         found = tolerant(f"obsm/{key}", unreadable, read)
         if found is not None:
             out.obsm[key] = found
     for key in names_in(group, "uns"):
-        if key == UNREADABLE:  # somebody's own
+        if key == UNREADABLE:  # a user's own key of this name would look like our record
             continue
         read = partial(lambda key: read_elem(child(group["uns"], key, "uns")), key)
         found = tolerant(f"uns/{key}", unreadable, read)
@@ -173,7 +176,7 @@ def read_beside(group, out: anndata.AnnData, unreadable: dict[str, str]) -> None
 
 
 def read_aligned(group, key: str, cells: pd.Index):
-    """An array or table of obsm, a row a cell; raises Damaged."""
+    """Read an array or table of obsm and check that its rows match the cells; raises Damaged."""
     stored, n = child(group, key, "obsm"), len(cells)
     if is_sparse(stored):
         shape = tuple(int(k) for k in np.atleast_1d(stored.attrs["shape"]))
@@ -189,7 +192,7 @@ def read_aligned(group, key: str, cells: pd.Index):
 
 
 def read_legacy(path: Path) -> anndata.AnnData:
-    """A file of anndata before 0.7, whose tables are compound arrays; raises Damaged."""
+    """Read an .h5ad of anndata before 0.7, with obs and var as compound arrays; raises Damaged."""
     out = anndata.read_h5ad(path)
     out.uns.pop(UNREADABLE, None)
     for name, matrix in {"X": out.X, **{f"layers/{k}": v for k, v in out.layers.items()}}.items():
@@ -200,7 +203,11 @@ def read_legacy(path: Path) -> anndata.AnnData:
 
 
 def read_h5mu(path: Path, wanted: Wanted) -> anndata.AnnData:
-    """The RNA of a MuData file; its small other modalities as tables in obsm, by their names."""
+    """Read the RNA modality of a MuData file; raises Damaged.
+
+    Other modalities with up to LARGEST_PANEL features become tables in obsm, under their names;
+    columns of the shared obs are added to obs.
+    """
     with h5py.File(path) as file:
         names, unreadable = names_in(file, "mod"), {}
         name = next((name for name in RNA if name in names), None)
@@ -223,8 +230,8 @@ def read_h5mu(path: Path, wanted: Wanted) -> anndata.AnnData:
 
 
 def read_panel(file, at: str, path: Path) -> pd.DataFrame | None:
-    """A modality as a table (cells × features); None if it has too many to be proteins. Raises
-    Damaged."""
+    """Read a modality as a table (cells × features); None if it has more than LARGEST_PANEL
+    features. Raises Damaged."""
     if len(read_index(child(file[at], "var", at), f"{at}/var")) > LARGEST_PANEL:
         return None
     part = read_cells(file, at, path, Wanted(obsm=False))
@@ -235,7 +242,7 @@ def read_panel(file, at: str, path: Path) -> pd.DataFrame | None:
 
 
 def read_elements(path: Path, wanted: Wanted) -> anndata.AnnData:
-    """An .h5ad or .zarr; raises Damaged."""
+    """Read an .h5ad or .zarr; raises Damaged."""
     file = opened(path)
     try:
         return read_cells(file, "", path, wanted)
@@ -244,8 +251,11 @@ def read_elements(path: Path, wanted: Wanted) -> anndata.AnnData:
 
 
 def of_raw(adata: anndata.AnnData, path: Path) -> anndata.AnnData:
-    """The cells with raw's counts and genes as X and var; where there is no raw but a layer of that
-    name, as they are. Raises LAYER_MISSING, LAYER_AMBIGUOUS, FILE_UNREADABLE."""
+    """Return the cells with raw.X and raw.var as X and var.
+
+    If there is no raw but a layer of that name, the cells are returned unchanged. Raises
+    LAYER_MISSING, LAYER_AMBIGUOUS (both exist), FILE_UNREADABLE.
+    """
     check_readable(adata, "raw", str(path))
     if adata.raw is None and RAW in adata.layers:
         return adata
@@ -270,8 +280,10 @@ def of_raw(adata: anndata.AnnData, path: Path) -> anndata.AnnData:
 
 
 def stored_bytes(path: str | Path) -> int:
-    """Bytes that the counts of an .h5ad or .zarr take in memory, by what the largest of X, layers
-    and raw.X stores; 0 of other formats."""
+    """Estimate the bytes that the counts of an .h5ad or .zarr take in memory; 0 for other formats.
+
+    Counts are taken to be the matrix with the most stored entries among X, layers and raw.X.
+    """
     path = Path(path)
     if ending(path) not in (".h5ad", ".zarr") or not path.exists():
         return 0
@@ -281,26 +293,28 @@ def stored_bytes(path: str | Path) -> int:
         found += [file["layers"][name] for name in names_in(file, "layers")]
         sizes = [x["data"].shape[0] if is_sparse(x) else x.size for x in found]
         close(file)
-    except Exception:  # whatever it is, read_any says what is wrong with the file
+    except Exception:  # read_any reports what is wrong with the file
         return 0
     return BYTES * max(sizes, default=0)
 
 
 def read_any(path: str | Path, wanted: Wanted = Wanted()) -> anndata.AnnData:
-    """The AnnData in `path`; raises FILE_* errors. What is wanted `lazily` is on disk where the
-    format allows it (.h5ad, .h5mu, .zarr)."""
+    """Read `path` as AnnData; raises FILE_*, FOLDER_SAMPLES, LAYER_MISSING, LAYER_AMBIGUOUS.
+
+    Counts wanted `lazily` stay on disk if the format allows it (.h5ad, .h5mu, .zarr).
+    """
     path = Path(path)
     adata = read_file(path, wanted)
     return of_raw(adata, path) if wanted.counts == RAW else adata
 
 
 def ending(path: Path) -> str:
-    """What a file's name ends in, however it is written."""
+    """Return the suffix of a file name in lower case."""
     return path.suffix.lower()
 
 
 def read_file(path: Path, wanted: Wanted) -> anndata.AnnData:
-    """What is in a file, by its ending."""
+    """Read a file with the reader of its suffix."""
     check_input(path, "`path`")
     if ending(path) in (".h5ad", ".h5", ".h5mu"):
         open_hdf5(path)

@@ -1,4 +1,4 @@
-"""The registry: which gene, batch, covariate and label is which number in a model."""
+"""The registry: the order, and so the indices, of a model's genes, batches, covariates, labels."""
 
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -10,26 +10,27 @@ from atlasmap.data.depth import GIVEN, tree_in
 from atlasmap.data.label_tree import LabelTree
 from atlasmap.errors import AtlasmapError, listed
 
-# Where prepared cells have their protein counts (NaN: not measured), and the columns' names.
+# obsm key of protein counts in prepared cells (NaN: not measured), and uns key of their names.
 PROTEINS, PROTEIN_NAMES = "protein_counts", "protein_names"
-# What a prepared reference (the first: its latent and atlas, too) keeps of the config in uns.
+# uns keys of a prepared reference for values of the config; the first is also in its latent and
+# in an atlas.
 UNLABELED = "unlabeled_category"
 CATEGORICAL, CONTINUOUS = "categorical_covariates", "continuous_covariates"
 
 
 def unlabeled_in(cells: anndata.AnnData) -> str:
-    """What cells without a label are called in a prepared reference, its latent or an atlas."""
+    """Return the label of unlabelled cells in a prepared reference, its latent or an atlas."""
     return str(cells.uns.get(UNLABELED, "Unknown"))
 
 
 def covariates_in(cells: anndata.AnnData) -> tuple[list[str], list[str]]:
-    """Categorical and continuous covariates of a prepared reference."""
+    """Return the names of the categorical and continuous covariates of a prepared reference."""
     keys = CATEGORICAL, CONTINUOUS
     return tuple([str(name) for name in cells.uns.get(key, [])] for key in keys)
 
 
 def lacking(adata: anndata.AnnData) -> dict[str, list[str]]:
-    """Proteins that were not measured in a batch, of batches that lack any."""
+    """Map batches to the proteins that were not measured in them; complete batches are left out."""
     names = np.asarray(adata.uns[PROTEIN_NAMES], object)
     batch, out = adata.obs["batch"].astype(str).to_numpy(), {}
     for name in sorted(set(batch)):
@@ -41,9 +42,13 @@ def lacking(adata: anndata.AnnData) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Registry:
-    """Order of everything a model counts. `categorical` and `continuous` are covariates; without
-    `proteins` the cells have genes alone; `proteins_missing` are those that a batch lacks.
-    `label_parents` is the tree above the labels."""
+    """Ordered names of genes, batches, labels, covariates and proteins; an index is a code in the
+    model.
+
+    `categorical` maps covariate to its categories; `continuous` lists covariates. `proteins` is
+    empty without CITE-seq; `proteins_missing` maps batch to proteins that were not measured in it.
+    `label_parents` maps label to parent, for the ancestors of `labels`.
+    """
 
     genes: list[str]
     symbols: list[str] | None
@@ -58,7 +63,7 @@ class Registry:
 
     @classmethod
     def of(cls, adata: anndata.AnnData) -> "Registry":
-        """The registry of a prepared reference."""
+        """Build the registry of a prepared reference."""
         unlabeled, (categorical, continuous) = unlabeled_in(adata), covariates_in(adata)
         symbols = adata.var["symbol"].astype(str).tolist() if "symbol" in adata.var else None
         labels = sorted(set(adata.obs["label"]) - {unlabeled})
@@ -76,12 +81,12 @@ class Registry:
         )
 
     def as_dict(self) -> dict:
-        """For JSON; a tree where there is one."""
+        """Return the registry for JSON; an empty `label_parents` is left out."""
         said = asdict(self)
         return {key: of for key, of in said.items() if of or key != "label_parents"}
 
     def new_categories(self, obs) -> dict[int, list[str]]:
-        """Categories in `obs` that the registry lacks, by covariate number (0: batch), sorted."""
+        """Map covariate index (0: batch) to the sorted categories in `obs` that are new."""
         columns = {"batch": self.batches, **self.categorical}
         return {
             k: sorted(set(obs[key].astype(str)) - set(known))
@@ -91,7 +96,10 @@ class Registry:
     def extended(
         self, new: dict[int, list[str]], proteins_missing: dict[str, list[str]] | None = None
     ) -> "Registry":
-        """With new categories at the end of each covariate's list; what new batches lack."""
+        """Return a registry with `new` categories (covariate index → names) appended.
+
+        `proteins_missing`: proteins that were not measured in the new batches.
+        """
         categorical = {
             key: known + new.get(k, [])
             for k, (key, known) in enumerate(self.categorical.items(), start=1)
@@ -104,22 +112,21 @@ class Registry:
 
     @property
     def n_categories(self) -> tuple[int, ...]:
-        """Categories of each covariate, batch first."""
+        """Number of categories of each categorical covariate, batch first."""
         return (len(self.batches), *(len(known) for known in self.categorical.values()))
 
     def codes(self, obs) -> np.ndarray:
-        """Numbers of cells' categories (cells × covariates, batch first); raises
-        CATEGORY_UNKNOWN."""
+        """Category codes (cells × categorical covariates, batch first); raises CATEGORY_UNKNOWN."""
         columns = {"batch": self.batches, **self.categorical}
         return np.stack([self.numbers(obs, key, known) for key, known in columns.items()], 1)
 
     @cached_property
     def labels_above(self) -> dict[str, list[str]]:
-        """Labels that stand above others, and which labels each is or stands above."""
+        """Map each ancestor of `labels` to those labels that are below it or equal it."""
         return LabelTree(self.label_parents).labels_below(self.labels)
 
     def label_codes(self, obs) -> np.ndarray:
-        """Numbers of cells' labels, then of labels above others; −1 without one."""
+        """Label codes (cells): labels first, then ancestor labels; −1 without a label."""
         if "label" not in obs or not self.labels:
             return np.full(len(obs), -1, np.int64)
         number = {name: k for k, name in enumerate(self.labels)}
@@ -130,8 +137,11 @@ class Registry:
         return codes.fillna(-1).to_numpy(np.int64)
 
     def may_be(self) -> np.ndarray | None:
-        """Which labels cells may have, by their code (codes and, last, −1; × labels): those below
-        a label above others, else all. None where no label is above others."""
+        """Mask of the labels that a cell may have, by its label code (codes × labels).
+
+        The rows of ancestor labels allow the labels below; other rows, and the last one (code −1),
+        allow all. None if there are no ancestor labels.
+        """
         if not self.labels_above:
             return None
         rows = [[name in below for name in self.labels] for below in self.labels_above.values()]
@@ -140,7 +150,7 @@ class Registry:
         return out
 
     def numbers(self, obs, key: str, known: list[str]) -> np.ndarray:
-        """Numbers of a column's values; raises CATEGORY_UNKNOWN."""
+        """Codes of a column's values: indices in `known`; raises CATEGORY_UNKNOWN."""
         number = {name: k for k, name in enumerate(known)}
         values = obs[key].astype(str)
         unknown = sorted(set(values) - set(number))
@@ -154,7 +164,7 @@ class Registry:
         return values.map(number).to_numpy(np.int64)
 
     def measured(self) -> np.ndarray:
-        """Whether a batch has a protein (batches × proteins)."""
+        """Mask of the proteins measured in each batch (batches × proteins)."""
         return np.array(
             [
                 [name not in self.proteins_missing.get(batch, ()) for name in self.proteins]
@@ -163,8 +173,10 @@ class Registry:
         )
 
     def protein_counts(self, adata: anndata.AnnData) -> np.ndarray:
-        """Protein counts (cells × proteins, float32) of prepared cells, NaN where not measured;
-        raises PROTEINS_DIFFER."""
+        """Return protein counts of prepared cells (cells × proteins, float32; NaN: not measured).
+
+        Raises PROTEINS_DIFFER if the proteins are not the registry's, in its order.
+        """
         found = [str(name) for name in adata.uns.get(PROTEIN_NAMES, [])]
         if found != self.proteins:
             raise AtlasmapError(

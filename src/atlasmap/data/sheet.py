@@ -1,4 +1,4 @@
-"""A row of the sheet of data sets, as the workflow passes it on."""
+"""A row of the sheet of data sets, as the workflow passes it to commands."""
 
 from typing import Annotated, Literal
 
@@ -57,7 +57,7 @@ class Dataset(Columns):
 
 
 def check_builtin(path: str) -> None:
-    """Raise SHEET_BUILTIN for a name that no builtin data set has."""
+    """Raise SHEET_BUILTIN for an unknown builtin data set."""
     if path.startswith("builtin:") and path not in BUILTIN:
         raise AtlasmapError(
             "SHEET_BUILTIN",
@@ -68,7 +68,7 @@ def check_builtin(path: str) -> None:
 
 
 def filter_invalid(dataset: Dataset, error: ValueError, mend: str) -> AtlasmapError:
-    """FILTER_INVALID."""
+    """Return the error FILTER_INVALID."""
     return AtlasmapError(
         "FILTER_INVALID",
         expected="comparisons of columns of obs: batch in ['a', 'b'] and n_genes >= 200",

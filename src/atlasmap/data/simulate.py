@@ -1,8 +1,8 @@
-"""An atlas of our own making: counts of a cell-type tree in batches, the query's shifted more.
+"""Simulated atlas: counts of a tree of cell types in batches; query batches are shifted more.
 
-A cell's counts are Poisson(library × gene share × gamma noise): negative binomial with variance
-mean + mean² / INVERSE_DISPERSION. A gene's share is the product of its mean, its type's profile
-and its batch's shift, scaled to sum to one over genes.
+Counts are Poisson(library size × gene fraction × gamma noise), i.e. negative binomial with variance
+mean + mean² / INVERSE_DISPERSION. A gene's fraction is the product of its mean, the profile of the
+cell's type and the shift of its batch, normalised to sum to one over genes.
 """
 
 from collections.abc import Iterator
@@ -20,25 +20,25 @@ from atlasmap.data.simulate_proteins import add_proteins
 from atlasmap.errors import AtlasmapError
 from atlasmap.settings import SimulateSettings
 
-# Fitted so that an atlas of 6,000 × 1,500 is as hard as the simulated one that development began
-# with: 17 % non-zero, and logistic regression on 30 reference components names 79 % of the known
-# query cells, 76 % of a reference batch left out. Standard deviations are of natural logarithms.
-MEAN_SHAPE = 0.35  # gamma shape of gene means: most genes rare, a few at several counts a cell
-MEAN_FLOOR = 0.003  # share of the average mean that the rarest gene has, so that none is all zero
-LINEAGE_SHARE = 0.15  # share of genes that set a lineage apart from the root
-TYPE_SHARE = 0.025  # share of genes that set a type apart within its lineage
-MIN_CHANGED = 12  # genes that change at least, so that few genes do not mean huge changes
-LINEAGE_SIGNAL = 7.2  # standard deviations of a cell's counts between lineage and root
-TYPE_SIGNAL = 3.3  # the same between a type and its lineage
-CLOSE_SIGNAL = 2.2  # the same between the two of a close pair
-ZIPF_EXPONENT = 1.0  # the r-th most abundant type has 1 / r of the first's cells
-COMPOSITION_SD = 0.1  # of a type's abundance from batch to batch
-BATCH_SD = 0.3  # of every gene, independent in each batch
-CHEMISTRY_SD = 0.3  # of every gene, shared by the query batches, on top of BATCH_SD
-DEPTH = 450.0  # counts of a cell at which types are as far apart as said above
-CAPTURE_EFFICIENCY = 0.83  # counts of the query's chemistry for one of the reference's
-DEPTH_SPREAD = 0.44  # shallowest and deepest batch lie exp(∓ this) from the middle
-LIBRARY_SD = 0.35  # of a cell's depth within its batch
+# Tuned so that an atlas of 6,000 cells × 1,500 genes has 17 % non-zero counts, and logistic
+# regression on 30 components of the reference labels 79 % of the query cells of known types
+# correctly, and 76 % of a held-out reference batch. Standard deviations (_SD) are of natural logs.
+MEAN_SHAPE = 0.35  # gamma shape of gene means: most genes rare, a few with several counts per cell
+MEAN_FLOOR = 0.003  # minimum gene mean, as a fraction of the average, so that no gene is all zero
+LINEAGE_SHARE = 0.15  # fraction of genes that differ between lineage and root
+TYPE_SHARE = 0.025  # fraction of genes that differ between a type and its lineage
+MIN_CHANGED = 12  # minimum number of changed genes, so that with few genes changes stay moderate
+LINEAGE_SIGNAL = 7.2  # distance of lineage and root, in standard deviations of a cell's counts
+TYPE_SIGNAL = 3.3  # the same for a type and its lineage
+CLOSE_SIGNAL = 2.2  # the same for the two types of a close pair
+ZIPF_EXPONENT = 1.0  # the r-th most abundant type has 1 / r as many cells as the first
+COMPOSITION_SD = 0.1  # of a type's abundance between batches
+BATCH_SD = 0.3  # of a gene's shift, independent per batch
+CHEMISTRY_SD = 0.3  # of a gene's shift shared by all query batches, added to that of BATCH_SD
+DEPTH = 450.0  # library size at which the *_SIGNAL distances hold
+CAPTURE_EFFICIENCY = 0.83  # library size of query batches relative to reference batches
+DEPTH_SPREAD = 0.44  # log ratio of the largest (smallest) library size of a batch to the middle
+LIBRARY_SD = 0.35  # of a cell's library size within its batch
 INVERSE_DISPERSION = 3.0  # biological noise: 1 / squared coefficient of variation
 
 CHUNK_CELLS = 1000  # dense rows in memory at once
@@ -51,38 +51,38 @@ class Types:
     names: np.ndarray
     """(T,) `L<lineage>.<type>`."""
     profiles: np.ndarray
-    """(T, G) relative expression, positive, a row's scale is arbitrary."""
+    """(T, G) positive relative expression; the scale of a row is arbitrary."""
     abundances: np.ndarray
-    """(T,) shares of cells, sum 1."""
+    """(T,) fractions of cells, sum 1."""
     novel: int
     """Index of the type that only the query has."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: how deep and how shifted it is, and whom it holds."""
+    """One batch: library size, gene shifts and cell-type composition."""
 
     name: str
     role: str
     """reference or query."""
     depth: float
-    """Median counts a cell."""
+    """Median library size (counts per cell)."""
     shift: np.ndarray
-    """(G,) factors on genes."""
+    """(G,) factor per gene."""
     composition: np.ndarray
-    """(T,) shares of cells, sum 1."""
+    """(T,) fractions of cells, sum 1."""
 
 
 def simulate(settings: SimulateSettings) -> anndata.AnnData:
-    """Simulate an atlas of `n_cells` × `n_genes`, the cells spread evenly over the batches.
+    """Simulate an atlas of `n_cells` × `n_genes` with equally large batches.
 
     X is CSR float32 of raw counts. obs: batch (batch0…, query0…), cell_type (L0.0…), lineage (L0…),
-    role (reference or query); batches lie one after another, cells within one in random order.
-    The type that `novel_type` names is in the query alone. The same settings give the same bits.
-    At most CHUNK_CELLS cells are dense at a time.
+    role (reference or query). Cells are ordered by batch, and random within a batch. The type
+    returned by `novel_type` is in the query only. Equal settings give identical results. At most
+    CHUNK_CELLS cells are dense at a time.
 
-    Raises SIMULATION_TOO_SMALL where there are fewer cells than batches, and ValueError for a
-    negative seed. A type that is due less than one cell of a batch may be missing from it.
+    Raises SIMULATION_TOO_SMALL if there are fewer cells than batches, and ValueError for a negative
+    seed. A type with an expected number of less than one cell in a batch may be missing from it.
     """
     drawn = [(obs, list(chunks)) for obs, chunks in by_batch(settings)]
     counts = sparse.vstack([chunk for _, chunks in drawn for chunk in chunks], format="csr")
@@ -94,8 +94,10 @@ def simulate(settings: SimulateSettings) -> anndata.AnnData:
 
 
 def write_simulated(settings: SimulateSettings, path: Path) -> None:
-    """Write `simulate`'s atlas (.h5ad) in pieces: no more than CHUNK_CELLS cells are in memory at a
-    time (with proteins, whose truth is dense, all are)."""
+    """Write the atlas of `simulate` as .h5ad with at most CHUNK_CELLS cells in memory at a time.
+
+    With proteins, whose true values are dense, all cells are in memory.
+    """
     if settings.proteins:
         simulate(settings).write_h5ad(path)
         return
@@ -107,7 +109,7 @@ def write_simulated(settings: SimulateSettings, path: Path) -> None:
 def by_batch(
     settings: SimulateSettings,
 ) -> Iterator[tuple[pd.DataFrame, Iterator[sparse.csr_matrix]]]:
-    """Obs and counts of each batch, the counts in pieces."""
+    """Yield obs and counts (in row blocks) of each batch; raises SIMULATION_TOO_SMALL."""
     n_batches = settings.n_reference_batches + settings.n_query_batches
     if settings.n_cells < n_batches:
         raise AtlasmapError(
@@ -116,7 +118,7 @@ def by_batch(
             found=f"{settings.n_cells} cells for {n_batches} batches",
             mend="raise simulate.n_cells or lower simulate.n_reference_batches, n_query_batches",
         )
-    # Streams of their own, so that more cells or batches leave the tree as it was.
+    # Separate random streams: the number of cells or batches does not change the tree.
     for_types, for_batches, for_cells = np.random.default_rng(settings.seed).spawn(3)
     types = grow_types(settings, for_types)
     batches = draw_batches(settings, types, for_batches)
@@ -130,7 +132,7 @@ def by_batch(
 def named(
     frames: list[pd.DataFrame], settings: SimulateSettings
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Obs of all batches (categorical), and var."""
+    """Return obs of all batches (categorical columns, cell names), and var."""
     whole = {
         key: union_categoricals([frame[key].astype("category") for frame in frames])
         for key in frames[0]
@@ -141,17 +143,16 @@ def named(
 
 
 def novel_type(settings: SimulateSettings) -> str:
-    """Name of the type that only the query has: L3.1, or the tree's last type where L3.1 is not."""
+    """Name of the type that only the query has: L3.1, or the last type of a tree without L3.1."""
     if settings.n_lineages > 3 and settings.n_types_per_lineage > 1:
         return "L3.1"
     return f"L{settings.n_lineages - 1}.{settings.n_types_per_lineage - 1}"
 
 
 def grow_types(settings: SimulateSettings, rng: np.random.Generator) -> Types:
-    """Draw the tree: root, lineages apart from the root, types apart from their lineage.
+    """Sample the tree: lineages differ from the root, types from their lineage.
 
-    In lineages of three types or more the last branches off the first rather than off the lineage:
-    a close pair.
+    In lineages of three or more types, the last type branches off the first one: a close pair.
     """
     n_per = settings.n_types_per_lineage
     root = np.log(rng.gamma(MEAN_SHAPE, 1 / MEAN_SHAPE, settings.n_genes) + MEAN_FLOOR)
@@ -172,12 +173,12 @@ def grow_types(settings: SimulateSettings, rng: np.random.Generator) -> Types:
 def draw_change(
     parent: np.ndarray, share: float, signal: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """(G,) log fold changes from log means `parent` (G,): zero but for about `share` of the genes.
+    """Sample log fold changes (G,) from log means `parent` (G,), non-zero for about a fraction
+    `share` of the genes.
 
-    The changed genes are spread evenly over the ranks of `parent`, and the changes scaled to
-    `signal`: the root of the sum, over genes, of (expected difference)² / (count variance) at
-    DEPTH. Otherwise how many changed genes happen to be expressed would make a type plain or
-    hidden, and one seed's atlas far harder than another's.
+    Changed genes are spread evenly over the ranks of `parent`. Changes are scaled to `signal`: the
+    root of the sum over genes of (expected difference)² / (count variance) at DEPTH. Without this,
+    the expression of the changed genes would make the difficulty vary much between seeds.
     """
     n_changed = min(parent.size, max(MIN_CHANGED, round(share * parent.size)))
     ranks = (np.arange(n_changed) + rng.random(n_changed)) * parent.size / n_changed
@@ -190,10 +191,10 @@ def draw_change(
 
 
 def draw_abundances(n_types: int, novel: int, rng: np.random.Generator) -> np.ndarray:
-    """(T,) Zipf shares in random order; the novel type's rank is fixed, a quarter of the way down.
+    """Sample abundances (T,): Zipf fractions in random order, except the novel type at rank T / 4.
 
-    A novel type that took the first rank by chance would leave the reference without its main
-    type; one at the last would hardly be seen in the query.
+    A novel type of the first rank would leave the reference without its main type; one of the last
+    rank would hardly be in the query.
     """
     ranked = np.arange(1, n_types + 1) ** -ZIPF_EXPONENT
     ranked /= ranked.sum()
@@ -202,7 +203,7 @@ def draw_abundances(n_types: int, novel: int, rng: np.random.Generator) -> np.nd
 
 
 def draw_batches(settings: SimulateSettings, types: Types, rng: np.random.Generator) -> list[Batch]:
-    """Draw the batches, the reference's first; the query's share one chemistry."""
+    """Sample the batches, reference first; query batches share one chemistry shift."""
     n_genes = settings.n_genes
     chemistry = rng.normal(0, CHEMISTRY_SD, n_genes)
     known = types.abundances * (np.arange(types.names.size) != types.novel)
@@ -229,9 +230,9 @@ def draw_batches(settings: SimulateSettings, types: Types, rng: np.random.Genera
 
 
 def draw_spread(n_batches: int, rng: np.random.Generator) -> np.ndarray:
-    """(n_batches,) log depths about zero: evenly spaced, in random order.
+    """Return log library-size factors (n_batches,): evenly spaced about zero, in random order.
 
-    Even, since free draws for two query batches would make some seeds far harder than others.
+    Evenly spaced because random values for few batches would make some seeds much harder.
     """
     if n_batches == 1:
         return np.zeros(1)
@@ -239,9 +240,9 @@ def draw_spread(n_batches: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_members(composition: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """(size,) type indices in random order, every type within one cell of its share.
+    """Sample type indices (size,) in random order; each type is within one cell of its expectation.
 
-    Systematic sampling, so that a type that is due one cell is never missing.
+    Systematic sampling: a type with an expectation of one cell or more is never missing.
     """
     ticks = (np.arange(size) + rng.random()) / size
     edges = np.cumsum(composition)
@@ -251,9 +252,9 @@ def draw_members(composition: np.ndarray, size: int, rng: np.random.Generator) -
 def draw_counts(
     expression: np.ndarray, members: np.ndarray, depth: float, rng: np.random.Generator
 ) -> Iterator[sparse.csr_matrix]:
-    """Counts (≤ CHUNK_CELLS, G), CSR float32, of the cells whose types `members` lists.
+    """Yield counts (≤ CHUNK_CELLS, G), CSR float32, of cells with type indices `members`.
 
-    `expression` (T, G) is on any scale, `depth` in counts a cell.
+    `expression` (T, G) is on any scale; `depth` is the median library size.
     """
     shares = (expression / expression.sum(axis=1, keepdims=True)).astype(np.float32)
     for start in range(0, members.size, CHUNK_CELLS):
@@ -266,7 +267,7 @@ def draw_counts(
 
 
 def describe(batch: Batch, cell_types: np.ndarray) -> pd.DataFrame:
-    """Obs of one batch's cells, the types given by name."""
+    """Return obs of one batch; `cell_types` are names."""
     return pd.DataFrame(
         {
             "batch": batch.name,

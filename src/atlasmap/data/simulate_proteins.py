@@ -1,8 +1,9 @@
 """Proteins of the simulated atlas: known background and foreground, missing panels, batch effects.
 
-A protein is a marker of a lineage or of some types. In a cell it is foreground or not; counts are
-negative binomial with a mean of efficiency × background, of which the foreground is a multiple. A
-batch has an efficiency and an ambient background a protein, a cell its share of the ambient.
+A protein is a marker of a lineage or of some types, and in each cell either foreground or
+background. Counts are negative binomial with mean efficiency × background, for foreground times a
+fold change. Efficiency and ambient background are per batch and protein, scaled by a factor per
+cell for the background.
 """
 
 import anndata
@@ -11,20 +12,20 @@ import pandas as pd
 
 from atlasmap.settings import SimulateSettings
 
-LINEAGE_MARKERS = 0.6  # share of proteins that mark a whole lineage; others mark single types
-TYPES_A_MARKER = 3  # types that the others mark
-FOREGROUND_IN_MARKED, FOREGROUND_ELSEWHERE = 0.95, 0.02  # probability of a cell
+LINEAGE_MARKERS = 0.6  # fraction of proteins that mark a whole lineage; others mark some types
+TYPES_A_MARKER = 3  # types that each other marker marks
+FOREGROUND_IN_MARKED, FOREGROUND_ELSEWHERE = 0.95, 0.02  # probability that a cell is foreground
 BACKGROUND, BACKGROUND_SD = 6.0, 0.5  # median mean count, log standard deviation over proteins
-AMBIENT_SD = 0.3  # of a protein's background from batch to batch (log)
-CELL_SD = 0.3  # of a cell's share of the ambient (log)
+AMBIENT_SD = 0.3  # of a protein's background between batches (log)
+CELL_SD = 0.3  # of the background between cells (log)
 FOLD, FOLD_SD = 14.0, 0.5  # foreground over background: median, log standard deviation
-TYPE_FOLD_SD = 0.3  # of that from type to type
-EFFICIENCY_SD = 0.2  # of a batch's efficiency for a protein (log)
+TYPE_FOLD_SD = 0.3  # of the fold change between types (log)
+EFFICIENCY_SD = 0.2  # of the efficiency between batches and proteins (log)
 INVERSE_DISPERSION = 6.0
 
 
 def marked(types: list[str], n: int, rng: np.random.Generator) -> np.ndarray:
-    """Which type has which protein (types × proteins), each type and lineage at least one."""
+    """Sample the mask of marker proteins (types × proteins); lineages, then types, take turns."""
     lineage = np.array([name.split(".")[0] for name in types])
     lineages, out = np.unique(lineage), np.zeros((len(types), n), bool)
     n_lineage = round(LINEAGE_MARKERS * n)
@@ -32,20 +33,20 @@ def marked(types: list[str], n: int, rng: np.random.Generator) -> np.ndarray:
         if k < n_lineage:
             out[lineage == lineages[k % len(lineages)], k] = True
         else:
-            first = (k - n_lineage) % len(types)  # the types in turn, and some more
+            first = (k - n_lineage) % len(types)  # each type in turn, with others at random
             others = rng.choice(len(types), TYPES_A_MARKER - 1, replace=False)
             out[np.unique([first, *others]), k] = True
     return out
 
 
 def add_proteins(adata: anndata.AnnData, settings: SimulateSettings) -> None:
-    """Give simulated cells `settings.proteins` proteins, in place.
+    """Add `settings.proteins` simulated proteins to obsm, in place.
 
-    obsm protein_expression (a table; only zeros where a batch lacks a protein: the last
-    `missing_proteins` in the first reference batch and the first query batch), and the truth:
-    protein_counts_true, protein_foreground (bool), protein_denoised_true (foreground mean or 0).
+    protein_expression has the counts (a table). The last `missing_proteins` proteins are zero in
+    the first reference batch and the first query batch, as if not measured. True values are in
+    protein_counts_true, protein_foreground (bool) and protein_denoised_true (foreground mean or 0).
     """
-    rng = np.random.default_rng([settings.seed, 1])  # genes are the same with and without
+    rng = np.random.default_rng([settings.seed, 1])  # separate: proteins do not change gene counts
     n, names = settings.proteins, [f"P{k:02d}" for k in range(settings.proteins)]
     types, of_cell = np.unique(adata.obs["cell_type"], return_inverse=True)
     batches, in_batch = np.unique(adata.obs["batch"], return_inverse=True)

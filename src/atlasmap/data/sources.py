@@ -1,4 +1,4 @@
-"""Data sets that are fetched or made rather than given: URLs, the PBMC 68k subset, a simulation."""
+"""Data sets that are downloaded or generated: URLs, the PBMC 68k subset, the simulated atlas."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ RAW_DECIMALS = 6e-4  # raw.X is rounded to three decimals
 
 
 def pbmc68k() -> anndata.AnnData:
-    """The PBMC 68k subset inside scanpy (700 cells × 765 genes), its counts recovered.
+    """Return scanpy's PBMC 68k subset (700 cells × 765 genes) with counts recovered from raw.X.
 
-    raw.X is log1p of counts scaled to 10,000 a cell, rounded to three decimals, and n_counts is the
-    cell's total. obs: batch (GEM well), bulk_labels. Raises PBMC68K_CHANGED where counts scaled and
-    logged again are not raw.X.
+    raw.X is log1p of counts scaled to 10,000 per cell, rounded to three decimals; n_counts is the
+    library size. obs: batch (GEM well), bulk_labels. Raises PBMC68K_CHANGED if the recovered
+    counts, normalised again, differ from raw.X.
     """
     import scanpy
 
@@ -49,7 +49,7 @@ def pbmc68k() -> anndata.AnnData:
 
 
 def fetch(source: str, out: Path, sha256: str, simulation: SimulateSettings) -> str:
-    """Write the data set that `source` (URL or builtin:…) names to `out`; returns its sha256.
+    """Write the data set `source` (URL or builtin:…) to `out`; returns its sha256.
 
     Raises DOWNLOAD_*, URL_SCHEME, SHEET_BUILTIN.
     """

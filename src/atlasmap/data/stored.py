@@ -1,7 +1,7 @@
-"""Elements of an .h5ad, .h5mu or .zarr, each checked before anything relies on it.
+"""Checked reading of single elements of .h5ad, .h5mu and .zarr files.
 
-Lengths are compared before they are allocated, and pointers and indices before they are followed:
-of a matrix in memory once, of one that stays on disk in each block that is read.
+Lengths are checked before memory is allocated, and sparse pointers and indices before they are
+used: once for a matrix in memory, per block for one that stays on disk.
 """
 
 from collections.abc import Callable
@@ -29,15 +29,15 @@ from atlasmap.data.structure import (
 from atlasmap.errors import AtlasmapError
 
 SPARSE = ("csr_matrix", "csc_matrix", "csr", "csc")
-UNREADABLE = "_unreadable"  # key of uns: what of a file could not be read, and why
+UNREADABLE = "_unreadable"  # uns key: element that could not be read → reason
 SMALL, LARGEST_RATIO = (
     2**24,
     1100,
-)  # bytes that are never doubted; of an array, for each in the file
+)  # arrays up to SMALL bytes are trusted; larger ones up to LARGEST_RATIO bytes per stored byte
 
 
 def opened(path: Path):
-    """The HDF5 file or zarr store at `path`, for reading."""
+    """Open the HDF5 file or zarr store at `path` for reading."""
     if path.suffix.lower() == ".zarr":
         import zarr
 
@@ -52,10 +52,13 @@ def close(file) -> None:
 
 
 def child(group, name: str, path: str):
-    """What a group has under a name; raises Damaged if it is not there, or a link to nowhere."""
+    """Return element `name` of a group, whose path is `path`.
+
+    Raises Damaged if it is missing, a broken link, or fails `check_honest`.
+    """
     try:
         found = group[name]
-    except Exception as error:  # h5py, zarr and codecs raise what they like
+    except Exception as error:  # h5py, zarr and codecs raise many types
         raise Damaged(f"{path}/{name} is missing or cannot be opened".lstrip("/")) from error
     if isinstance(found, h5py.Dataset):
         check_honest(found, f"{path}/{name}".lstrip("/"))
@@ -63,8 +66,8 @@ def child(group, name: str, path: str):
 
 
 def check_honest(array: h5py.Dataset, path: str) -> None:
-    """Raise Damaged for values that lie in another file which is not there, or that are not in the
-    file at all, whatever length it says they have."""
+    """Raise Damaged for external storage, for a virtual data set with a missing source file, and
+    for a declared size that is implausible given the stored bytes."""
     if array.external:
         raise Damaged(f"the values of {path} lie in another file")
     if array.is_virtual:
@@ -80,7 +83,7 @@ def check_honest(array: h5py.Dataset, path: str) -> None:
 
 
 def attribute(element, key: str, default: str) -> str:
-    """An attribute as text, however it was written."""
+    """Return an attribute as text (it may be stored as bytes)."""
     return plain_text(element.attrs.get(key, default))
 
 
@@ -89,7 +92,10 @@ def attribute(element, key: str, default: str) -> str:
 
 @dataclass(frozen=True)
 class SparseParts:
-    """A sparse group's layout, compared with the shape (cells × genes) that it must have."""
+    """A sparse matrix in a file, whose layout was checked.
+
+    `kind`: its scipy class; `shape`: cells × genes; `pointers`: indptr.
+    """
 
     group: Any
     kind: type
@@ -98,7 +104,7 @@ class SparseParts:
 
     @classmethod
     def of(cls, group, shape: tuple[int, int], path: str) -> "SparseParts":
-        """Raises Damaged where lengths, shape or pointers do not fit; reads the pointers alone."""
+        """Check a group against the expected shape; only the pointers are read. Raises Damaged."""
         told = np.asarray(group.attrs.get("shape", group.attrs.get("h5sparse_shape", ())))
         if told.shape != (2,) or tuple(told) != shape:
             raise Damaged(f"{path} says its shape is {told.tolist()}, not {list(shape)}")
@@ -106,7 +112,7 @@ class SparseParts:
 
     @classmethod
     def laid_out(cls, group, kind: str, shape: tuple[int, int], path: str) -> "SparseParts":
-        """The same of a group that is known to be `kind` (csr, csc)."""
+        """Check a group of format `kind` (csr, csc) by its arrays only; raises Damaged."""
         arrays = {name: child(group, name, path) for name in ("data", "indices", "indptr")}
         sizes = {name: getattr(array, "shape", None) for name, array in arrays.items()}
         n_major = shape[0] if kind == "csr" else shape[1]
@@ -121,8 +127,8 @@ class SparseParts:
         )
 
     def rows(self, first: int, last: int):
-        """Rows (of CSC: columns) `first` to under `last` as a matrix of `kind`, values as stored;
-        raises Damaged."""
+        """Read rows (CSC: columns) `first` to `last` (exclusive), values as stored; raises
+        Damaged."""
         at = slice(int(self.pointers[first]), int(self.pointers[last]))
         data, indices = numbers(self.group["data"][at]), self.group["indices"][at]
         is_csr = self.kind is sparse.csr_matrix
@@ -136,7 +142,7 @@ class SparseParts:
 
 
 def sparse_kind(stored) -> str:
-    """csr or csc; empty if an element of a file is no sparse matrix."""
+    """Return csr or csc; empty if an element is no sparse matrix."""
     told = attribute(stored, "encoding-type", attribute(stored, "h5sparse_format", ""))
     return told[:3] if told in SPARSE else ""
 
@@ -147,12 +153,13 @@ def is_sparse(stored) -> bool:
 
 
 def has_rows(file, path: str) -> bool:
-    """Whether some rows of a matrix can be read without the others."""
+    """Whether rows of a matrix can be read separately (any format but CSC)."""
     return sparse_kind(child(file, path, "")) != "csc"
 
 
 def naming(path: str, read: Callable):
-    """What `read` gives; what is Damaged, or cannot be read, is said to be at `path`."""
+    """Return `read()`; its exceptions become Damaged with `path` in the message, except
+    MemoryError."""
     try:
         return read()
     except Damaged as error:
@@ -166,8 +173,10 @@ def naming(path: str, read: Callable):
 
 
 def read_matrix(group, path: str, shape: tuple[int, int]):
-    """A matrix (cells × genes) of a file in memory, sparse or dense, values as stored; raises
-    Damaged."""
+    """Read a sparse or dense matrix of this shape (cells × genes) into memory, values as stored.
+
+    Raises Damaged.
+    """
 
     def read():
         stored = child(group, path, "")
@@ -183,8 +192,10 @@ def read_matrix(group, path: str, shape: tuple[int, int]):
 
 
 def lazy_matrix(file: Path, path: str, group, shape: tuple[int, int]):
-    """The same as a dask array of blocks of rows, each read and checked when it is asked for (CSC
-    has no rows to read: it is one block). `path` leads to the matrix from the file's root.
+    """Return a matrix as a dask array of row blocks, which are read and checked when computed.
+
+    A CSC matrix is one block. `path` is the matrix's path from the root of `group`, the opened
+    `file`. Raises Damaged.
     """
     import dask.array as da
 
@@ -210,8 +221,10 @@ def lazy_matrix(file: Path, path: str, group, shape: tuple[int, int]):
 
 @dataclass(frozen=True, eq=False)
 class BlockOf:
-    """Reads the k-th block of ROWS rows of a matrix on disk, or all of CSC; `sparse` is the kind
-    and the pointers of a sparse one."""
+    """Callable that reads block k (ROWS rows; all of a CSC matrix) of a matrix on disk.
+
+    `sparse`: scipy class and index pointers of a sparse matrix; None of a dense one.
+    """
 
     file: Path
     path: str
@@ -237,7 +250,7 @@ class BlockOf:
 
 
 def read_index(group, path: str) -> pd.Index:
-    """Names of cells or genes; raises Damaged."""
+    """Read the index (names of cells or genes) of a table as text; raises Damaged."""
 
     def read():
         values = np.asarray(read_elem(child(group, attribute(group, "_index", "_index"), path)))
@@ -245,20 +258,22 @@ def read_index(group, path: str) -> pd.Index:
             raise Damaged(f"the names have shape {values.shape}")
         names = pd.Index(values).map(plain_text)
         for name in names:
-            name.encode()  # what no file that is written later could hold
+            name.encode()  # raises for text that could not be written to an output file
         return names
 
     return naming(path, read)
 
 
 def plain_text(value) -> str:
-    """A name as text."""
+    """Return a name as text."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def read_table(group, path: str, unreadable: dict[str, str]) -> pd.DataFrame:
-    """obs or var. Columns that cannot be read are left out and noted in `unreadable` (element →
-    why); raises Damaged where there are no names."""
+    """Read obs or var; raises Damaged if its index cannot be read.
+
+    Columns that cannot be read are left out and recorded in `unreadable` (element → reason).
+    """
     names = read_index(group, path)
     order = np.atleast_1d(np.asarray(group.attrs.get("column-order", ()), object)).tolist()
     table = {}
@@ -271,7 +286,7 @@ def read_table(group, path: str, unreadable: dict[str, str]) -> pd.DataFrame:
 
 
 def column(group, key: str, path: str, n: int):
-    """A column of a table with `n` rows, as pandas keeps it; raises whatever hinders."""
+    """Read a column of a table with `n` rows as a pandas array; raises any exception."""
     stored = child(group, key, path)
     parts = {"codes", "values", "mask"} & set(getattr(stored, "keys", tuple)())
     for part in ("", *parts):
@@ -285,14 +300,14 @@ def column(group, key: str, path: str, n: int):
         raise Damaged(f"it has shape {np.shape(values)} and type {values.dtype}, in {n} rows")
     for text in getattr(values, "categories", ()):
         str(text).encode()
-    if isinstance(values, np.ndarray):  # numbers of this machine, or texts of any kind as objects
+    if isinstance(values, np.ndarray):  # native byte order; any kind of text as objects
         native = values.dtype.newbyteorder("=") if values.dtype.kind in NUMBERS else object
         values = values.astype(native, copy=False)
     return pd.Series(values).array
 
 
 def check_readable(adata: anndata.AnnData, element: str, name: str) -> None:
-    """Raise FILE_UNREADABLE if an element that is needed was left out on reading."""
+    """Raise FILE_UNREADABLE if a required element could not be read from the file."""
     why = adata.uns.get(UNREADABLE, {}).get(element)
     if why:
         raise AtlasmapError(
@@ -304,7 +319,10 @@ def check_readable(adata: anndata.AnnData, element: str, name: str) -> None:
 
 
 def tolerant(path: str, unreadable: dict[str, str], read: Callable) -> Any | None:
-    """What `read` gives, or None and a note of what hinders, where nobody may need it."""
+    """Return `read()`; if it fails, record the reason in `unreadable` and return None.
+
+    For elements that may not be needed; `check_readable` raises if one is.
+    """
     try:
         return naming(path, read)
     except (Damaged, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""What the arrays of a sparse matrix must be, so that no loop over it leaves the matrix.
+"""Consistency checks of the arrays of a sparse matrix (CSR; CSC with rows and columns swapped).
 
-Nothing makes the three arrays of a matrix from a file fit together: an index or a pointer that
-leads outside ends in a wrong count, or in a crash of whatever follows it.
+The three arrays of a matrix from a file may be inconsistent. Compiled code does not check them, so
+an index or pointer out of range gives wrong counts or a crash.
 """
 
 import numpy as np
@@ -9,16 +9,16 @@ from scipy import sparse
 
 from atlasmap.data.blocks import PIECE
 
-NUMBERS = "biuf"  # kinds of arrays that can hold counts
+NUMBERS = "biuf"  # dtype kinds that can hold counts
 
 
 class Damaged(ValueError):
-    """An element that is missing, or whose parts do not fit together; says which and how."""
+    """An element of a file is missing or inconsistent; the message says which and how."""
 
 
 def check_pointers(pointers: np.ndarray, n_rows: int, n_stored: int, n_columns: int) -> None:
-    """Row pointers (rows + 1) of `n_stored` entries: whole numbers that rise from 0 to `n_stored`,
-    in each row by at most `n_columns`; raises Damaged."""
+    """Raise Damaged unless row pointers (rows + 1) are integers that increase from 0 to `n_stored`
+    by at most `n_columns` per row."""
     if pointers.dtype.kind not in "iu" or pointers.shape != (n_rows + 1,):
         raise Damaged(
             f"indptr has shape {pointers.shape} and type {pointers.dtype}, "
@@ -36,7 +36,7 @@ def check_pointers(pointers: np.ndarray, n_rows: int, n_stored: int, n_columns: 
 
 
 def check_range(indices: np.ndarray, n_columns: int) -> None:
-    """Column indices: whole numbers from 0 to under `n_columns`; raises Damaged."""
+    """Raise Damaged unless column indices are integers from 0 to `n_columns` − 1."""
     if indices.dtype.kind not in "iu":
         raise Damaged(f"indices are of type {indices.dtype}, not whole numbers")
     for first in range(0, len(indices), PIECE):
@@ -48,7 +48,7 @@ def check_range(indices: np.ndarray, n_columns: int) -> None:
 
 
 def strictly_rising(indices: np.ndarray, pointers: np.ndarray) -> bool:
-    """Whether column indices rise within each row."""
+    """Whether column indices are strictly increasing within each row."""
     starts = pointers[1:-1]
     for first in range(0, len(indices) - 1, PIECE):
         part = indices[first : first + PIECE + 1]
@@ -56,15 +56,17 @@ def strictly_rising(indices: np.ndarray, pointers: np.ndarray) -> bool:
         own = starts[
             np.searchsorted(starts, first + 1) : np.searchsorted(starts, first + len(part))
         ]
-        rises[own - first - 1] = True  # from one row to the next
+        rises[own - first - 1] = True  # pairs across two rows are not compared
         if not rises.all():
             return False
     return True
 
 
 def check_twice(matrix: sparse.csr_matrix | sparse.csc_matrix) -> None:
-    """Sort the indices of a matrix whose pointers and indices are in range; raises Damaged if one
-    is in a row twice."""
+    """Sort the indices of a matrix in place; raises Damaged for duplicate entries.
+
+    Pointers and indices must be in range.
+    """
     if strictly_rising(matrix.indices, matrix.indptr):
         return
     matrix.sort_indices()
@@ -73,8 +75,7 @@ def check_twice(matrix: sparse.csr_matrix | sparse.csc_matrix) -> None:
 
 
 def check_sparse(matrix: sparse.csr_matrix | sparse.csc_matrix) -> None:
-    """A matrix in memory that may have come from anywhere; its indices are sorted. Raises
-    Damaged."""
+    """Check a matrix in memory and sort its indices in place; raises Damaged."""
     n_major, n_minor = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
     n_stored = len(matrix.data)
     if len(matrix.indices) != n_stored:
@@ -85,8 +86,10 @@ def check_sparse(matrix: sparse.csr_matrix | sparse.csc_matrix) -> None:
 
 
 def numbers(values: np.ndarray) -> np.ndarray:
-    """Values in this machine's byte order, in a type that sparse matrices can hold; raises Damaged
-    for what no count can be."""
+    """Return values in native byte order; bool and float16 become float32, for sparse matrices.
+
+    Raises Damaged for a dtype that is not numeric.
+    """
     if values.dtype.kind not in NUMBERS:
         raise Damaged(f"values are of type {values.dtype}, not numbers")
     if values.dtype.kind == "b" or values.dtype == np.float16:

@@ -1,4 +1,4 @@
-"""What 10x Genomics' software and STARsolo write: .h5 files, and folders with matrix.mtx."""
+"""Readers of 10x Genomics and STARsolo output: .h5 files, and folders with matrix.mtx."""
 
 import csv
 from pathlib import Path
@@ -13,13 +13,13 @@ from atlasmap.data.structure import Damaged, check_sparse, numbers
 from atlasmap.errors import AtlasmapError, listed
 
 GENE, ANTIBODY = "Gene Expression", "Antibody Capture"  # feature types
-LARGEST_RATIO = 300  # entries of a matrix for each byte of its (compressed) text
+LARGEST_RATIO = 300  # maximum entries per byte of the (compressed) mtx file
 
 
 def read_10x_h5(path: Path) -> anndata.AnnData:
-    """A 10x .h5 indexed by gene id, counts as they are stored; raises Damaged."""
+    """Read a 10x .h5, indexed by gene id, counts as stored; raises Damaged."""
     with h5py.File(path) as file:
-        if "matrix" not in file:  # before Cell Ranger 3
+        if "matrix" not in file:  # format before Cell Ranger 3
             return read_old_h5(path)
         group = child(file, "matrix", "")
         features = child(group, "features", "matrix")
@@ -32,7 +32,7 @@ def read_10x_h5(path: Path) -> anndata.AnnData:
 
 
 def texts(group, key: str, n: int) -> list[str]:
-    """`n` names of a group; raises Damaged."""
+    """Read the `n` texts of array `key` of a group; raises Damaged."""
     stored = child(group, key, "matrix")
     if stored.shape != (n,):
         raise Damaged(f"matrix: {key} has shape {stored.shape}, not {(n,)}")
@@ -40,7 +40,7 @@ def texts(group, key: str, n: int) -> list[str]:
 
 
 def read_old_h5(path: Path) -> anndata.AnnData:
-    """The same as Cell Ranger 2 wrote it, a group a genome; raises Damaged."""
+    """Read a 10x .h5 of Cell Ranger 2, with one group per genome; raises Damaged."""
     import scanpy
 
     adata = scanpy.read_10x_h5(path, gex_only=False)
@@ -51,13 +51,15 @@ def read_old_h5(path: Path) -> anndata.AnnData:
 
 
 def is_10x_folder(path: Path) -> bool:
-    """Whether a folder holds matrix.mtx, or {prefix}matrix.mtx.gz."""
+    """Whether a path is a folder with a file {prefix}matrix.mtx[.gz]."""
     return path.is_dir() and any(path.glob("*matrix.mtx*"))
 
 
 def read_10x_mtx(path: Path) -> anndata.AnnData:
-    """A folder with {prefix}matrix.mtx[.gz] and its features (or genes) and barcodes, compressed
-    or not; names are texts as they stand there. Raises Damaged, FOLDER_SAMPLES."""
+    """Read a folder with {prefix}matrix.mtx, features.tsv (or genes.tsv) and barcodes.tsv [.gz].
+
+    Raises Damaged; FOLDER_SAMPLES for files of several samples.
+    """
     found = sorted(path.glob("*matrix.mtx*"))
     samples = sorted({name.name.partition("matrix.mtx")[0] for name in found})
     if len(samples) > 1:
@@ -78,7 +80,10 @@ def read_10x_mtx(path: Path) -> anndata.AnnData:
 
 
 def table(folder: Path, prefix: str, names: tuple[str, ...]) -> pd.DataFrame:
-    """A table without header, all texts; raises Damaged if none of its names is there."""
+    """Read a tab-separated table without header as texts, from the first of `names` that exists.
+
+    Raises Damaged if none exists.
+    """
     tried = [folder / f"{prefix}{name}{end}" for name in names for end in (".gz", "")]
     found = next((path for path in tried if path.is_file()), None)
     if found is None:
@@ -88,7 +93,7 @@ def table(folder: Path, prefix: str, names: tuple[str, ...]) -> pd.DataFrame:
 
 
 def read_mtx(path: Path, shape: tuple[int, int]):
-    """Counts (cells × genes) of a matrix (genes × cells) in Matrix Market form; raises Damaged."""
+    """Read a Matrix Market file (genes × cells), transposed to cells × genes; raises Damaged."""
     from scipy.io import mminfo, mmread
 
     rows, columns, entries, _, field, _ = naming(path.name, lambda: mminfo(path))
@@ -109,7 +114,7 @@ def read_mtx(path: Path, shape: tuple[int, int]):
 def with_antibodies(
     counts, barcodes: list[str], ids: list[str], symbols: list[str], kinds: list[str]
 ) -> anndata.AnnData:
-    """Genes alone (cells × genes), with Antibody Capture features as obsm protein_expression."""
+    """Return the genes as AnnData, with Antibody Capture features in obsm protein_expression."""
     kind, symbol = np.array(kinds, dtype=object), np.array(symbols, dtype=object)
     is_gene, is_antibody = kind == GENE, kind == ANTIBODY
     var = pd.DataFrame({"gene_symbols": symbol, "feature_types": kind}, index=pd.Index(ids))

@@ -1,6 +1,6 @@
-"""Highly variable genes of counts that have no room in memory: seurat_v3 by batch, in two passes.
+"""Highly variable genes (seurat_v3 per batch) of counts on disk, in two passes over the blocks.
 
-The same choice as scanpy.pp.highly_variable_genes(flavor="seurat_v3", batch_key=...) makes of a
+Selects the same genes as scanpy.pp.highly_variable_genes(flavor="seurat_v3", batch_key=...) for a
 matrix in memory (Stuart et al. 2019, Cell 177:1888; Hafemeister & Satija 2019 for the clipping).
 """
 
@@ -11,9 +11,10 @@ from atlasmap.data.blocks import in_blocks
 
 
 def sums_by_batch(matrix, batch: np.ndarray, n_batches: int, most=None) -> np.ndarray:
-    """Sums and sums of squares (2 × batches × genes) of each gene's counts in each batch.
+    """Sums and sums of squares of counts per batch and gene (2 × batches × genes).
 
-    `batch` has each cell's number, `most` (batches × genes) what counts are clipped to.
+    `batch`: batch code of each cell; `most` (batches × genes): upper limit that counts are clipped
+    to.
     """
     out, first = np.zeros((2, n_batches, matrix.shape[1])), 0
     for block in in_blocks(matrix):
@@ -30,8 +31,8 @@ def sums_by_batch(matrix, batch: np.ndarray, n_batches: int, most=None) -> np.nd
 
 
 def expected_deviation(mean: np.ndarray, variance: np.ndarray, span: float) -> np.ndarray:
-    """Standard deviation (genes) that a gene of such a mean has, by loess of log variance on log
-    mean; raises ValueError where it cannot be fitted."""
+    """Expected standard deviation (genes) given the mean, by a loess fit of log variance on log
+    mean; raises ValueError if the fit fails."""
     from skmisc.loess import loess
 
     varies, logs = variance > 0, np.zeros(len(mean))
@@ -42,9 +43,12 @@ def expected_deviation(mean: np.ndarray, variance: np.ndarray, span: float) -> n
 
 
 def variable_genes(matrix, batch: pd.Series, n: int, span: float) -> np.ndarray:
-    """Mask of the `n` genes of `matrix` (cells × genes) that are variable in most batches: by
-    median rank of their variance beyond what their mean gives, among batches where they rank
-    under `n`."""
+    """Mask of the `n` most variable genes of `matrix` (cells × genes), as seurat_v3 ranks them.
+
+    Genes are ranked per batch by the variance of their standardised, clipped counts. They are then
+    ordered by the median rank over batches where they are in the top `n`, ties by the number of
+    these batches. Raises ValueError if a loess fit fails.
+    """
     codes, names = pd.factorize(batch.astype(str), sort=True)
     size = np.bincount(codes)[:, None]
     total, squares = sums_by_batch(matrix, codes, len(names))
@@ -64,5 +68,5 @@ def variable_genes(matrix, batch: pd.Series, n: int, span: float) -> np.ndarray:
 
 
 def masked_median(values: np.ndarray) -> np.ndarray:
-    """Median of each column (batches × genes) without NaN; NaN where there is nothing else."""
+    """Median of each column (batches × genes), ignoring NaN; NaN for columns of NaN."""
     return np.ma.median(np.ma.masked_invalid(values), axis=0).filled(np.nan)

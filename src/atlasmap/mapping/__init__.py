@@ -1,1 +1,1 @@
-"""Mapping: a trained reference, and query batches placed in its space. AnnData in, bundle out."""
+"""Mapping: training references, and mapping query batches onto them. AnnData in, bundle out."""

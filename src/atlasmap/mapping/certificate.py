@@ -1,7 +1,7 @@
-"""The surgery certificate: proof that the reference did not move, and by how much the query did.
+"""The surgery certificate: checks that the reference is unchanged, and how far the query moved.
 
-What the reference says of cells of its own is taken down before surgery and again after it, bit for
-bit: its weights, its golden cells, and real reference cells where their counts are at hand.
+Weights, outputs for the golden cells, and embeddings of some reference cells (if their counts are
+available) are recorded before surgery and compared bit by bit after it.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from atlasmap.models.random import keyed_seed
 from atlasmap.training.cells import Cells
 
 FILE = "certificate.json"
-N_PROBE = 1000  # reference cells that are embedded anew
+N_PROBE = 1000  # reference cells in the probe
 
 
 def probe_cells(path: Path) -> anndata.AnnData:
-    """Some cells of a prepared reference, always the same; the others are not read."""
+    """Read a fixed random subset of N_PROBE cells of a prepared reference."""
     backed = anndata.read_h5ad(path, backed="r")
     rng = np.random.default_rng(keyed_seed(0, "probe", backed.n_obs))
     at = np.sort(rng.choice(backed.n_obs, min(N_PROBE, backed.n_obs), replace=False))
@@ -38,8 +38,8 @@ def probe_cells(path: Path) -> anndata.AnnData:
 
 @dataclass(frozen=True)
 class Witness:
-    """What a model says of reference cells: hash of its weights, golden outputs, a probe's latent
-    and soft labels (None without a probe)."""
+    """A model's state: hash of its reference weights, golden outputs, and embedding of the probe
+    cells (None without a probe)."""
 
     weights: str
     golden: dict[str, np.ndarray]
@@ -47,7 +47,11 @@ class Witness:
 
 
 def witness(model: torch.nn.Module, registry: Registry, probe: anndata.AnnData | None) -> Witness:
-    """Ask a model about its golden cells and `probe`; `registry` is the reference's own."""
+    """Compute the witness of a model.
+
+    `registry` is that of the reference, without categories of queries; `probe` has prepared
+    reference cells.
+    """
     device = next(model.parameters()).device
     golden = golden_outputs(model, golden_cells(registry, registry.batches, device))
     asked = None if probe is None else embed(model, encode(registry, probe, device))
@@ -55,9 +59,10 @@ def witness(model: torch.nn.Module, registry: Registry, probe: anndata.AnnData |
 
 
 def unmoved(before: Witness, after: Witness) -> dict:
-    """What of the reference is as it was, bit for bit; raises REFERENCE_MOVED if anything is not.
+    """Compare two witnesses bit by bit; raises REFERENCE_MOVED if they differ.
 
-    Keys: weights_sha256, n_golden_cells, n_probe_cells, and what was compared.
+    Returns for the certificate: unchanged, compared (what was compared), weights_sha256,
+    n_golden_cells, n_probe_cells.
     """
     same = {"weights": before.weights == after.weights}
     for name, values in before.golden.items():
@@ -87,8 +92,10 @@ def unmoved(before: Witness, after: Witness) -> dict:
 
 @contextlib.contextmanager
 def frozen_rows(model: torch.nn.Module) -> Iterator[None]:
-    """New categories at the mean of the reference's rows for a while: the encoder as it was, for a
-    cell of an average reference batch."""
+    """Set the rows of new categories to the mean of the reference's rows inside the context.
+
+    This gives the encoder before surgery, applied to cells of an average reference batch.
+    """
     tables = [m for m in model.modules() if isinstance(m, CategoryTable) and len(m.appended)]
     trained = [table.appended.data for table in tables]
     for table in tables:
@@ -102,10 +109,10 @@ def frozen_rows(model: torch.nn.Module) -> Iterator[None]:
 
 
 def displacement(model: torch.nn.Module, cells: Cells, said: Embedding) -> dict:
-    """How far surgery moved the query's latent from where the frozen encoder puts it.
+    """Distance of the query's latent (`said`) from that of the frozen encoder, over cells.
 
-    Distances a cell, in units of the latent and of the cell's posterior standard deviation; the
-    share of cells whose label changed.
+    median, q90 and max in units of the latent; the median also in units of the cell's posterior
+    standard deviation; labels_changed: fraction of cells whose most probable label changed.
     """
     with frozen_rows(model):
         frozen = embed(model, cells)
@@ -125,9 +132,9 @@ def displacement(model: torch.nn.Module, cells: Cells, said: Embedding) -> dict:
 
 def certificate(before: Witness, after: Bundle, probe: anndata.AnnData | None,
                 registry: Registry, cells: Cells, said: Embedding) -> dict:  # fmt: skip
-    """What certificate.json says of a mapping; raises REFERENCE_MOVED.
+    """Return the content of certificate.json for a mapping; raises REFERENCE_MOVED.
 
-    `registry` is the reference's, `cells` and `said` the query's.
+    `registry` is that of the reference; `cells` and `said` are the query's cells and embedding.
     """
     about, model = after.about, after.model
     return {

@@ -1,5 +1,7 @@
-"""De novo: no reference model is kept; reference and query are trained on together, the query
-unlabelled (as in the scANVI label-transfer tutorial)."""
+"""De novo: reference and query trained jointly, the query unlabelled.
+
+As in the scANVI label-transfer tutorial; there is no reference model.
+"""
 
 import anndata
 import pandas as pd
@@ -12,9 +14,9 @@ from atlasmap.mapping.query import joined, query_latent
 
 
 def with_query(reference: anndata.AnnData, queries: list[anndata.AnnData]) -> anndata.AnnData:
-    """Prepared reference and query batches as one reference: X counts, obs batch, label, role.
+    """Concatenate prepared reference and query batches: X counts, obs with batch, label, role.
 
-    True labels of the query are not taken along.
+    Query cells are unlabelled; their obs `truth` is dropped.
     """
     whole = anndata.concat(
         [reference, joined(queries)], join="outer", keys=["reference", "query"], label="role",
@@ -28,8 +30,8 @@ def with_query(reference: anndata.AnnData, queries: list[anndata.AnnData]) -> an
 
 
 def apart(latent: anndata.AnnData) -> tuple[anndata.AnnData, anndata.AnnData]:
-    """Split the latent of a joint model: the reference's cells, and the query's as mappings write
-    them."""
+    """Split the latent of a jointly trained model into the reference's cells and the query's, the
+    latter in the format of a mapping."""
     of_reference = (latent.obs["role"] == "reference").to_numpy()
     query = latent[~of_reference]
     soft = query.obsm.get("soft_labels")

@@ -1,7 +1,7 @@
-"""What totalVI says of each cell: genes and proteins without noise, proteins without background.
+"""totalVI's denoised expression: genes without noise, proteins without noise and background.
 
-Proteins that were not measured in a cell's batch are imputed: decoded as if the cell were of the
-reference's batches that have them, averaged over these.
+Proteins that were not measured in a cell's batch are imputed: decoded with the batch codes of the
+reference batches where they were measured, and averaged over these batches.
 """
 
 from collections.abc import Iterator
@@ -22,32 +22,34 @@ from atlasmap.models.totalvi import ProteinDistribution, Totalvi
 from atlasmap.models.vae import Minibatch, Posterior
 from atlasmap.settings import DenoiseSettings
 
-CHUNK = 256  # cells at a time
-DEPTH = 10_000  # counts that denoised expression is scaled to
+CHUNK = 256  # cells per minibatch
+DEPTH = 10_000  # library size that denoised gene expression is scaled to
 PROTEIN, FOREGROUND, RNA = "denoised_protein", "foreground_probability", "denoised_rna"
 FILE = "denoised.h5ad"
-# obsm that an atlas takes along.
+# obsm keys that are copied to a latent and an atlas.
 OF_PROTEINS = (PROTEIN, f"{PROTEIN}_lower", f"{PROTEIN}_upper", FOREGROUND)
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The same for all cells, so that what is said of a cell does not depend on those around it:
-    of the latent (draws × latent) and of the background (draws × proteins)."""
+    """Standard normal noise for the latent (samples × latent) and background (samples × proteins).
+
+    Shared by all cells, so that the result of a cell does not depend on the other cells.
+    """
 
     latent: Tensor
     background: Tensor
 
     @classmethod
     def of(cls, model: Totalvi, n: int, device: torch.device) -> "Draws":
-        """`n` draws."""
+        """Generate noise for `n` posterior samples with a fixed seed."""
         rng = keyed_generator(0, "denoise")
         shapes = (n, model.settings.n_latent), (n, model.shape.n_proteins)
         return cls(*(torch.randn(shape, generator=rng).to(device) for shape in shapes))
 
 
 def positions(posterior: Posterior, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each draw of a posterior (cells × latent) with its draw of the background."""
+    """Yield posterior samples (cells × latent), each with its background noise (proteins)."""
     for of_latent, of_background in zip(draws.latent, draws.background, strict=True):
         latent = posterior.latent
         yield latent.mean + latent.var.sqrt() * of_latent, of_background
@@ -56,8 +58,11 @@ def positions(posterior: Posterior, draws: Draws) -> Iterator[tuple[Tensor, Tens
 def denoised_proteins(
     protein: ProteinDistribution, of_background: Tensor, counts: Tensor | None = None
 ) -> Tensor:
-    """Denoised proteins and foreground probabilities (2 × cells × proteins) of a draw; the latter
-    given the `counts` of the cells (cells × proteins), where there are any."""
+    """Stack denoised proteins and foreground probabilities (2 × cells × proteins) of one
+    posterior sample.
+
+    The probabilities are conditioned on `counts` (cells × proteins) if these are given.
+    """
     background = protein.back_mean + protein.back_sd * of_background
     drawn = replace(protein, log_background=background)
     share = drawn.foreground_probability if counts is None else drawn.foreground_given(counts)
@@ -67,11 +72,11 @@ def denoised_proteins(
 def imputed(
     model: Totalvi, cells: Minibatch, posterior: Posterior, draws: Draws, has: Tensor
 ) -> Tensor:
-    """Denoised proteins and foreground probabilities (2 × draws × cells × proteins) as if the cells
-    were of the reference batches that `has` (batches × proteins) says measured them.
+    """Impute denoised proteins and foreground probabilities (2 × samples × cells × proteins).
 
-    `posterior` is that of the cells' own batch. Only proteins that some of the cells lack are
-    filled in.
+    Cells are decoded with the codes of the reference batches where a protein was measured (`has`,
+    batches × proteins), and averaged over these. `posterior` is that of the cells' own batch. Only
+    proteins that some of the cells lack are imputed; others are zero.
     """
     has = has & ~cells.measured.all(0)
     sums = torch.zeros(2, len(draws.latent), *cells.measured.shape, device=has.device)
@@ -84,14 +89,17 @@ def imputed(
 
 
 def intervals(name: str, values: Tensor, level: float) -> dict[str, Tensor]:
-    """Mean (`name`) and central interval (_lower, _upper) over draws (draws × cells × features)."""
+    """Mean (`name`) and central `level` interval (`name`_lower, `name`_upper) over samples.
+
+    `values` are samples × cells × features; results are cells × features.
+    """
     tail = (1 - level) / 2
     lower, upper = torch.quantile(values, torch.tensor([tail, 1 - tail]).to(values), 0)
     return {name: values.mean(0), f"{name}_lower": lower, f"{name}_upper": upper}
 
 
 def take_proteins(latent: anndata.AnnData, denoised: anndata.AnnData) -> None:
-    """Give a latent what totalVI says of the proteins of the same cells."""
+    """Copy protein counts and denoised proteins of the same cells to a latent, in place."""
     for key in OF_PROTEINS:
         latent.obsm[key] = denoised.obsm[key]
     latent.uns[PROTEIN_NAMES] = denoised.uns[PROTEIN_NAMES]
@@ -100,17 +108,18 @@ def take_proteins(latent: anndata.AnnData, denoised: anndata.AnnData) -> None:
 def denoised_of(
     bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings
 ) -> anndata.AnnData | None:
-    """`denoise`, where the model has proteins."""
+    """Call `denoise`; None if the model has no proteins."""
     return denoise(bundle, adata, settings) if bundle.registry.proteins else None
 
 
 @torch.no_grad()
 def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -> anndata.AnnData:
-    """Prepared cells without noise; obs and protein counts are taken along, gene counts are not.
+    """Denoise prepared cells; returns them with obs and protein counts, but without gene counts.
 
-    layers denoised_rna (expected counts of 10,000), denoised_rna_lower, _upper; obsm
-    denoised_protein (foreground alone), denoised_protein_lower, _upper, foreground_probability
-    (given the count where there is one; scvi-tools gives that of the latent alone).
+    layers (if `settings.rna`): denoised_rna (expected counts at a library size of 10,000),
+    denoised_rna_lower, denoised_rna_upper. obsm: denoised_protein (foreground only),
+    denoised_protein_lower, denoised_protein_upper, foreground_probability (conditioned on the count
+    if measured; scvi-tools conditions on the latent only).
     """
     model, registry = bundle.model, bundle.registry
     device = device_of(model)
@@ -129,7 +138,7 @@ def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -
             else:
                 protein = model.decode_proteins(z, chunk)
             proteins.append(denoised_proteins(protein, of_background, chunk.proteins))
-        both = torch.stack(proteins, 1)  # 2 × draws × cells × proteins
+        both = torch.stack(proteins, 1)  # 2 × samples × cells × proteins
         if not chunk.measured.all():
             both = torch.where(chunk.measured, both, imputed(model, chunk, posterior, draws, has))
         found = intervals(PROTEIN, both[0], settings.interval)
@@ -138,7 +147,7 @@ def denoise(bundle: Bundle, adata: anndata.AnnData, settings: DenoiseSettings) -
             found |= intervals(RNA, torch.stack(rates), settings.interval)
         for name, value in found.items():
             parts.setdefault(name, []).append(value.cpu().numpy())
-    whole = {name: np.concatenate(parts.pop(name)) for name in list(parts)}  # not both at once
+    whole = {name: np.concatenate(parts.pop(name)) for name in list(parts)}  # pop: saves memory
     empty = sparse.csr_matrix(adata.shape, dtype=np.float32)
     var = pd.DataFrame(index=adata.var_names)
     out = anndata.AnnData(empty, adata.obs.drop(columns="truth", errors="ignore").copy(), var)

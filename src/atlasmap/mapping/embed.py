@@ -1,4 +1,4 @@
-"""Latent and label probabilities of cells, in chunks, without gradients."""
+"""Latent and label probabilities of cells, computed in minibatches without gradients."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -12,12 +12,13 @@ from atlasmap.models.surgery import classifier_of, vae_of
 from atlasmap.training.cells import Cells
 
 log = logging.getLogger("atlasmap")
-CHUNK = 512  # cells at a time
+CHUNK = 512  # cells per minibatch
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """`mean` and `var` of q(z | x) (cells × latent); `soft_labels` (cells × labels) or None."""
+    """Mean and variance of q(z | x) (cells × latent); label probabilities `soft_labels` (cells ×
+    labels), or None."""
 
     mean: np.ndarray
     var: np.ndarray
@@ -25,9 +26,9 @@ class Embedding:
 
 
 def embed(model: nn.Module, cells: Cells) -> Embedding:
-    """Deterministic latent of every cell; label probabilities where there is a classifier.
+    """Return the posterior of every cell, and label probabilities if there is a classifier.
 
-    A GPU without the memory for a chunk is given smaller ones.
+    Minibatches are halved while GPU memory is too small.
     """
     size = CHUNK
     while True:
@@ -44,7 +45,7 @@ def embed(model: nn.Module, cells: Cells) -> Embedding:
 
 @torch.no_grad()
 def embed_in_chunks(model: nn.Module, cells: Cells, size: int) -> Embedding:
-    """The same, `size` cells at a time."""
+    """Embed cells in minibatches of `size` cells."""
     vae, classifier = vae_of(model), classifier_of(model)
     out, first = {}, 0
     for chunk in cells.in_order(size):
@@ -53,7 +54,7 @@ def embed_in_chunks(model: nn.Module, cells: Cells, size: int) -> Embedding:
         if classifier is not None:
             said["soft_labels"] = classifier.probabilities(classifier(mean, None))
         for name, part in said.items():
-            # Into its place at once: small parts that are kept leave large holes in memory.
+            # Written to a preallocated array: keeping many small parts fragments memory.
             if not first:
                 out[name] = torch.empty(len(cells), part.shape[1], dtype=part.dtype)
             out[name][first : first + len(part)] = part
@@ -63,7 +64,7 @@ def embed_in_chunks(model: nn.Module, cells: Cells, size: int) -> Embedding:
 
 @torch.no_grad()
 def soft_labels_at(model: nn.Module, latent: np.ndarray) -> np.ndarray | None:
-    """Label probabilities (cells × labels) at positions (cells × latent); None without labels."""
+    """Label probabilities (cells × labels) at `latent` (cells × latent), or None."""
     classifier = classifier_of(model)
     if classifier is None:
         return None
@@ -75,10 +76,10 @@ def soft_labels_at(model: nn.Module, latent: np.ndarray) -> np.ndarray | None:
 def posterior_soft_labels(
     model: nn.Module, mean: np.ndarray, var: np.ndarray, n_draws: int
 ) -> np.ndarray:
-    """Label probabilities (cells × labels) averaged over draws from q(z | x).
+    """Label probabilities (cells × labels) averaged over `n_draws` samples from q(z | x).
 
-    `mean` and `var` are cells × latent. All cells share the draws, so that what is said of a cell
-    does not depend on the cells around it.
+    `mean` and `var` are cells × latent. All cells share the noise, so that the result of a cell
+    does not depend on the other cells.
     """
     device, classifier = next(model.parameters()).device, classifier_of(model)
     noise = torch.randn(n_draws, mean.shape[1], generator=keyed_generator(0, "posterior"))
@@ -87,16 +88,18 @@ def posterior_soft_labels(
         at = slice(start, start + CHUNK)
         centre = torch.as_tensor(mean[at], device=device)
         spread = torch.as_tensor(var[at], device=device).sqrt()
-        z = centre + noise[:, None] * spread  # draws × cells × latent
+        z = centre + noise[:, None] * spread  # samples × cells × latent
         out.append(classifier.probabilities(classifier(z, None)).mean(0).cpu())
     return torch.cat(out).numpy()
 
 
 @torch.no_grad()
 def with_product(model: nn.Module, cells: Cells) -> Cells:
-    """`cells` with what the encoder's first layer makes of each: in surgery it stays as it is, so
-    that the largest product of the encoder is taken once, not every epoch. Not of cells whose
-    counts have no room in memory: the products might have none either."""
+    """Return `cells` with the cached product W1 x + b1 of the encoder's first layer.
+
+    W1 is frozen in surgery, so the encoder's largest matrix product is computed once instead of
+    every epoch. Streamed cells are returned unchanged: their products may not fit in memory either.
+    """
     if cells.counts.streamed:
         return cells
     vae = vae_of(model)

@@ -1,4 +1,4 @@
-"""From names to numbers: prepared cells as tensors, and the shape of a model for them."""
+"""Conversion of prepared cells to tensors, and the shape of a model for them."""
 
 import anndata
 import numpy as np
@@ -12,13 +12,13 @@ from atlasmap.training.streamed import counts_of
 
 
 def shape_of(registry: Registry, library: tuple | None = None) -> Shape:
-    """What a model of this data is built for; `library`: see `Shape`."""
+    """Return the shape of a model for this registry; `library`: see `Shape`."""
     sizes = len(registry.genes), registry.n_categories, len(registry.continuous)
     return Shape(*sizes, library, len(registry.proteins))
 
 
 def encode(registry: Registry, adata: anndata.AnnData, device: torch.device) -> Cells:
-    """Prepared cells as tensors on `device`; cells without `label` in obs are unlabelled.
+    """Convert prepared cells to tensors on `device`; without `label` in obs, cells are unlabelled.
 
     Raises GENES_DIFFER, CATEGORY_UNKNOWN, PROTEINS_DIFFER.
     """

@@ -1,4 +1,4 @@
-"""A trained reference that was taken over: is it what the config counts on, and what is in it."""
+"""Existing reference bundles that a run uses instead of training: checks and facts."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from atlasmap.mapping.embed import soft_labels_at
 from atlasmap.mapping.latent import latent_of, variance_of
 from atlasmap.models.surgery import encoder_sees
 
-SEEN = 200  # cells of the latent that are held against the model
+SEEN = 200  # cells of the latent that are checked against the model
 LEFT_OUT = {
     "scib-metrics": "they compare with the counts of the reference, which is not trained here",
     "loss curves": "the reference is trained already",
@@ -28,9 +28,11 @@ def check_taken(
     folder: Path, variant: str | None, unlabeled: str, categorical: list[str],
     continuous: list[str], levels: list[str], *, frozen: bool = False,
 ) -> None:  # fmt: skip
-    """Load and verify a bundle, and hold it against the config.
+    """Load and verify a bundle, and compare it with the config.
 
-    Raises BUNDLE_* errors, REFERENCE_DIFFERS with every key to correct.
+    `levels`: the config's label_levels; `frozen`: no strategy trains, so the encoder need not see
+    the batch. Raises BUNDLE_* errors, SURGERY_NOOP, and REFERENCE_DIFFERS, which lists every key to
+    correct.
     """
     bundle = load(folder, torch.device("cpu"))
     latent = read_latent(folder)
@@ -72,7 +74,11 @@ def check_taken(
 
 
 def read_latent(folder: Path) -> anndata.AnnData:
-    """reference_latent.h5ad of a bundle; raises BUNDLE_LATENT_MISSING, BUNDLE_LATENT_DIFFERS."""
+    """Read reference_latent.h5ad of a bundle.
+
+    Raises BUNDLE_LATENT_MISSING; BUNDLE_LATENT_DIFFERS for the wrong dimension or values that are
+    not finite.
+    """
     path, about = folder / "reference_latent.h5ad", read_about(folder)
     if not path.is_file():
         raise AtlasmapError(
@@ -97,8 +103,11 @@ def read_latent(folder: Path) -> anndata.AnnData:
 
 
 def read_reference(path: Path) -> anndata.AnnData:
-    """A prepared reference, its latent or an atlas. Of a latent from before these said so, the
-    registry beside it tells what cells without a label are called."""
+    """Read a prepared reference, its latent or an atlas.
+
+    Latents of older versions do not store the unlabeled category; it is then taken from
+    registry.json in the same folder.
+    """
     cells, registry = anndata.read_h5ad(path), path.with_name("registry.json")
     if UNLABELED not in cells.uns and registry.is_file():
         cells.uns[UNLABELED] = read_registry(path.parent).unlabeled_category
@@ -106,9 +115,10 @@ def read_reference(path: Path) -> anndata.AnnData:
 
 
 def check_latent(bundle: Bundle, latent: anndata.AnnData, folder: Path) -> None:
-    """The latent must be this model's: its classifier says there what the file says.
+    """Raise BUNDLE_LATENT_DIFFERS if the latent is of another model.
 
-    Raises BUNDLE_LATENT_DIFFERS.
+    The classifier's probabilities at the latent must equal the stored soft labels; without a
+    classifier nothing is checked.
     """
     said = soft_labels_at(bundle.model, latent_of(latent)[:SEEN])
     stored = latent.obsm.get("soft_labels")
@@ -124,7 +134,7 @@ def check_latent(bundle: Bundle, latent: anndata.AnnData, folder: Path) -> None:
 
 
 def left_out(folder: Path) -> dict[str, str]:
-    """What a reference that was taken over cannot give, and why."""
+    """Map each output that an existing reference cannot give to the reason."""
     if (folder / CALIBRATION).is_file():
         return LEFT_OUT
     why = "its bundle has no calibration.json (atlasmap calibrate makes one)"
@@ -132,7 +142,7 @@ def left_out(folder: Path) -> dict[str, str]:
 
 
 def facts_of(folder: Path) -> dict:
-    """What is in a reference, for contract.json."""
+    """Facts about an existing reference, for contract.json."""
     about, registry, latent = read_about(folder), read_registry(folder), read_latent(folder)
 
     def counted(key: str) -> dict[str, int]:

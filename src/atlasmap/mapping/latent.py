@@ -1,7 +1,7 @@
-"""The reference in latent space: posterior, library sizes and metadata, no counts.
+"""The reference in latent space: posterior, library sizes and metadata, without counts.
 
-It can be shared where counts cannot. Names are scvi-tools' for minified data, so that either reads
-it: obsm `scanvi_latent_qzm`, `scanvi_latent_qzv`, obs `observed_lib_size`.
+It can be shared where counts cannot. Names are those of scvi-tools' minified data, so that both
+tools can read it: obsm `scanvi_latent_qzm`, `scanvi_latent_qzv`, obs `observed_lib_size`.
 """
 
 import anndata
@@ -24,9 +24,10 @@ MEAN, VARIANCE = "_latent_qzm", "_latent_qzv"
 def minified(
     obs: pd.DataFrame, said: Embedding, library: np.ndarray, kind: str, registry: Registry
 ) -> anndata.AnnData:
-    """`obs`, the posterior and library sizes (cells) of a reference that a `kind` model embeds.
+    """Build the minified AnnData of a reference from obs, embedding and library sizes (cells).
 
-    X is empty (cells × genes); soft labels in obsm, their columns in uns soft_label_names.
+    `kind` (scvi, scanvi, totalvi) is the prefix of the obsm keys. X is empty (cells × genes); soft
+    labels are in obsm, the names of their columns in uns soft_label_names.
     """
     var = pd.DataFrame(index=pd.Index(registry.genes))
     if registry.symbols:
@@ -44,7 +45,7 @@ def minified(
 
 
 def latent_of(adata: anndata.AnnData) -> np.ndarray:
-    """Latent (cells × latent) of a mapped query, an atlas or a minified reference.
+    """Posterior mean (cells × latent) of a mapped query, an atlas or a minified reference.
 
     Raises LATENT_MISSING.
     """
@@ -52,12 +53,15 @@ def latent_of(adata: anndata.AnnData) -> np.ndarray:
 
 
 def variance_of(adata: anndata.AnnData) -> np.ndarray:
-    """Variance of q(z | x) (cells × latent) of the same; raises LATENT_MISSING."""
+    """Posterior variance (cells × latent) of a mapped query, an atlas or a minified reference.
+
+    Raises LATENT_MISSING.
+    """
     return of_posterior(adata, "latent_var", VARIANCE)
 
 
 def of_posterior(adata: anndata.AnnData, name: str, ending: str) -> np.ndarray:
-    """What obsm has under our name or under one with scvi-tools' ending."""
+    """Return obsm[name], or the only element with scvi-tools' `ending`; raises LATENT_MISSING."""
     if name in adata.obsm:
         return adata.obsm[name]
     # scvi-tools before 1.2 began the names with an underscore, or with X

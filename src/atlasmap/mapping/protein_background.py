@@ -1,7 +1,7 @@
-"""Where the prior of a protein's background starts: mixtures fitted to single cells.
+"""Initial values of totalVI's prior of protein background, from mixtures fitted to single cells.
 
-As scvi-tools does it: in some cells of each batch a mixture of two normals is fitted to the log
-counts of the cell's proteins; the lower one is background, averaged over the cells.
+As in scvi-tools: for some cells of each batch, a mixture of two normals is fitted to the log counts
+of the cell's proteins. The lower component is background; it is averaged over the cells.
 """
 
 import warnings
@@ -14,17 +14,17 @@ from atlasmap.data.registry import PROTEINS
 from atlasmap.models.random import keyed_seed
 from atlasmap.settings import TotalviSettings
 
-N_CELLS = 100  # a batch
-FEWEST = 5  # proteins that a batch must have for a mixture
-EMPIRICAL_FROM = 11  # proteins
+N_CELLS = 100  # per batch, sampled with replacement
+FEWEST = 5  # minimum number of proteins in a batch for a mixture
+EMPIRICAL_FROM = 11  # proteins from which the empirical prior is the default
 PLAIN, UNKNOWN = (3.0, 1.0), (0.0, 0.05)  # mean and standard deviation of log background
 
 
 def background_prior(
     adata: anndata.AnnData, batches: list[str], settings: TotalviSettings, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Start values of totalVI's tables background_prior_mean and background_prior_log_sd, each
-    batches × proteins, for the prepared cells of `batches`."""
+    """Return initial rows (batches × proteins) of totalVI's tables background_prior_mean and
+    background_prior_log_sd, for `batches` of prepared cells."""
     counts = np.asarray(adata.obsm[PROTEINS], np.float64)
     n_proteins, empirical = counts.shape[1], settings.empirical_protein_background_prior
     if empirical is None:
@@ -41,9 +41,13 @@ def background_prior(
 
 
 def lower_component(counts: np.ndarray, seed: int) -> tuple[float, float]:
-    """Mean and standard deviation of the mean background of one batch's counts (cells × proteins,
-    NaN where not measured)."""
-    from sklearn.exceptions import ConvergenceWarning  # a sixth of what training needs in memory
+    """Mean and standard deviation of log background, averaged over sampled cells of one batch.
+
+    `counts` are cells × proteins, NaN where not measured. The standard deviation is that of the
+    mean over the cells.
+    """
+    # Imported here: sklearn takes a sixth of the memory that training needs.
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     measured = counts[:, ~np.isnan(counts).any(0)]
@@ -57,7 +61,7 @@ def lower_component(counts: np.ndarray, seed: int) -> tuple[float, float]:
             warnings.simplefilter("error", ConvergenceWarning)
             try:
                 mixture.fit(np.log1p(cell)[:, None])
-            except ConvergenceWarning:  # all counts alike
+            except ConvergenceWarning:  # all counts equal
                 found.append(UNKNOWN)
                 continue
         low = mixture.means_.ravel().argmin()

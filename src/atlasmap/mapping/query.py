@@ -36,14 +36,14 @@ from atlasmap.training.loop import fit
 from atlasmap.training.objectives import Unsupervised
 from atlasmap.training.split import split_cells
 
-# Tables by batch that scvi-tools' surgery does not train.
+# Per-batch tables that surgery in scvi-tools does not train.
 LEFT_BY_SCVI_TOOLS = ("log_efficiency", "log_theta", "protein_log_theta")
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """A query on the reference: the operated model, what was appended, the query's latent, and
-    the proof that the reference did not move."""
+    """Result of mapping a query: the model with appended rows, the new categories (covariate index
+    → names), the query's latent, and the surgery certificate."""
 
     bundle: Bundle
     new: dict[int, list[str]]
@@ -54,8 +54,8 @@ class Mapping:
 def query_latent(
     adata: anndata.AnnData, said: Embedding, labels: list[str], keep: list[str]
 ) -> anndata.AnnData:
-    """Latent and soft labels without counts: obs columns `keep`, obsm X_latent, latent_var,
-    soft_labels (columns in uns soft_label_names)."""
+    """Build the latent AnnData of a query, without counts: obs columns `keep`; obsm X_latent,
+    latent_var, soft_labels (names of its columns in uns soft_label_names)."""
     obs = adata.obs[[key for key in keep if key in adata.obs]].copy()
     out = anndata.AnnData(obs=obs, obsm={"X_latent": said.mean, "latent_var": said.var})
     if said.soft_labels is not None:
@@ -65,7 +65,7 @@ def query_latent(
 
 
 def as_train_settings(settings: SurgerySettings, n_cells: int) -> TrainSettings:
-    """Surgery's settings for the loop; weight decay is 0, not an option."""
+    """Convert surgery settings to settings of the training loop; weight decay is always 0."""
     shared = asdict(settings)
     for name in ("surgery_dropout", "as_scvi_tools"):
         shared.pop(name, None)
@@ -76,7 +76,8 @@ def as_train_settings(settings: SurgerySettings, n_cells: int) -> TrainSettings:
 def check_query(
     reference: Bundle, query: anndata.AnnData, new: dict[int, list[str]], strategy: Surgery
 ) -> None:
-    """Raise QUERY_BATCH_IS_REFERENCE or SURGERY_NOOP."""
+    """Raise QUERY_BATCH_IS_REFERENCE if a batch is in the reference, SURGERY_NOOP if the encoder
+    does not see the batch and `strategy` is not `frozen`."""
     clash = sorted(set(query.obs["batch"].astype(str)) & set(reference.registry.batches))
     if clash:
         raise AtlasmapError(
@@ -96,7 +97,7 @@ def check_query(
 
 
 def inputs(query: anndata.AnnData, settings: SurgerySettings, strategy: Surgery, seed: int) -> dict:
-    """What a mapping is made of besides its reference, as settings.json has it."""
+    """Return the inputs of a mapping besides its reference, as settings.json records them."""
     return {
         "seed": seed,
         "strategy": strategy,
@@ -110,8 +111,8 @@ def is_mapped(
     folder: Path, reference: Bundle, query: anndata.AnnData, settings: SurgerySettings,
     strategy: Surgery, seed: int, denoise: dict | None = None,
 ) -> bool:  # fmt: skip
-    """Whether `folder` has this very mapping, whole: delta bundle, latent and certificate; with
-    `denoise` (settings) also the denoised cells."""
+    """Whether `folder` has a complete mapping of these inputs: delta bundle, latent, certificate,
+    and with `denoise` (settings) the denoised cells."""
     try:
         about, records = read_about(folder), recorded(folder)
     except (AtlasmapError, ValueError, KeyError, OSError):  # missing, altered, cut short
@@ -125,8 +126,10 @@ def is_mapped(
 
 
 def without_unknown(query: anndata.AnnData, reference: Registry) -> anndata.AnnData:
-    """A query in which proteins that no reference batch has are not measured: of these the model
-    has learned nothing (a model trained without some batches may lack one)."""
+    """Set proteins that no reference batch has to NaN (not measured): the model never saw them.
+
+    This occurs in models trained without the held-out batches.
+    """
     if not reference.proteins or reference.measured().any(0).all():
         return query
     out = query.copy()
@@ -138,12 +141,14 @@ def map_query(
     reference: Bundle, query: anndata.AnnData, settings: SurgerySettings, strategy: Surgery,
     seed: int, checkpoints: Checkpoints | None = None, probe: anndata.AnnData | None = None,
 ) -> Mapping:  # fmt: skip
-    """Operate on `reference` (consumed) for all batches in `query` at once.
+    """Map all batches in `query` onto `reference` by one surgery; `reference` is modified.
 
-    Start values are keyed by each batch's name, minibatches and noise by the batch's name
-    (`per_batch`: one batch in `query`) or by `joint`; `frozen` trains nothing. What the reference
-    says of itself (and of `probe`, some of its cells) is compared bit by bit before and after:
-    raises REFERENCE_MOVED.
+    `per_batch` takes one batch, `joint` any number, `frozen` trains nothing. `probe`: reference
+    cells for the certificate. The latent has the residual score in obs misfit.
+
+    Initial rows are seeded by the name of the batch; minibatches and noise are seeded by the name
+    of the batch (`per_batch`) or by "all". Raises QUERY_BATCH_IS_REFERENCE, SURGERY_NOOP, and
+    REFERENCE_MOVED if the reference is not bitwise the same afterwards.
     """
     device, own = device_of(reference.model), reference.registry
     new = own.new_categories(query.obs)
@@ -176,8 +181,11 @@ def map_query(
 def start_values(
     model: nn.Module, query: anndata.AnnData, batches: list[str], seed: int
 ) -> dict[str, torch.Tensor]:
-    """Rows that the query's cells give, by table: moments of log library size (batches × 2) where
-    the model infers it; totalVI's prior of the background (batches × proteins)."""
+    """Return initial rows that are computed from the query's cells, by name of the table.
+
+    Moments of log library size (batches × 2) if the model infers it; totalVI's background prior
+    (batches × proteins).
+    """
     vae, out = vae_of(model), {}
     if not vae.settings.use_observed_lib_size:
         out["library_prior"] = torch.tensor(library_moments(query, batches), dtype=torch.float32)
@@ -190,7 +198,7 @@ def append_rows(
     model: nn.Module, query: anndata.AnnData, new: NewCategories, settings: SurgerySettings,
     seed: int, *, frozen: bool = False,
 ) -> None:  # fmt: skip
-    """Freeze the reference and give it rows for the query's categories, which may train."""
+    """Freeze the reference and append rows for the query's categories, which can be trained."""
     starts = start_values(model, query, new[0], seed)
     append_categories(model, new, seed, starts, frozen=frozen)
     if isinstance(settings, TotalviSurgerySettings) and settings.as_scvi_tools:
@@ -202,7 +210,7 @@ def trained_rows(
     reference: Bundle, cells: Cells, settings: SurgerySettings, purpose: str, seed: int,
     checkpoints: Checkpoints | None, about: dict,
 ) -> tuple[pd.DataFrame, dict]:  # fmt: skip
-    """Train the appended rows: the history, and facts of the training."""
+    """Train the appended rows; returns the history and facts about the training."""
     split = split_cells(np.arange(len(cells)), settings.train_size, seed)
     cells = with_product(reference.model, cells)
     objective = Unsupervised(reference.model, cells, split, settings.batch_size, seed, purpose)
@@ -221,11 +229,11 @@ def map_held_out(
     bundle: Bundle, cells: anndata.AnnData, reference: anndata.AnnData, settings: SurgerySettings,
     strategy: Surgery, seed: int, checkpoints: Checkpoints | None = None, n_draws: int = 32,
 ) -> anndata.AnnData:  # fmt: skip
-    """Map a reference batch onto a model (`bundle`, consumed) that was trained without it.
+    """Map a held-out reference batch onto a model trained without it (`bundle`, modified).
 
-    Its latent, with obsm averaged (label probabilities over `n_draws` from the posterior), obs
-    label, misfit (the residual score), and misfit_if_missing: that score if the model lacked the
-    cell's label. `reference` is the latent of the cells that the model was trained on.
+    Returns its latent with obsm averaged (label probabilities averaged over `n_draws` posterior
+    samples), and obs label, misfit (the residual score) and misfit_if_missing (the residual score
+    if the model lacked the cell's label). `reference` is the latent of the training cells.
     """
     mapping = map_query(bundle, cells, settings, strategy, seed, checkpoints)
     latent, labels = mapping.latent, cells.obs["label"].astype(str).to_numpy()
@@ -244,7 +252,7 @@ def map_held_out(
 
 
 def joined(queries: list[anndata.AnnData]) -> anndata.AnnData:
-    """Prepared query batches as one; cells keep their names, which batches may share."""
+    """Concatenate prepared query batches. Cell names are kept and may repeat across batches."""
     if len(queries) == 1:
         return queries[0]
     return anndata.concat(queries, join="outer", merge="same", uns_merge="same")

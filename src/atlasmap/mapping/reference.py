@@ -37,7 +37,7 @@ from atlasmap.training.objectives import SemiSupervised, Unsupervised
 from atlasmap.training.split import Split, split_by_labels, split_cells
 
 SCANVI_EPOCHS = 100
-LEAST_LIBRARY_VARIANCE = 1e-4  # cells of one depth would make the prior a point
+LEAST_LIBRARY_VARIANCE = 1e-4  # equal library sizes would give a prior of zero variance
 
 
 def library_moments(adata: anndata.AnnData, batches: list[str]) -> np.ndarray:
@@ -51,27 +51,28 @@ def library_moments(adata: anndata.AnnData, batches: list[str]) -> np.ndarray:
 def inferred_library(
     adata: anndata.AnnData, registry: Registry, settings: ScviSettings | TotalviSettings
 ) -> tuple[tuple[float, ...], ...] | None:
-    """`library_moments` for the model's shape (2 × batches), where it infers the library size."""
+    """Return `library_moments`, transposed (2 × batches), for the model's shape; None if the model
+    uses observed library sizes."""
     if settings.use_observed_lib_size:
         return None
     return tuple(map(tuple, library_moments(adata, registry.batches).T.tolist()))
 
 
 def warmed_by_step(settings: TrainSettings, n_cells: int) -> TrainSettings:
-    """Settings of totalVI with the steps of the KL warm-up chosen: 0.75 a cell, as scvi-tools,
-    unless it goes by epochs."""
+    """Set the KL warm-up of totalVI to 0.75 steps per cell, as in scvi-tools, unless its epochs or
+    steps are set."""
     if settings.n_epochs_kl_warmup or settings.n_steps_kl_warmup:
         return settings
     return replace(settings, n_steps_kl_warmup=max(1, int(0.75 * n_cells)))
 
 
 def with_epochs(settings: TrainSettings, default: int) -> TrainSettings:
-    """Settings with `max_epochs` chosen."""
+    """Set `max_epochs` to `default` if it is not set."""
     return replace(settings, max_epochs=settings.max_epochs or default)
 
 
 def outcome_facts(outcome: Outcome, split: Split) -> dict:
-    """What training left behind, for settings.json."""
+    """Facts about a training run, for settings.json."""
     return {
         "n_epochs": outcome.n_epochs,
         "n_steps": outcome.n_steps,
@@ -87,7 +88,7 @@ def fit_scvi(
     adata: anndata.AnnData, registry: Registry, settings: ScviSettings, seed: int,
     device: torch.device, checkpoints: Checkpoints | None = None,
 ) -> tuple[Bundle, Split]:  # fmt: skip
-    """Train scVI on a prepared reference (X counts, obs batch); all randomness by `seed`."""
+    """Train scVI on a prepared reference (X counts, obs batch); `seed` fixes all randomness."""
     cells = encode(registry, adata, device)
     library = inferred_library(adata, registry, settings)
     rng = keyed_generator(seed, "scvi", "weights")
@@ -112,7 +113,10 @@ def fit_scanvi(
     adata: anndata.AnnData, scvi: Bundle, settings: ScanviSettings, variant: Variant, seed: int,
     device: torch.device, checkpoints: Checkpoints | None = None,
 ) -> tuple[Bundle, Split]:  # fmt: skip
-    """Train scANVI from scVI's weights on the same cells; raises REFERENCE_DIFFERS."""
+    """Train scANVI from the weights of a scVI model of the same cells.
+
+    Raises REFERENCE_DIFFERS if `scvi` was trained on other data.
+    """
     if scvi.about["data"]["sha256"] != fingerprint(adata):
         raise AtlasmapError(
             "REFERENCE_DIFFERS",
@@ -147,8 +151,8 @@ def fit_totalvi(
     adata: anndata.AnnData, registry: Registry, settings: TotalviSettings, seed: int,
     device: torch.device, checkpoints: Checkpoints | None = None,
 ) -> tuple[Bundle, Split]:  # fmt: skip
-    """Train totalVI on a prepared CITE-seq reference, and where there are labels a classifier on
-    its latent; all randomness by `seed`."""
+    """Train totalVI on a prepared CITE-seq reference, and if there are labels, a classifier on its
+    latent; `seed` fixes all randomness."""
     cells = encode(registry, adata, device)
     library = inferred_library(adata, registry, settings)
     rng = keyed_generator(seed, "totalvi", "weights")
@@ -182,7 +186,7 @@ def fit_totalvi(
 def fit_head(
     model: Totalvi, cells: Cells, split: Split, settings: HeadTrainSettings, seed: int
 ) -> tuple[pd.DataFrame, dict]:
-    """Train the classifier on the latent, which stays as it is: history, and facts of it."""
+    """Train the classifier on the fixed latent; returns the history and facts about training."""
     split = of_labelled(cells.labels.cpu().numpy(), split)
     if not len(split.validation):
         settings = replace(settings, early_stopping=False)
@@ -192,12 +196,15 @@ def fit_head(
     objective = ClassifierHead(model, cells, split, size, seed, purpose, *posterior)
     outcome = fit(objective, TrainSettings(**asdict(settings)), "classifier")
     history = outcome.history.table()
-    own = history["metric"].isin(["classification_loss", "accuracy"])  # others totalVI has too
+    own = history["metric"].isin(
+        ["classification_loss", "accuracy"]
+    )  # others: totalVI has them too
     return history[own], outcome_facts(outcome, split)
 
 
 def of_labelled(labels: np.ndarray, split: Split) -> Split:
-    """Labelled cells of a split; of a label that only validation cells have, these train."""
+    """Restrict a split to labelled cells; validation cells of labels without training cells move to
+    training."""
     train, validation = (part[labels[part] >= 0] for part in (split.train, split.validation))
     unseen = ~np.isin(labels[validation], labels[train])
     return Split(np.concatenate([train, validation[unseen]]), validation[~unseen])
@@ -206,7 +213,7 @@ def of_labelled(labels: np.ndarray, split: Split) -> Split:
 def reference_latent(
     adata: anndata.AnnData, bundle: Bundle, split: Split, device: torch.device
 ) -> anndata.AnnData:
-    """The reference in latent space: what sharing, transfer, maps and metrics need of it."""
+    """Embed the reference and return its minified AnnData, with the split in obs."""
     said = embed(bundle.model, encode(bundle.registry, adata, device))
     obs = adata.obs.copy()
     part = np.full(adata.n_obs, "train", dtype=object)

@@ -1,8 +1,8 @@
-"""How badly the decoder explains a cell and its like: pooled Pearson residuals.
+"""Residual score: how badly the decoder explains a cell and its neighbours (Pearson residuals).
 
-One cell's residuals are mostly noise. Cells of a type that the reference lacks miss the same genes
-in the same direction, so the mean residual over a cell's neighbours in count space keeps what they
-share, while noise and what the whole batch shares (chemistry) are averaged or taken out.
+The residuals of one cell are mostly noise. Cells of a type that the reference lacks deviate in the
+same genes and direction, so the mean residual over a cell's neighbours in count space keeps this
+deviation. Noise is averaged out, and the mean of the batch (chemistry) is subtracted.
 """
 
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ from atlasmap.models.surgery import vae_of
 from atlasmap.training.cells import Cells
 
 N_NEIGHBORS = 40
-SHARE = 8  # of a batch's cells at most one in so many are neighbours
+SHARE = 8  # at most 1 / SHARE of a batch's cells are neighbours of a cell
 N_COMPONENTS = 30
 MAX_ANCHORS = 20_000  # cells whose residuals are held in memory at once
-N_NEAREST = 15  # reference cells that stand in for a label that is left out
+N_NEAREST = 15  # reference cells that replace a missing label
 CHUNK = 512
-CLIP = 10.0  # standard deviations; a single count must not carry a gene
+CLIP = 10.0  # standard deviations; limits the influence of a single count
 
 
 @torch.no_grad()
 def residuals(
     model: Scvi | Scanvi, cells: Cells, index: np.ndarray, latent: np.ndarray
 ) -> np.ndarray:
-    """Pearson residuals (cells × genes) under the decoder at `latent` (cells × latent)."""
+    """Pearson residuals (cells × genes) of cells `index`, decoded at `latent` (cells × latent)."""
     scvi, out = vae_of(model), []
     for start in range(0, len(index), CHUNK):
         at = slice(start, start + CHUNK)
@@ -47,7 +47,7 @@ def residuals(
 
 
 def log_normalised(counts: sparse.csr_matrix, median: float) -> sparse.csr_matrix:
-    """Log of counts scaled to a depth of `median`, plus one."""
+    """log1p of counts scaled to a library size of `median`."""
     depth = np.asarray(counts.sum(1)).ravel()
     scale = sparse.diags_array(median / np.maximum(depth, 1))
     logs = (scale @ counts).tocsr().astype(np.float32)
@@ -56,8 +56,10 @@ def log_normalised(counts: sparse.csr_matrix, median: float) -> sparse.csr_matri
 
 
 def count_space(cells: Cells, index: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """Components (cells × components) of the log-normalised counts of the cells in `index`; no
-    model has a say in them. They are found on the `anchors` (places in `index`)."""
+    """SVD components (cells × components) of the log-normalised counts of the cells in `index`.
+
+    Independent of any model. The SVD is fitted on the `anchors` (positions in `index`).
+    """
     counts = cells.counts.csr(index[anchors])
     median = float(np.median(np.asarray(counts.sum(1))))
     logs = log_normalised(counts, median)
@@ -75,9 +77,10 @@ def count_space(cells: Cells, index: np.ndarray, anchors: np.ndarray) -> np.ndar
 
 @dataclass(frozen=True)
 class Pooling:
-    """Which cells of a batch (`anchors`, places in it) each cell's residuals are pooled over.
+    """Neighbours over which the residuals of each cell of a batch are averaged.
 
-    `at`: cells × neighbours, places among the anchors.
+    `anchors`: positions in the batch of the cells that can be neighbours; `at`: neighbours of each
+    cell (cells × neighbours), as positions in `anchors`.
     """
 
     anchors: np.ndarray
@@ -85,7 +88,10 @@ class Pooling:
 
     @classmethod
     def of(cls, cells: Cells, index: np.ndarray) -> "Pooling":
-        """For the cells of a batch; a cell is none of its own neighbours."""
+        """Find the neighbours in count space of the cells of a batch (`index`).
+
+        The nearest anchor, which is the cell itself if it is an anchor, is left out.
+        """
         n_cells = len(index)
         n_neighbors = max(1, min(N_NEIGHBORS, n_cells // SHARE))
         anchors = np.arange(n_cells)
@@ -98,8 +104,12 @@ class Pooling:
         return cls(anchors, at[:, 1:])
 
     def energy(self, of_anchors: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Mean square of the pooled residual times the number of neighbours, over the mean square
-        of single residuals, of the cells at these places: 1 where they have nothing in common."""
+        """Residual score of the cells at positions `cells` of the batch.
+
+        Mean square of the pooled residual times the number of neighbours, relative to the mean
+        square of single residuals: 1 if the neighbours' residuals are independent.
+        `of_anchors`: residuals (anchors × genes).
+        """
         of_anchors = of_anchors - of_anchors.mean(0)
         single = float(np.square(of_anchors).mean())
         out = np.empty(len(cells), np.float32)
@@ -109,15 +119,15 @@ class Pooling:
             share = np.full(at.size, 1 / n_neighbors, np.float32)
             ends = n_neighbors * np.arange(n_cells + 1)
             mean = sparse.csr_matrix((share, at.ravel(), ends), (n_cells, len(of_anchors)))
-            pooled = mean @ of_anchors  # not of_anchors[at], which holds every neighbour's
+            pooled = mean @ of_anchors  # of_anchors[at] would need n_neighbors times the memory
             out[start : start + CHUNK] = np.square(pooled).mean(1) * n_neighbors / single
         return out
 
 
 def residual_score(model: Scvi | Scanvi, cells: Cells, latent: np.ndarray) -> np.ndarray:
-    """Residual score of every cell within its batch (cells): its neighbours' common residual.
+    """Residual score of every cell (cells), with neighbours in the same batch.
 
-    `latent` (cells × latent) is where the decoder is asked: the posterior mean.
+    `latent` (cells × latent): positions that are decoded, the posterior means.
     """
     out = np.empty(len(cells), np.float32)
     for index in by_batch(cells):
@@ -132,10 +142,10 @@ def residual_score_if_missing(
     model: Scvi | Scanvi, cells: Cells, latent: np.ndarray, labels: np.ndarray,
     reference: np.ndarray, reference_labels: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """Residual score of each cell if the reference lacked its label.
+    """Estimate the residual score of each cell if the reference lacked its label.
 
-    Cells of a label are decoded at the nearest `reference` cells (latent) of other labels; nothing
-    is retrained.
+    Cells of a label are decoded at the mean of the nearest `reference` cells (latent) with other
+    labels, without retraining. NaN if the reference has no other label.
     """
     out = np.empty(len(cells), np.float32)
     for index in by_batch(cells):
@@ -158,14 +168,14 @@ def residual_score_if_missing(
 
 
 def nearest_mean(reference: np.ndarray, latent: np.ndarray) -> np.ndarray:
-    """Mean of the nearest `reference` positions to each of `latent` (cells × latent)."""
+    """Mean of the N_NEAREST `reference` positions nearest to each of `latent` (cells × latent)."""
     n_neighbors = min(N_NEAREST, len(reference))
     search = NearestNeighbors(n_neighbors=n_neighbors).fit(reference)
     return reference[search.kneighbors(latent, return_distance=False)].mean(1)
 
 
 def by_batch(cells: Cells) -> Iterator[np.ndarray]:
-    """Places of the cells of each batch."""
+    """Yield the indices of the cells of each batch."""
     codes = cells.codes[:, 0].cpu().numpy()
     for code in np.unique(codes):
         yield np.flatnonzero(codes == code)

@@ -1,1 +1,1 @@
-"""Models on tensors: scVI, scANVI, their likelihoods, layers and surgery. No AnnData here."""
+"""Models on tensors: scVI, scANVI, totalVI, their likelihoods, layers, surgery. No AnnData here."""

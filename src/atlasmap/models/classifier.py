@@ -1,4 +1,4 @@
-"""A classifier of latent positions, in the three forms that scANVI has had."""
+"""Classifier of latent positions, in the three variants that scANVI has had."""
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +8,13 @@ from atlasmap.models.layers import Linear, Stack
 from atlasmap.models.random import Noise
 from atlasmap.settings import Variant
 
-LEAST = 1e-20  # probability of all labels that a cell may have
+LEAST = 1e-20  # lower bound of the summed probability of the labels that a cell may have
 
 
 class Classifier(nn.Module):
-    """Latent → one value a label: logits, or probabilities for `prefix`.
+    """Latent → one value per label: logits, or probabilities for `prefix`.
 
-    `stack` is what comes before the last layer, `width` how wide that is.
+    `stack`: the hidden layers; `width`: their output width.
     """
 
     def __init__(
@@ -25,13 +25,13 @@ class Classifier(nn.Module):
         self.out = Linear(width, n_labels, rng)
 
     def forward(self, z: Tensor, noise: Noise | None) -> Tensor:
-        """`z` cells × latent → what cross-entropy is given, cells × labels."""
+        """`z` (cells × latent) → the input of cross-entropy (cells × labels)."""
         out = self.stack(z, (), noise, (self.out.weight, self.out.bias))
         return torch.softmax(out, -1) if self.variant == "prefix" else out
 
     def probabilities(self, out: Tensor, may_be: Tensor | None = None) -> Tensor:
-        """Label probabilities of what `forward` gave, among the labels that each cell `may_be`
-        (cells × labels; all)."""
+        """Label probabilities (cells × labels) from the output of `forward`, restricted to the
+        labels that each cell `may_be` (cells × labels, bool; None: all)."""
         if self.variant != "prefix":
             return torch.softmax(
                 out if may_be is None else out.masked_fill(~may_be, -torch.inf), -1
@@ -43,8 +43,9 @@ class Classifier(nn.Module):
 
 
 def cross_entropy(out: Tensor, labels: Tensor, may_be: Tensor | None = None) -> Tensor:
-    """−log p of cells' labels, on average; of a label above others −log Σ p of the labels that a
-    cell `may_be` (cells × labels). `out`: what a classifier gave (cells × labels)."""
+    """Mean over cells of −log p(label), from a classifier's output `out` (cells × labels). For a
+    cell labelled with an ancestor in the label tree: −log Σ p over the labels that the cell
+    `may_be` (cells × labels, bool)."""
     if may_be is None:
         return F.cross_entropy(out, labels)
     n = out.shape[1]
@@ -54,7 +55,7 @@ def cross_entropy(out: Tensor, labels: Tensor, may_be: Tensor | None = None) -> 
 
 
 def is_right(predicted: Tensor, labels: Tensor, may_be: Tensor | None = None) -> Tensor:
-    """Whether each cell's predicted label is its own, or below its own (cells, bool)."""
+    """Whether each cell's predicted label is its own or a descendant of it (cells, bool)."""
     if may_be is None:
         return predicted == labels
     below = may_be.gather(1, predicted[:, None]).squeeze(1)

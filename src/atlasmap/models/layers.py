@@ -1,8 +1,8 @@
 """Layers whose covariate weights are parameters of their own.
 
-A first layer of scvi-tools holds one matrix over [x, continuous, batch, cov1, …]. Here the columns
-of each categorical covariate are a `CategoryTable`, so that surgery appends rows to the tables and
-gives nothing else to the optimiser (promise 1 of the design: the reference cannot move).
+The first layer of scvi-tools has one weight matrix over [x, continuous, batch, cov1, …]. Here the
+columns of each categorical covariate are a `CategoryTable`: surgery appends rows to the tables and
+gives only these rows to the optimiser (promise 1 of the design: the reference cannot move).
 """
 
 import math
@@ -16,23 +16,24 @@ from atlasmap.models.normal import Normal
 from atlasmap.models.operands import Affine, Layers
 from atlasmap.models.random import Noise, uniform
 
-Codes = tuple[Tensor, ...]  # one integer tensor a categorical covariate, broadcast to the cells
+Codes = tuple[Tensor, ...]  # one integer tensor per categorical covariate, broadcast to the cells
 
 
 class CategoryTable(nn.Module):
-    """One row a category of one covariate; surgery appends rows.
+    """One row per category of one covariate; surgery appends rows.
 
     Parameters
     ----------
     rows
         Start values, categories × width.
     covariate
-        Which categorical covariate the rows belong to: 0 is the batch. None for tables that surgery
-        leaves alone (labels).
+        Index of the categorical covariate (0: the batch). None: surgery appends no rows (labels;
+        parameters that do not depend on the batch).
     start_bound
-        New rows start uniform in ± this; None: at the mean of the reference's rows.
+        New rows start uniform in ± this bound; None: at the mean of the reference's rows.
     trains
-        Whether rows are trained; None: if there is more than one.
+        Whether the rows are trained; None: only if there is more than one. False also keeps
+        appended rows fixed.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class CategoryTable(nn.Module):
         return uniform((self.reference.shape[1],), self.start_bound, generator)
 
     def mean_row(self) -> Tensor:
-        """Mean of the reference's rows (width): a category like the average one."""
+        """Mean of the reference's rows (width), on the CPU."""
         return self.reference.detach().mean(0).cpu()
 
     def append(self, rows: Tensor) -> None:
-        """Freeze the reference's rows and append new ones (new categories × width), trainable
-        unless the table is fixed."""
+        """Freeze the reference's rows and append `rows` (new categories × width), trainable unless
+        the table was made with `trains=False`."""
         self.reference.requires_grad_(False)
         rows = torch.cat([self.appended.detach(), rows.to(self.appended)])
         self.appended = nn.Parameter(rows, requires_grad=len(rows) > 0 and not self.fixed)
@@ -71,20 +72,22 @@ class CategoryTable(nn.Module):
         return F.embedding(codes, self.rows())
 
     def of_batches(self, codes: Tensor) -> Tensor:
-        """Rows for batch `codes` (cells → cells × width); one row for all if it is not by batch."""
+        """Rows for batch `codes` (cells): cells × width; 1 × width if the table is not by batch."""
         return self(torch.zeros_like(codes[:1]) if self.covariate is None else codes)
 
 
 class CovariateLinear(nn.Module):
-    """W x + b + one row of each covariate's table, drawn as torch's Linear over all columns.
+    """W x + b + one row of each covariate's table, initialised as torch's Linear over the features
+    and one-hot covariates.
 
-    A covariate with one category has no influence: its row is zero and stays zero.
+    A covariate with one category has no influence: its row is zero and is not trained.
     """
 
     def __init__(self, n_in: int, n_out: int, n_categories: tuple[int, ...], labels: bool, rng):
         super().__init__()
         fan_in = n_in + sum(n for n in n_categories if n > 1)
         bound = 1 / math.sqrt(fan_in)
+        # A new category is one more one-hot input.
         new_bound = 1 / math.sqrt(fan_in + 1)
         self.weight = nn.Parameter(uniform((n_out, n_in), bound, rng))
         self.bias = nn.Parameter(uniform((n_out,), bound, rng))
@@ -98,16 +101,16 @@ class CovariateLinear(nn.Module):
         )
 
     def biases(self, codes: Codes) -> tuple[Tensor, Tensor]:
-        """What is added to W x, a row a category of the covariate, or a cell if there are several
-        covariates; and which row each cell has."""
+        """Returns (rows to add to W x, each cell's index in them). The rows include b; there is one
+        per category with one covariate, otherwise one per cell."""
         if len(self.tables) == 1:
             return self.tables[0].rows() + self.bias, codes[0]
         rows = self.bias + self.shift(codes)
         return rows, torch.arange(len(rows), device=rows.device)
 
     def table(self, codes: Codes) -> Tensor | None:
-        """What the covariates add: categories × n_out, or cells × n_out if there are several;
-        None without any."""
+        """What the covariates add: categories × n_out with one covariate, cells × n_out with
+        several, None without any. Raises ValueError if `codes` has another number of covariates."""
         if len(codes) != len(self.tables):
             raise ValueError(f"{len(codes)} codes a cell for {len(self.tables)} covariates")
         if len(codes) == 1:
@@ -115,13 +118,13 @@ class CovariateLinear(nn.Module):
         return self.shift(codes)
 
     def shift(self, codes: Codes) -> Tensor | None:
-        """The sum of each cell's rows (cells × n_out); None without covariates."""
+        """Sum of each cell's rows over the covariates (cells × n_out); None without covariates."""
         rows = [table(code) for table, code in zip(self.tables, codes, strict=True)]
         return sum(rows[1:], rows[0]) if rows else None
 
 
 class Linear(nn.Module):
-    """An affine map with torch's default start values drawn from a given generator."""
+    """Affine map initialised as torch's Linear, from the generator `rng`."""
 
     def __init__(self, n_in: int, n_out: int, rng: torch.Generator):
         super().__init__()
@@ -145,7 +148,8 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
-        """`x` (…, width); the minibatch's statistics if `noise` says so, running ones otherwise."""
+        """`x` (…, width); uses (and updates running statistics with) the minibatch's statistics if
+        `noise.batch_statistics`, else the running ones."""
         flat = F.batch_norm(
             x.reshape(-1, x.shape[-1]),
             self.running_mean,
@@ -162,8 +166,9 @@ class BatchNorm(nn.Module):
 class Stack(nn.Module):
     """n_layers of linear → batch norm → layer norm → ReLU → dropout.
 
-    Covariates enter every layer (`deep`) or the first alone. Batch and layer norm are optional;
-    layer norm has no weights (eps 1e-5).
+    Covariates enter every layer (`deep`) or only the first. Batch and layer norm are optional;
+    layer norm has no weights (eps 1e-5). `labels`: the covariate is the label, to which surgery
+    appends no categories.
     """
 
     def __init__(
@@ -192,16 +197,16 @@ class Stack(nn.Module):
         self, x: Tensor, codes: Codes, noise: Noise | None, head: Affine | None = None,
         *, known: bool = False,
     ) -> Tensor:  # fmt: skip
-        """`x` (…, n_in) → (…, last width), or what `head` makes of that.
+        """`x` (…, n_in) → (…, last width), or `head` applied to it.
 
-        `codes`: of each covariate a code per row of `x`. If the first layer's product W x + b is
-        `known`, it is given for `x`.
+        `codes`: per covariate, the category code of each row of `x`. `known`: `x` is already the
+        first layer's W x + b.
         """
         code = codes[0] if len(codes) == 1 else None
         return ops.network(x, self.operands(codes, head), code, noise, known=known)
 
     def operands(self, codes: Codes, head: Affine | None = None, floor: float = 0.0) -> Layers:
-        """The layers as operations take them."""
+        """The layers as `Layers`, the argument of `ops`."""
         layers = list(self.layers)
         return Layers(
             [layer.weight for layer in layers],
@@ -212,7 +217,7 @@ class Stack(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """A stack, then mean and variance of a normal: variance = exp(·) + `floor`."""
+    """A stack, then mean and variance of a diagonal normal; variance = exp(·) + `floor`."""
 
     def __init__(self, stack: Stack, n_hidden: int, n_out: int, floor: float, rng: torch.Generator):
         super().__init__()
@@ -225,14 +230,15 @@ class GaussianHead(nn.Module):
         return Normal(self.stack(x, codes, noise, self.last()), self.floor)
 
     def after(self, product: Tensor, codes: Codes, noise: Noise | None) -> Normal:
-        """The same, from the stack's first W x + b."""
+        """As `forward`, from W x + b of the stack's first layer (`product`)."""
         return Normal(self.stack(product, codes, noise, self.last(), known=True), self.floor)
 
     def operands(self, codes: Codes) -> Layers:
-        """The layers, the last one's included, as operations take them."""
+        """The stack with the output layer as its head, as `Layers`."""
         return self.stack.operands(codes, self.last(), self.floor)
 
     def last(self) -> Affine:
-        """Weight and bias of means and variances together: one product, not two."""
+        """Weight and bias of the output layer: means and log variances stacked, so that one matrix
+        product computes both."""
         weight = torch.cat([self.mean.weight, self.log_var.weight])
         return weight, torch.cat([self.mean.bias, self.log_var.bias])

@@ -1,5 +1,5 @@
 """Log-likelihoods of counts: negative binomial, its zero-inflated form, Poisson, and the mixture of
-two negative binomials that proteins have.
+two negative binomials used for proteins.
 
 The negative binomial is parameterised by mean and inverse dispersion (Lopez et al. 2018, methods;
 Grønbech et al. 2020). Small constants are placed as scvi-tools 1.4.2 places them.
@@ -20,9 +20,9 @@ from atlasmap.models.ops import EPS, gamma_terms, nb_log_prob, nb_mean_terms
 class CountDistribution:
     """p(x | z) for a minibatch; shapes are cells × genes.
 
-    `last` (the decoder's last layer) gives each gene's share of the library by a
-    softmax, `library` is its log size (cells × 1), `theta` the inverse dispersion (absent for
-    Poisson; 1 × genes is allowed), `zi_logits` the logit of the zero inflation (zero-inflated form
+    `last`: the decoder's last layer, whose softmax is each gene's fraction of the library;
+    `library`: log library size (cells × 1); `theta`: inverse dispersion (cells × genes or
+    1 × genes; None for Poisson); `zi_logits`: logits of the zero inflation (zero-inflated form
     only).
     """
 
@@ -33,12 +33,12 @@ class CountDistribution:
 
     @property
     def logits(self) -> Tensor:
-        """Of each gene's share."""
+        """Logits of each gene's fraction of the library."""
         return self.last.value
 
     @property
     def share(self) -> Tensor:
-        """Each gene's share of the library."""
+        """Each gene's fraction of the library."""
         return torch.softmax(self.logits, -1)
 
     @property
@@ -63,7 +63,7 @@ class CountDistribution:
         return (1 - zeros) * (within + zeros * self.rate.square())
 
     def mean_loss(self, counts: ops.Counts) -> tuple[Tensor, Tensor]:
-        """Mean over cells of −log p(x), and that of each cell without gradients."""
+        """Returns (mean over cells of −log p(x), −log p(x) per cell without gradients)."""
         by_gene = self.theta is not None and len(self.theta) == 1
         if by_gene and self.zi_logits is None:
             return ops.counts_loss(self.last, self.library, self.theta, counts)
@@ -71,7 +71,7 @@ class CountDistribution:
         return each.mean(), each.detach()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-probability of counts `x` (cells × genes) of each entry."""
+        """Elementwise log-probability of the counts `x` (cells × genes)."""
         if self.theta is None:
             return poisson_log_prob(x, self.rate)
         if self.zi_logits is None:
@@ -82,8 +82,9 @@ class CountDistribution:
 def nb_mixture_log_prob(
     x: Tensor, first: Tensor, second: Tensor, theta: Tensor, logits: Tensor
 ) -> Tensor:
-    """Log-probability of two negative binomials with means `first` and `second` (cells × proteins)
-    and one inverse dispersion; `logits` are those of the first (Gayoso et al. 2021, methods)."""
+    """Elementwise log-probability of a mixture of two negative binomials (Gayoso et al. 2021,
+    methods): means `first` and `second` (cells × proteins), one inverse dispersion `theta`;
+    `logits` of the first component's weight."""
     either = torch.logaddexp(
         nb_mean_terms(x, first, theta), nb_mean_terms(x, second, theta) - logits
     )
@@ -93,15 +94,15 @@ def nb_mixture_log_prob(
 def nb_first_probability(
     x: Tensor, first: Tensor, second: Tensor, theta: Tensor, logits: Tensor
 ) -> Tensor:
-    """Probability that `x` came from the first of the two of `nb_mixture_log_prob` (Bayes)."""
+    """Posterior probability of the first component of `nb_mixture_log_prob`, given `x`."""
     return torch.sigmoid(logits + nb_mean_terms(x, first, theta) - nb_mean_terms(x, second, theta))
 
 
 def zinb_log_prob(x: Tensor, mean: Tensor, theta: Tensor, zi_logits: Tensor) -> Tensor:
     """Zero-inflated negative binomial log-probability; shapes as `nb_log_prob`.
 
-    With π the inflation's logit: a zero has log(σ(π) + σ(−π)·NB(0)), any other x has
-    log σ(−π) + log NB(x), both written with softplus for stability.
+    With π the logit of the zero inflation: log(σ(π) + σ(−π)·NB(0)) for x = 0, and
+    log σ(−π) + log NB(x) otherwise; both are written with softplus for numerical stability.
     """
     nb = nb_log_prob(x, mean, theta) - zi_logits
     return torch.where(x < EPS, F.softplus(nb), nb) - F.softplus(-zi_logits)

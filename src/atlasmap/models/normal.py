@@ -1,4 +1,4 @@
-"""Diagonal normals as a network gives them."""
+"""Diagonal normal distributions, parameterised by a network's output."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ def kl_normal(mean: Tensor, var: Tensor, prior_mean: Tensor, prior_var: Tensor) 
 
 
 def sample_normal(mean: Tensor, var: Tensor, noise: Noise | None) -> Tensor:
-    """A reparameterised draw, or the mean where there is no noise."""
+    """Reparameterised sample; the mean if `noise` is None."""
     return mean if noise is None else mean + var.sqrt() * noise.normal_like(mean)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A reparameterised draw `z` (…, width); the normal's KL divergence from N(0, 1) and the
-    log-density of the draw, summed over the width (…)."""
+    """A reparameterised sample `z` (…, width); `kl`, KL(N ‖ N(0, 1)) of its normal; `log_density`,
+    log N(z). Both are summed over the width (…)."""
 
     z: Tensor
     kl: Tensor
@@ -38,20 +38,20 @@ class Normal:
     floor: float
 
     def __getitem__(self, rows: slice) -> "Normal":
-        """Some of them."""
+        """The normals of these rows (leading axis)."""
         return Normal(self.packed[rows], self.floor)
 
     @property
     def mean(self) -> Tensor:
-        """(…, width)."""
+        """Means (…, width)."""
         return self.packed.chunk(2, -1)[0]
 
     @property
     def var(self) -> Tensor:
-        """(…, width)."""
+        """Variances (…, width)."""
         return ops.moments(self.packed, self.floor)[1]
 
     def draw(self, noise: Noise | None) -> Draw:
-        """A draw, or the mean where there is no noise."""
+        """One sample per normal; the mean if `noise` is None."""
         values = ops.standard_normal(self.mean, noise)
         return Draw(*ops.draw(self.packed, values, self.floor))

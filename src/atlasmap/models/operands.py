@@ -1,4 +1,4 @@
-"""What the operations of `ops` are given besides tensors."""
+"""Arguments of the operations in `ops` that group several tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ Affine = tuple[Tensor, Tensor]  # weight (outputs × inputs) and bias (outputs)
 
 @dataclass(frozen=True)
 class Layers:
-    """Layers of a network: linear → batch norm → layer norm → ReLU → dropout.
+    """Layers of a network, each linear → batch norm → layer norm → ReLU → dropout.
 
-    A list entry per layer: `weights` (outputs × inputs) and `biases`; `tables` hold what covariates
-    add (categories × outputs, or cells × outputs with several covariates; None: nothing);
-    `batch_norms` (or none at all). `head` is an affine map of what comes out, or None; where it
-    gives normals, `floor` is added to their variances.
+    Lists with one entry per layer: `weights` (outputs × inputs), `biases`, `tables` (what
+    covariates add: categories × outputs, or cells × outputs with several covariates; None:
+    nothing), `batch_norms` (empty: no batch norm). `head`: an affine map applied last, or None; if
+    its output parameterises normals, `floor` is added to their variances.
     """
 
     weights: Sequence[Tensor]
@@ -33,15 +33,15 @@ class Layers:
 
     @property
     def have_faster(self) -> bool:
-        """Whether the faster bodies know such layers."""
+        """Whether the faster implementation of `ops` supports these layers."""
         widths = {len(bias) for bias in self.biases}
         return self.layer_norm and not self.batch_norms and len(widths) == 1
 
 
 @dataclass(frozen=True)
 class Logits:
-    """hidden · weightᵀ + bias[code], computed where it is asked for: `hidden` cells × width,
-    `weight` genes × width, `bias` rows × genes, `code` each cell's row of it."""
+    """hidden · weightᵀ + bias[code], computed on demand. `hidden`: cells × width; `weight`:
+    genes × width; `bias`: rows × genes; `code`: each cell's row of `bias`."""
 
     hidden: Tensor
     weight: Tensor
@@ -50,7 +50,7 @@ class Logits:
 
     @cached_property
     def value(self) -> Tensor:
-        """cells × genes."""
+        """The logits (cells × genes)."""
         if len(self.bias) == 1:
             return F.linear(self.hidden, self.weight, self.bias[0])
         return F.linear(self.hidden, self.weight) + F.embedding(self.code, self.bias)

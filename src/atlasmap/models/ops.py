@@ -1,8 +1,8 @@
-"""The one seam between the models and faster ways to compute them.
+"""Operations of the models, each with a plain and, for CPUs, a compiled implementation.
 
-Each operation stands here in plain torch: what it means, and what a GPU runs. On a CPU in float32 a
-faster body with a gradient of its own (`compiled`) takes its place, with the same numbers to
-rounding. `use("plain")`, or ATLASMAP_OPS=plain, keeps the plain bodies everywhere.
+Each operation is defined here in plain torch, which also runs on GPUs. On a CPU in float32 a numba
+implementation with its own gradient (`compiled`) replaces it, with equal results up to rounding.
+`use("plain")`, or ATLASMAP_OPS=plain, selects plain torch everywhere.
 """
 
 import logging
@@ -20,13 +20,16 @@ from atlasmap.models.random import Noise
 
 log = logging.getLogger("atlasmap")
 CHOICES = ("auto", "plain")
-EPS = 1e-8  # where scvi-tools 1.4.2 has it
-Counts = Tensor  # cells × genes; or `compiled.SparseRows`, which `dense` makes a tensor of
+EPS = 1e-8  # placed where scvi-tools 1.4.2 places it
+Counts = Tensor  # cells × genes; or `compiled.sparse.SparseRows`, which `dense` converts
 _chosen = "auto"
 
 
 def use(choice: str) -> None:
-    """Which bodies this process runs: "auto" (the faster ones where there are any) or "plain"."""
+    """Choose this process's implementation: "auto" (compiled where possible) or "plain" torch.
+
+    Raises OPS_UNKNOWN.
+    """
     global _chosen
     if choice not in CHOICES:
         raise AtlasmapError(
@@ -42,8 +45,8 @@ use(os.environ.get("ATLASMAP_OPS", "auto"))
 
 
 def faster(x: Tensor) -> ModuleType | None:
-    """The faster bodies, where there are any for values like `x`. Nothing else decides by
-    device."""
+    """The compiled implementations if they support tensors like `x`, else None. All operations
+    decide by this function alone."""
     if _chosen == "plain" or x.device.type != "cpu" or x.dtype != torch.float32:
         return None
     return tested()
@@ -51,7 +54,7 @@ def faster(x: Tensor) -> ModuleType | None:
 
 @cache
 def tested() -> ModuleType | None:
-    """The faster bodies, if they can be loaded and a known result comes out right."""
+    """The compiled implementations; None if they fail to load or to reproduce a known result."""
     try:
         from atlasmap.models import compiled
 
@@ -67,12 +70,12 @@ def tested() -> ModuleType | None:
 
 
 def in_use(device: torch.device) -> str:
-    """What models in float32 run on there: "compiled" or "plain"."""
+    """Which implementation float32 models use on `device`: "compiled" or "plain"."""
     return "compiled" if faster(torch.empty(0, device=device)) else "plain"
 
 
 def rows(indptr: Tensor, indices: Tensor, data: Tensor, n_genes: int, index: Tensor) -> Counts:
-    """Cells `index` of a CSR matrix of counts."""
+    """The cells `index` of a CSR matrix of counts (len(index) × genes)."""
     if fast := faster(data):
         return fast.rows(indptr, indices, data, n_genes, index)
     first = indptr[index]
@@ -85,12 +88,12 @@ def rows(indptr: Tensor, indices: Tensor, data: Tensor, n_genes: int, index: Ten
 
 
 def dense(counts: Counts) -> Tensor:
-    """cells × genes."""
+    """The counts as a dense tensor (cells × genes)."""
     return counts if isinstance(counts, Tensor) else counts.dense()
 
 
 def product(x: Counts, weight: Tensor, bias: Tensor) -> Tensor:
-    """W x + b (cells × outputs) of an `x` (cells × inputs) that is mostly zero."""
+    """W x + b (cells × outputs) for an `x` (cells × inputs) that is mostly zero."""
     if not isinstance(x, Tensor) and (fast := faster(weight)):
         return fast.product(x, weight, bias)
     return F.linear(dense(x), weight, bias)
@@ -99,10 +102,10 @@ def product(x: Counts, weight: Tensor, bias: Tensor) -> Tensor:
 def network(
     x: Tensor, layers: Layers, code: Tensor | None, noise: Noise | None, *, known: bool = False
 ) -> Tensor:
-    """`x` (…, inputs) through the layers (and their head).
+    """Apply the layers, and their head if there is one, to `x` (…, inputs).
 
-    `code` (broadcast to …) is each row's row in the tables; None: its own. If the first layer's
-    product W x + b is `known`, it is given for `x`.
+    `code` (broadcast to …): the table row of each row of `x`; None: row i of `x` has table row i.
+    `known`: `x` is already the first layer's W x + b.
     """
     aligned = code is None or (x.dim() == 2 and code.shape == x.shape[:1])
     if layers.have_faster and aligned and (fast := faster(x)):
@@ -152,39 +155,39 @@ def draw(packed: Tensor, noise: Tensor, floor: float) -> tuple[Tensor, Tensor, T
 
 
 def log_density(x: Tensor, packed: Tensor, floor: float) -> Tensor:
-    """log N(x), summed over the width (…): `x` as the normals, or without their leading axis, over
-    which it is then repeated."""
+    """log N(x), summed over the width (…). `x` has the shape of the normals, or lacks their leading
+    axis, along which it is then broadcast."""
     if fast := faster(packed):
         return fast.log_density(x, packed, floor)
     return log_normal(x, *moments(packed, floor)).sum(-1)
 
 
 def nb_mean_terms(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    """What of the negative binomial's log-probability depends on the mean."""
+    """The terms of the negative binomial's log-probability that depend on the mean."""
     log_total = torch.log(theta + mean + EPS)
     return theta * (torch.log(theta + EPS) - log_total) + x * (torch.log(mean + EPS) - log_total)
 
 
 def gamma_terms(x: Tensor, theta: Tensor) -> Tensor:
-    """ln Γ(x + θ) − ln Γ(θ) − ln x! of each entry: zero where x is zero."""
+    """ln Γ(x + θ) − ln Γ(θ) − ln x!, elementwise; zero where x is zero."""
     if fast := faster(x):
         return fast.gamma_terms(x, theta)
     return torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
 
 
 def nb_log_prob(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    """Negative binomial log-probability of each entry; `x`, `mean` cells × genes, the inverse
-    dispersion `theta` broadcast to them (Lopez et al. 2018, methods)."""
+    """Elementwise negative binomial log-probability (Lopez et al. 2018, methods); `x`, `mean`
+    cells × genes, inverse dispersion `theta` broadcast to them."""
     return nb_mean_terms(x, mean, theta) + gamma_terms(x, theta)
 
 
 def counts_loss(
     logits: Logits, library: Tensor, theta: Tensor, counts: Counts
 ) -> tuple[Tensor, Tensor]:
-    """Returns (mean over cells of −log p(x), that of each cell); only the mean is differentiable.
+    """Returns (mean over cells of −log p(x), −log p(x) per cell); only the mean is differentiable.
 
-    The negative binomial whose mean is exp(`library`) · softmax(`logits`): `library` is the log
-    library size (cells × 1), `theta` the inverse dispersion (1 × genes).
+    p is the negative binomial with mean exp(`library`) · softmax(`logits`); `library`: log library
+    size (cells × 1); `theta`: inverse dispersion (1 × genes).
     """
     if fast := faster(logits.hidden):
         return fast.counts_loss(logits, library, theta, counts)
@@ -197,11 +200,13 @@ def label_loss(
     encoder: Layers, decoder: Layers, z1: Tensor, probs: Tensor, kl_weight: float,
     noise: Noise | None, *, frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Σ p (kl_weight · KL(q(z2 | z1, y)) − log p(z1 | z2, y)) over cells and labels y, with their
-    probabilities p (`probs`, cells × labels); also Σ p log p(z1) and Σ p KL, without gradients.
+    """Label-dependent terms of scANVI's loss, each weighted by q(y | z1) (`probs`, cells × labels)
+    and summed over cells and labels y.
 
-    `encoder` is q(z2 | z1, y), `decoder` p(z1 | z2, y); a table's rows are labels. If the
-    classifier is `frozen`, a faster body may leave out labels that a cell hardly can have.
+    Returns (Σ q (kl_weight · KL − log p), Σ q log p, Σ q KL), where log p is log p(z1 | z2, y) and
+    KL is that of q(z2 | z1, y); the latter two without gradients. `encoder`: q(z2 | z1, y);
+    `decoder`: p(z1 | z2, y); their tables have one row per label. `frozen`: the classifier is not
+    trained, so that the compiled implementation may skip labels of negligible probability.
     """
     if encoder.have_faster and decoder.have_faster and (fast := faster(z1)):
         return fast.label_loss(encoder, decoder, z1, probs, kl_weight, noise, frozen=frozen)
@@ -213,7 +218,7 @@ def label_loss(
 def label_terms(
     encoder: Layers, decoder: Layers, z1: Tensor, noise: Noise | None
 ) -> tuple[Tensor, Tensor]:
-    """log p(z1 | z2, y) and KL(q(z2 | z1, y)) of every label y with every cell (labels × cells)."""
+    """log p(z1 | z2, y) and KL(q(z2 | z1, y)) of each label y and cell (labels × cells)."""
     labels = torch.arange(len(encoder.tables[0]), device=z1.device)[:, None]
     packed = network(z1, encoder, labels, noise)  # labels × cells × 2 latent
     z2, kl, _ = draw(packed, standard_normal(z1.expand(len(labels), -1, -1), noise), encoder.floor)
@@ -221,6 +226,6 @@ def label_terms(
 
 
 def standard_normal(like: Tensor, noise: Noise | None) -> Tensor:
-    """Samples of `like`'s shape; zeros without noise, which make a draw the mean."""
+    """Standard normal values of `like`'s shape; zeros without noise, so that z is the mean."""
     like = torch.empty_like(like, memory_format=torch.contiguous_format)
     return like.zero_() if noise is None else noise.normal_like(like)

@@ -1,4 +1,4 @@
-"""Randomness as an argument: generators keyed by (seed, purpose, …), never ambient state."""
+"""Random generators keyed by (seed, purpose, …) and passed as arguments; no global state."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def keyed_seed(seed: int, *key: object) -> int:
-    """63-bit seed that depends on `seed` and every part of `key` and on nothing else."""
+    """63-bit seed that depends only on `seed` and the parts of `key`."""
     text = "\x1f".join(map(str, (seed, *key)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -20,11 +20,10 @@ def keyed_generator(seed: int, *key: object, device: str | torch.device = "cpu")
 
 @dataclass(frozen=True)
 class Noise:
-    """What a stochastic forward pass draws from.
+    """Source of randomness of a forward pass, which is deterministic without one (None).
 
-    `dropout` switches dropout on, `batch_statistics` makes batch norm use and update those of the
-    minibatch; the reparameterisation noise is drawn either way. A forward pass given no `Noise` at
-    all is deterministic.
+    `dropout`: apply dropout. `batch_statistics`: batch norm uses the minibatch's statistics and
+    updates the running ones. Latents are sampled in any case.
     """
 
     generator: torch.Generator
@@ -36,7 +35,7 @@ class Noise:
         return torch.empty_like(like).normal_(generator=self.generator)
 
     def drop(self, values: Tensor, rate: float) -> Tensor:
-        """Inverted dropout."""
+        """Inverted dropout of `values` at `rate`; unchanged if dropout is off."""
         if not self.dropout or rate == 0:
             return values
         keep = torch.empty_like(values).bernoulli_(1 - rate, generator=self.generator)

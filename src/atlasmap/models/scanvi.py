@@ -25,7 +25,7 @@ CLAMP = 1.1920929e-07  # float32's epsilon: torch's Categorical clamps probabili
 
 
 class Scanvi(nn.Module):
-    """scVI with a label-dependent prior of z1: z2 and y above it, and a classifier q(y | z1)."""
+    """scVI with a hierarchical prior p(z1 | z2, y) of its latent z1 and a classifier q(y | z1)."""
 
     def __init__(self, scvi: Scvi, variant: Variant, n_labels: int, rng: torch.Generator):
         super().__init__()
@@ -55,18 +55,18 @@ class Scanvi(nn.Module):
 
     @property
     def shape(self):
-        """What the data fixed."""
+        """Sizes set by the data, of the scVI inside."""
         return self.scvi.shape
 
     @property
     def label_networks(self) -> tuple[Layers, Layers]:
-        """q(z2 | z1, y) and p(z1 | z2, y), a row of their tables per label y."""
+        """q(z2 | z1, y) and p(z1 | z2, y); their tables have one row per label y."""
         every = (torch.arange(self.n_labels, device=self.classifier.out.weight.device),)
         return self.encoder_z2.operands(every), self.decoder_z1.operands(every)
 
     def kl_labels(self, probs: Tensor, may_be: Tensor | None = None) -> Tensor:
-        """KL(q(y | z1) ‖ uniform over the labels that a cell `may_be`, else all) a cell;
-        probabilities are clamped as torch's Categorical does."""
+        """KL(q(y | z1) ‖ uniform) per cell, uniform over the labels that the cell `may_be` (None:
+        over all). Probabilities are clamped as torch's Categorical does."""
         probs = probs / probs.sum(-1, keepdim=True)
         logs = probs.clamp(CLAMP, 1 - CLAMP).log()
         if may_be is None:
@@ -76,8 +76,8 @@ class Scanvi(nn.Module):
         return (probs * (logs - prior.clamp(CLAMP, 1 - CLAMP).log())).sum(-1)
 
     def loss(self, cells: Minibatch, noise: Noise | None, kl_weight: float) -> Loss:
-        """The unlabelled loss of all cells, labelled ones too (eq. 4 of the paper, all labels; of
-        cells with a label above others those below it)."""
+        """The unlabelled loss (eq. 4 of the paper) of all cells, labelled ones included. The sum
+        over y takes all labels; for a cell labelled with an ancestor, the labels below it."""
         posterior = self.scvi.inference(cells, noise)
         out = self.classifier(posterior.z, noise)
         return self.loss_of(cells, posterior, out, noise, kl_weight)
@@ -86,7 +86,7 @@ class Scanvi(nn.Module):
         self, cells: Minibatch, posterior: Posterior, out: Tensor, noise: Noise | None,
         kl_weight: float,
     ) -> Loss:  # fmt: skip
-        """`loss`, where q(z1 | x) and the classifier's output (cells × labels) are known."""
+        """`loss`, given q(z1 | x) and the classifier's output `out` (cells × labels)."""
         probs = self.classifier.probabilities(out, cells.may_be)
         reconstruction, of_cells = self.scvi.reconstruction(cells, posterior, noise)
         log_density = posterior.draw.log_density
@@ -102,10 +102,11 @@ class Scanvi(nn.Module):
     def loss_with_labels(
         self, cells: Minibatch, n: int, noise: Noise, kl_weight: float
     ) -> tuple[Loss, Tensor, Tensor]:
-        """Loss of the first `n` cells; cross-entropy (scalar) and label probabilities of the
-        others, at the posterior mean. All are encoded and classified together.
+        """Returns (unlabelled loss of the first `n` cells, cross-entropy (scalar) of the others,
+        their label probabilities), the latter two at the posterior mean.
 
-        With batch norm they are apart, as each has statistics of its own.
+        All cells are encoded and classified together; with batch norm the two parts are computed
+        apart, as each part has its own batch statistics.
         """
         first, others = cells[:n], cells[n:]
         if len(self.scvi.encoder.stack.norms):

@@ -62,12 +62,12 @@ class Scvi(Vae):
     def reconstruction(
         self, cells: Minibatch, posterior: Posterior, noise: Noise | None
     ) -> tuple[Tensor, Tensor]:
-        """−log p(x | z, library): its mean over cells, and each cell's without gradients."""
+        """Returns −log p(x | z, library) as (mean over cells, per cell without gradients)."""
         likelihood = self.generative(posterior.z, posterior.library, cells, noise)
         return likelihood.mean_loss(cells.counts)
 
     def loss(self, cells: Minibatch, noise: Noise, kl_weight: float) -> Loss:
-        """Negative ELBO with warmed-up KL(z) (eq. 4 of the paper); KL(library) is not weighted."""
+        """Negative ELBO (eq. 4 of the paper). `kl_weight` scales KL(z), but not KL(library)."""
         posterior = self.inference(cells, noise)
         reconstruction, of_cells = self.reconstruction(cells, posterior, noise)
         kl_z, kl_library = posterior.draw.kl, self.kl_library(posterior, cells.codes)

@@ -1,7 +1,7 @@
 """Surgery (scArches, Lotfollahi et al. 2021): append rows for new categories, train only those.
 
-Masking the gradients of whole matrices, as peers do, does not stop weight decay from moving the
-rest; here the reference's parameters are frozen and never given to the optimiser.
+Other implementations mask the gradients of whole matrices, which does not stop weight decay from
+moving the reference's weights; here these are frozen and never given to the optimiser.
 """
 
 import torch
@@ -12,16 +12,16 @@ from atlasmap.models.layers import CategoryTable
 from atlasmap.models.random import keyed_generator
 from atlasmap.models.vae import Vae
 
-NewCategories = dict[int, list[str]]  # covariate (0: the batch) → names of its new categories
+NewCategories = dict[int, list[str]]  # covariate index (0: the batch) → names of its new categories
 
 
 def vae_of(model: nn.Module) -> Vae:
-    """The model of the counts: scVI (scANVI has one inside), or totalVI."""
+    """The VAE of the counts: the scVI inside scANVI, or `model` itself (scVI, totalVI)."""
     return model if isinstance(model, Vae) else model.scvi
 
 
 def classifier_of(model: nn.Module) -> Classifier | None:
-    """What names labels from a latent position, where the model has it."""
+    """The model's classifier of latent positions; None if it has none."""
     return getattr(model, "classifier", None)
 
 
@@ -29,14 +29,13 @@ def append_categories(
     model: nn.Module, new: NewCategories, seed: int, starts: dict[str, Tensor] | None = None,
     *, frozen: bool = False,
 ) -> list[nn.Parameter]:  # fmt: skip
-    """Freeze `model` and append rows for `new` categories to every table that has them.
+    """Freeze `model` and append rows for `new` categories to the tables of their covariates.
+    Returns the trainable parameters, which are the new rows.
 
-    Start values of a category are keyed by (seed, its name, the table), so they do not depend on
-    what else is mapped with it. `starts` are those that the query's cells give, by the name of the
-    table (new batches × width). `frozen` leaves new rows at the mean of the reference's: a category
-    like the average one.
-
-    Returns the new rows: all that may train.
+    `starts`: start values computed from the query's cells, by table name (new batches × width).
+    `frozen`: other new rows start at the mean of the reference's rows. Otherwise start values are
+    random and keyed by (seed, category name, table), so they do not depend on which other
+    categories are mapped with it.
     """
     model.requires_grad_(False)
     for path, table in model.named_modules():
@@ -53,14 +52,14 @@ def append_categories(
 
 
 def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The model's state as (reference, appended)."""
+    """The model's state dict in two parts: (reference, appended rows)."""
     state = model.state_dict()
     appended = {k: v for k, v in state.items() if k.endswith(".appended")}
     return {k: v for k, v in state.items() if k not in appended}, appended
 
 
 def encoder_sees(model: nn.Module, new: NewCategories) -> bool:
-    """Whether any new row is one that the encoder of z reads; if none, surgery is a no-op."""
+    """Whether the encoder of z reads any new row; if not, surgery cannot change the latent."""
     return any(
         isinstance(module, CategoryTable) and new.get(module.covariate)
         for module in vae_of(model).encoder.modules()

@@ -1,7 +1,8 @@
 """totalVI (Gayoso et al. 2021, Nature Methods 18:272), computed as scvi-tools 1.4.2 computes it.
 
-Where the paper and scvi-tools differ, scvi-tools holds: what the encoder sees is scaled by its
-mean, each batch has an efficiency a protein, a weak prior pulls the mixture towards background.
+Where the paper and scvi-tools differ, this follows scvi-tools: the encoder's counts are scaled by
+the cell's mean, each batch has an efficiency per protein, and a weak prior pulls the mixture
+towards background.
 """
 
 import math
@@ -28,18 +29,18 @@ from atlasmap.models.vae import (
 from atlasmap.settings import TotalviSettings
 
 TINY = 1e-8
-LARGEST_LIBRARY = 15.0  # log; of inferred library sizes
+LARGEST_LIBRARY = 15.0  # upper bound of inferred log library sizes
 MIXING_WEIGHT = 1e-3
 HEAD_WIDTH = 128
 
 
 @dataclass(frozen=True)
 class ProteinDistribution:
-    """p(y | z, s) of proteins and what it is made of; shapes are cells × proteins.
+    """p(y | z, s) of proteins and its parameters; shapes are cells × proteins.
 
-    `log_background` is drawn from N(`back_mean`, `back_sd`²), or is its mean; the foreground is
-    `fore_scale` (> 1) times the background; `mixing` the logit of being background; `theta` the
-    inverse dispersion (1 × proteins is allowed); `log_efficiency` that of the batch.
+    `log_background`: sample from N(`back_mean`, `back_sd`²), or its mean; `fore_scale` (> 1):
+    foreground mean / background mean; `mixing`: logit of being background; `theta`: inverse
+    dispersion (1 × proteins is allowed); `log_efficiency`: log efficiency of the cell's batch.
     """
 
     back_mean: Tensor
@@ -62,11 +63,11 @@ class ProteinDistribution:
 
     @property
     def foreground_probability(self) -> Tensor:
-        """Probability of the foreground before the count is seen (1 − π)."""
+        """Prior probability of the foreground (1 − π)."""
         return torch.sigmoid(-self.mixing)
 
     def foreground_given(self, y: Tensor) -> Tensor:
-        """Probability of the foreground given the count `y` of each entry."""
+        """Posterior probability of the foreground, given the counts `y`, elementwise."""
         efficiency = torch.exp(self.log_efficiency)
         return 1 - nb_first_probability(
             y, efficiency * self.background, efficiency * self.foreground, self.theta, self.mixing
@@ -74,11 +75,11 @@ class ProteinDistribution:
 
     @property
     def denoised(self) -> Tensor:
-        """Mean of the foreground times its probability: the protein without its background."""
+        """Protein without background: foreground mean × its prior probability."""
         return self.foreground * self.foreground_probability
 
     def log_prob(self, y: Tensor) -> Tensor:
-        """Log-probability of counts `y` of each entry."""
+        """Elementwise log-probability of the counts `y`."""
         efficiency = torch.exp(self.log_efficiency)
         return nb_mixture_log_prob(
             y, efficiency * self.background, efficiency * self.foreground, self.theta, self.mixing
@@ -94,7 +95,7 @@ class Decoded:
 
 
 class Head(nn.Module):
-    """A stack, then layers that are linear in what it gives, in its input and in the covariates."""
+    """A stack, then linear output layers on [its output, its input, covariates]."""
 
     def __init__(self, stack: Stack, n_in: int, n_hidden: int, outs: dict[str, int],
                  n_categories: tuple[int, ...], rng: torch.Generator):  # fmt: skip
@@ -108,11 +109,11 @@ class Head(nn.Module):
         )
 
     def forward(self, x: Tensor, codes: Codes, noise: Noise | None) -> dict[str, Tensor]:
-        """`x` cells × inputs → cells × outputs by name."""
+        """`x` (cells × inputs) → outputs (cells × width) by name."""
         return {name: said.value for name, said in self.logits(x, codes, noise).items()}
 
     def logits(self, x: Tensor, codes: Codes, noise: Noise | None) -> dict[str, Logits]:
-        """The same, not computed yet."""
+        """As `forward`, but the output layers are not computed yet."""
         hidden = torch.cat([self.stack(x, codes, noise), x], -1)
         return {
             name: Logits(hidden, layer.weight, *layer.biases(codes))
@@ -121,9 +122,10 @@ class Head(nn.Module):
 
 
 class Totalvi(Vae):
-    """Encoder q(z | x, y, s), decoders of genes and proteins; a classifier where there are labels.
+    """Encoder q(z | x, y, s), decoders of genes and proteins, and a classifier if there are labels.
 
-    The latent is the normal variable; for a logistic-normal model the decoders see its softmax.
+    The latent z is normally distributed; with `latent_distribution` "ln" (logistic normal) the
+    decoders see its softmax.
     """
 
     def __init__(
@@ -162,7 +164,7 @@ class Totalvi(Vae):
             self.classifier = Classifier(stack, HEAD_WIDTH, n_labels, "fixed", rng)
 
     def head(self, outs: dict[str, int], rng: torch.Generator) -> Head:
-        """One of the decoders."""
+        """Make one decoder; `outs` is the width of each named output."""
         settings, shape = self.settings, self.shape
         n_in = settings.n_latent + shape.n_continuous
         stack = Stack(
@@ -181,7 +183,7 @@ class Totalvi(Vae):
         return (x / scale).log1p(), torch.log1p(y / (1 + y.mean(1, keepdim=True)))
 
     def position(self, z: Tensor) -> Tensor:
-        """What the decoders see of a latent `z` (cells × latent)."""
+        """`z` (cells × latent) as the decoders see it: its softmax for a logistic normal."""
         return torch.softmax(z, -1) if self.settings.latent_distribution == "ln" else z
 
     def decode(self, z: Tensor, library: Tensor, cells: Minibatch, noise: Noise | None) -> Decoded:
@@ -200,14 +202,15 @@ class Totalvi(Vae):
         return Decoded(rna, protein)
 
     def decode_proteins(self, z: Tensor, cells: Minibatch) -> ProteinDistribution:
-        """p(y | z) alone, without noise: a fraction of the work, as proteins are few."""
+        """p(y | z) without noise. Cheaper than `decode`, as the genes are not decoded."""
         inputs = self.decoder_input(self.position(z), cells)
         return self.protein_parts(inputs, cells.codes, None)[0]
 
     def protein_parts(
         self, inputs: Tensor, codes: Codes, noise: Noise | None
     ) -> tuple[ProteinDistribution, Tensor | None]:
-        """p(y | z), and the genes' zero inflation (zinb), which shares the mixture's stack."""
+        """Returns (p(y | z), logits of the genes' zero inflation). The latter are an output of the
+        mixture's decoder, for zinb only (else None)."""
         back, fore = self.background(inputs, codes, noise), self.foreground(inputs, codes, noise)
         mixture = self.mixture(inputs, codes, noise)
         positive = torch.exp if self.settings.background_activation == "exp" else F.softplus
@@ -232,10 +235,10 @@ class Totalvi(Vae):
     def protein_terms(
         self, cells: Minibatch, protein: ProteinDistribution
     ) -> tuple[Tensor, Tensor]:
-        """−log p(y | z) and KL of the background with its priors, a cell.
+        """Returns −log p(y | z) and the KL terms (background, efficiency, mixture), each per cell.
 
-        Proteins that were not measured are left out, but for the priors of efficiency and mixture,
-        which scvi-tools does not mask.
+        Proteins that were not measured are left out, except in the priors of efficiency and
+        mixture, which scvi-tools does not mask.
         """
         measured = cells.measured
         reconstruction = torch.where(measured, -protein.log_prob(cells.proteins), 0.0).sum(1)
@@ -252,7 +255,8 @@ class Totalvi(Vae):
         return reconstruction, kl.sum(1)
 
     def loss(self, cells: Minibatch, noise: Noise, kl_weight: float) -> Loss:
-        """Negative ELBO; proteins and KL terms are warmed up, genes and KL(library) are not."""
+        """Negative ELBO. `kl_weight` scales the protein likelihood and the KL terms, but not the
+        gene likelihood and KL(library)."""
         posterior = self.inference(cells, noise)
         decoded = self.decode(posterior.z, posterior.library, cells, noise)
         loss_of_genes, of_genes = decoded.rna.mean_loss(cells.counts)

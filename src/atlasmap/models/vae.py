@@ -1,4 +1,4 @@
-"""What scVI and totalVI share: the encoder q(z | x, s) with covariates s, and the library size."""
+"""Shared by scVI and totalVI: the encoder q(z | x, s) with covariates s, and the library size."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,10 +15,11 @@ from atlasmap.models.random import Noise
 
 @dataclass(frozen=True)
 class Shape:
-    """What the data fixes: genes, categories of each covariate (batch first), proteins.
+    """Sizes set by the data: genes, categories per covariate (batch first), continuous covariates,
+    proteins.
 
-    `library` holds the mean and variance of log library size a batch (2 × batches), used where the
-    library size is inferred.
+    `library`: mean and variance of the log library size per batch (2 × batches), the prior where
+    the library size is inferred.
     """
 
     n_genes: int
@@ -30,12 +31,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Cells as tensors: `counts` (cells × genes), `depth` their sums (cells × 1), `codes` a
-    category code a covariate (cells), `continuous` (cells × continuous covariates) or None,
-    `labels` (cells; -1: unlabelled; from the number of labels on: a label above others), `may_be`
-    (cells × labels, bool) the labels that a cell may have, or None where that is any.
+    """Cells as tensors: `counts` (cells × genes), `depth` (their sums, cells × 1), `codes`
+    (category codes (cells) per covariate), `continuous` (cells × continuous covariates) or None,
+    `labels` (cells; −1: unlabelled; codes from the number of labels on: ancestors of labels in the
+    label tree), `may_be` (cells × labels, bool: the labels that a cell may have; None: any).
 
-    CITE-seq: `proteins` counts (cells × proteins; zero where not measured) and `measured` (bool).
+    CITE-seq: `proteins` (counts, cells × proteins; zero where not measured), `measured` (bool).
     `product`: cached W1 x + b1 of the encoder; constant in surgery, where W1 is frozen.
     """
 
@@ -51,14 +52,15 @@ class Minibatch:
 
     @classmethod
     def of(cls, counts: ops.Counts, *others, **more) -> "Minibatch":
-        """Of counts; the rest as above."""
+        """A minibatch with `depth` computed from `counts`; other arguments are the fields."""
         return cls(counts, counts.sum(1, keepdim=True), *others, **more)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, cells: slice) -> "Minibatch":
-        """Some cells."""
+        """The minibatch of these cells."""
+        # vars() also holds `x` once it is cached; it is computed anew from the sliced counts.
         own = {name: None if (part := getattr(self, name)) is None else part[cells]
                for name in vars(self) if name not in ("codes", "x")}  # fmt: skip
         return Minibatch(codes=tuple(code[cells] for code in self.codes), **own)
@@ -71,8 +73,9 @@ class Minibatch:
 
 @dataclass(frozen=True)
 class Posterior:
-    """q(z | x) and the library size: `latent` normals (cells × latent) and a `draw` of them,
-    `library` cells × 1 (log), `of_library` normals (cells × 1) where the library is inferred."""
+    """q(z | x) and the library size: `latent` (normals, cells × latent) and a sample from them
+    (`draw`); `library` (log library size, cells × 1); `of_library` (its posterior normals,
+    cells × 1) where it is inferred."""
 
     latent: Normal
     draw: Draw
@@ -81,13 +84,14 @@ class Posterior:
 
     @property
     def z(self) -> Tensor:
-        """As it was drawn (cells × latent)."""
+        """The sample of z (cells × latent)."""
         return self.draw.z
 
 
 @dataclass(frozen=True)
 class Loss:
-    """`total` to minimise; `sums` over cells for the history; `n` cells; `z` as it was drawn."""
+    """`total`: the value to minimise; `n`: cells; `sums` over cells for the history; `z`: the
+    sampled latent as the decoders see it (for an adversary), or None."""
 
     total: Tensor
     n: int
@@ -106,12 +110,13 @@ def elbo_sums(reconstruction: Tensor, kl_local: Tensor) -> dict[str, Tensor]:
 
 
 def lay_out_by_input(weight: nn.Parameter) -> None:
-    """Keep each input's weights (a column) together in memory: sparse products take some alone."""
+    """Store `weight` (outputs × inputs) column by column in place: a sparse product reads the
+    columns of non-zero inputs only."""
     weight.data = weight.data.t().contiguous().t()
 
 
 class Vae(nn.Module):
-    """Encoder and library size; tensors only. What is decoded is a subclass's own."""
+    """Encoder and library size; tensors only. Subclasses add the decoders."""
 
     def __init__(
         self, settings, shape: Shape, n_features: int, widths: list[int], dropout_rate: float,
@@ -140,27 +145,27 @@ class Vae(nn.Module):
             self.library_prior = CategoryTable(rows, 0, start_bound=None, trains=False)
 
     def features(self, cells: Minibatch) -> tuple[ops.Counts, Tensor | None]:
-        """What the encoder is given: of the counts (cells × genes; zero where they are), and of
-        what else there is (cells × more) or None."""
+        """Encoder features: of the counts (cells × genes; zero where the counts are zero), and of
+        the other modalities (cells × features; None without any)."""
         raise NotImplementedError
 
     def generative(
         self, z: Tensor, library: Tensor, cells: Minibatch, noise: Noise | None
     ) -> CountDistribution:
-        """p(x | z, library) of the genes: `z` cells × latent, `library` cells × 1 (log)."""
+        """p(x | z, library) of the genes; `z` cells × latent, `library` cells × 1 (log)."""
         raise NotImplementedError
 
     def encoder_input(self, cells: Minibatch) -> tuple[ops.Counts, Tensor | None]:
-        """Features, and continuous covariates where the encoder sees them (with what else there
-        is)."""
+        """`features`, with continuous covariates appended to the second part where the encoder
+        sees them."""
         genes, more = self.features(cells)
         if cells.continuous is None or not self.settings.encode_covariates:
             return genes, more
         return genes, cells.continuous if more is None else torch.cat([more, cells.continuous], 1)
 
     def product(self, cells: Minibatch) -> Tensor:
-        """What the encoder's first layer makes of its input (cells × width); covariates' rows come
-        on top of it."""
+        """W x + b of the encoder's first layer (cells × width), without the rows of categorical
+        covariates; `cells.product` if it is cached."""
         if cells.product is not None:
             return cells.product
         layer, (genes, more) = self.encoder.stack.layers[0], self.encoder_input(cells)
@@ -183,7 +188,7 @@ class Vae(nn.Module):
     def inference(
         self, cells: Minibatch, noise: Noise | None, latent: Normal | None = None
     ) -> Posterior:
-        """q(z | x) (`latent`, where it is known), a draw of z, and the log library size."""
+        """q(z | x), a sample of z, and the log library size; `latent` is q(z | x) if known."""
         latent = latent or self.encode(cells, noise)
         draw = latent.draw(noise)
         if self.settings.use_observed_lib_size:
@@ -193,11 +198,11 @@ class Vae(nn.Module):
         return Posterior(latent, draw, of_library.draw(noise).z, of_library)
 
     def decoder_input(self, z: Tensor, cells: Minibatch) -> Tensor:
-        """`z` with the continuous covariates."""
+        """`z` with the continuous covariates appended (cells × inputs)."""
         return z if cells.continuous is None else torch.cat([z, cells.continuous], 1)
 
     def kl_library(self, posterior: Posterior, codes: Codes) -> Tensor:
-        """KL of the library size a cell (zero where it is observed)."""
+        """KL of the library size per cell; zero where it is observed."""
         library = posterior.of_library
         if library is None:
             return torch.zeros_like(posterior.draw.kl)

@@ -1,8 +1,8 @@
 """Adam with torch's fused kernel.
 
-torch.optim's class does the same, but to make one loads torch's compiler (two seconds a process),
-and what it asks in each step takes as long as the kernel. The kernel is a private part of torch: it
-is tried on known numbers first, and where it fails plain torch takes its place.
+torch.optim.Adam does the same, but its construction loads torch's compiler (two seconds per
+process), and its checks in each step take as long as the kernel. The kernel is private to torch, so
+it is first tested on known numbers; if the test fails, plain torch replaces it.
 """
 
 import logging
@@ -21,7 +21,8 @@ def fused(
     parameters: Tensors, gradients: Tensors, first: Tensors, second: Tensors, steps: Tensors,
     lr: float, eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
-    """One step in torch's kernel; `first` and `second` are the moments, `steps` counts this one."""
+    """One step by torch's fused kernel, in place. `first`, `second`: the moments; `steps`: steps of
+    each parameter so far, including this one."""
     torch._fused_adam_(
         parameters, gradients, first, second, [], steps,
         amsgrad=False, maximize=False, beta1=BETAS[0], beta2=BETAS[1],
@@ -33,7 +34,7 @@ def plain(
     parameters: Tensors, gradients: Tensors, first: Tensors, second: Tensors, steps: Tensors,
     lr: float, eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
-    """The same (Kingma & Ba 2015, algorithm 1) in plain torch."""
+    """As `fused`, in plain torch (Kingma & Ba 2015, algorithm 1)."""
     of_each = zip(parameters, gradients, first, second, steps, strict=True)
     for parameter, gradient, mean, square, step in of_each:
         gradient = gradient + weight_decay * parameter
@@ -45,7 +46,7 @@ def plain(
 
 @cache
 def body_on(device: torch.device) -> Callable:
-    """`fused`, if it does there what `plain` does."""
+    """`fused`, if it gives the results of `plain` on this device, else `plain`."""
     start = torch.tensor([1.0, -2.0, 3.0], device=device)
     found = []
     try:
@@ -62,7 +63,8 @@ def body_on(device: torch.device) -> Callable:
 
 
 def lying(turned: list[bool], matrices: list[Tensor]) -> list[Tensor]:
-    """Those that are `turned` have columns together in memory: the kernel would copy them."""
+    """Transposes the matrices marked in `turned`, which are stored column by column: the kernel
+    would copy them otherwise."""
     return [x.t() if turn else x for turn, x in zip(turned, matrices, strict=True)]
 
 
@@ -81,7 +83,7 @@ class Adam:
         }
 
     def zero_grad(self) -> None:
-        """Forget gradients."""
+        """Set all gradients to None."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -103,11 +105,11 @@ class Adam:
         body_on(parameters[0].device)(parameters, gradients, first, second, steps, *how)
 
     def state(self) -> dict[str, Tensor]:
-        """Moments and steps of each parameter, by name."""
+        """Moments and step counts, named "{index of the parameter} {name}"."""
         return {f"{k} {name}": v for name, all_ in self.moments.items() for k, v in enumerate(all_)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Be as `state` says."""
+        """Set moments and step counts from `state`, in place."""
         for key, value in state.items():
             k, name = key.split(" ")
             self.moments[name][int(k)].copy_(value)

@@ -1,7 +1,7 @@
-"""Training totalVI against an adversary that tells batches apart from the latent.
+"""Training totalVI against an adversary that predicts the batch from the latent.
 
-Where a batch lacks proteins the latent would give it away (Gayoso et al. 2021, methods). The
-adversary's weight falls from 1 to 0 while the KL terms warm up.
+Without it, the latent would separate batches in which proteins were not measured (Gayoso et al.
+2021, methods). The adversary's weight falls from 1 to 0 while the KL terms warm up.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ WIDTH = 32
 
 
 class Adversary(nn.Module):
-    """Which batch is a latent position of? Two hidden layers with batch norm, as scvi-tools has."""
+    """Predicts the batch from the latent: two hidden layers with batch norm, as in scvi-tools."""
 
     def __init__(self, n_latent: int, n_batches: int, rng: torch.Generator):
         super().__init__()
@@ -36,9 +36,10 @@ class Adversary(nn.Module):
 
 @dataclass
 class Adversarial(Unsupervised):
-    """totalVI's loss, and what it costs not to be told apart; each step the adversary learns too.
+    """totalVI's loss plus the loss of fooling the adversary, which is trained after each step.
 
-    scvi-tools counts the adversary's steps in the warm-up, which therefore is twice as fast.
+    `n_optimisers` = 2: in a KL warm-up by steps, scvi-tools also counts the adversary's steps, so
+    that the warm-up is twice as fast.
     """
 
     n_optimisers = 2

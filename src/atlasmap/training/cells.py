@@ -1,4 +1,4 @@
-"""Cells as tensors: counts stay sparse (CSR) until a minibatch is asked for."""
+"""Cells as tensors; counts stay sparse (CSR) until a minibatch is made."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Counts:
 
     @classmethod
     def of(cls, matrix: sparse.csr_matrix, device: torch.device) -> "Counts":
-        """From scipy's CSR, whose memory is shared where it can be; values become float32. Zeros
-        that it stores are left out."""
+        """From scipy's CSR. Values become float32, explicit zeros are removed, and memory is shared
+        with `matrix` where possible."""
         if np.count_nonzero(matrix.data) < matrix.nnz:
             matrix = matrix.copy()
             matrix.eliminate_zeros()
@@ -39,12 +39,12 @@ class Counts:
         return ops.rows(self.indptr, self.indices, self.data, self.n_genes, index)
 
     def csr(self, index: np.ndarray) -> sparse.csr_matrix:
-        """Sparse counts (cells × genes) of the cells in `index`, as scipy has them."""
+        """Counts of the cells in `index` (cells × genes) as scipy's CSR."""
         parts = (part.cpu().numpy() for part in (self.data, self.indices, self.indptr))
         return sparse.csr_matrix(tuple(parts), (len(self.indptr) - 1, self.n_genes))[index]
 
     def ahead(self, steps: Sequence) -> Iterator:
-        """`steps` (tuples of cells, or None) one by one; what they need is here."""
+        """Iterate over `steps` (tuples of cell indices or None); all counts are in memory."""
         return iter(steps)
 
     def shuffled(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -52,19 +52,21 @@ class Counts:
         return rng.permutation(cells)
 
     def arranged(self, cells: np.ndarray) -> np.ndarray:
-        """`cells` in the order in which they are best read."""
+        """`cells` in the order in which they are read fastest."""
         return cells
 
 
 @dataclass(frozen=True)
 class Cells:
-    """All cells a model is trained on or asked about.
+    """All cells for a training or an inference.
 
-    `codes` cells × categorical covariates (batch first), `continuous` cells × covariates or None,
-    `labels` cells (−1: unlabelled), `names` cell ids on the CPU, for error messages, `proteins`
-    counts (cells × proteins; NaN: not measured) or None, `product` (cells × width) what the
-    encoder's first layer makes of them, where that stays as it is, or None. `may_be` (codes of
-    labels × labels, last −1) says which labels are below which; None where none is.
+    `codes`: cells × categorical covariates (batch first); `continuous`: cells × covariates, or
+    None; `labels`: label codes (cells; −1: unlabelled; codes from the number of labels on:
+    ancestors of labels in the label tree); `names`: cell ids on the CPU, for error messages;
+    `proteins`: counts (cells × proteins; NaN: not measured), or None; `product`: cached W x + b of
+    the encoder's first layer (cells × width) while W is frozen, or None; `may_be`: the labels that
+    a cell may have, per label code (codes, the last for −1, × labels; bool), or None if no cell is
+    labelled with an ancestor.
     """
 
     counts: Counts
@@ -81,11 +83,11 @@ class Cells:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.labels.device
 
     def minibatch(self, index: np.ndarray) -> Minibatch:
-        """The cells in `index`."""
+        """The minibatch of the cells in `index`."""
         at = torch.as_tensor(index, device=self.device)
         continuous = None if self.continuous is None else self.continuous[at]
         cells = self.counts.rows(at), tuple(self.codes[at].T), continuous, self.labels[at]
@@ -100,7 +102,7 @@ class Cells:
         return Minibatch.of(*cells, torch.where(measured, proteins, 0.0), measured, **others)
 
     def taken(self, index: np.ndarray) -> "Cells":
-        """The cells in `index` alone."""
+        """A copy with only the cells in `index`, with counts in memory."""
         at = torch.as_tensor(index, device=self.device)
         continuous = None if self.continuous is None else self.continuous[at]
         counts = Counts.of(self.counts.csr(index), self.device)
@@ -112,7 +114,7 @@ class Cells:
         return Cells(*own, self.may_be)
 
     def in_order(self, size: int):
-        """Minibatches of all cells in their order, for inference."""
+        """Iterate over minibatches of `size` cells in their order, for inference."""
         parts = (range(start, min(start + size, len(self))) for start in range(0, len(self), size))
         for (index,) in self.counts.ahead([(np.array(part),) for part in parts]):
             yield self.minibatch(index)

@@ -1,6 +1,6 @@
 """Checkpoints: everything that changes while a model is trained, in one safetensors file.
 
-No pickle, so a checkpoint is safe to open; whole or not there; the one before is kept as well.
+Without pickle, a checkpoint is safe to open. It is written atomically, and the one before is kept.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class State:
-    """`tensors`, and `facts` that JSON can hold."""
+    """Contents of a checkpoint: `tensors`, and `facts` that JSON can represent."""
 
     tensors: Tensors
     facts: dict
@@ -35,27 +35,27 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where checkpoints are kept, how often one is written (`every`, seconds), and what says when
-    the job ends (`times`)."""
+    """Folder of the checkpoints, seconds between two (`every`), and the job's start and end
+    (`times`)."""
 
     folder: Path
     every: float = 300.0
     times: Times = no_limit
 
     def remove(self) -> None:
-        """The model is saved: no checkpoint is needed any more, of this or any other settings."""
+        """Remove the folder, with checkpoints of all settings: the trained model has been saved."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Lasting(Checkpoints):
-    """Checkpoints that whoever runs several trainings one after the other removes himself."""
+    """Checkpoints of a job with several trainings, which removes them when all are done."""
 
     def remove(self) -> None:
-        """They stay."""
+        """Does nothing: the checkpoints stay."""
 
 
 def weights_hash(state: Tensors) -> str:
-    """Hash of a state's names and bytes."""
+    """SHA-256 of a state's names and bytes."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
@@ -64,15 +64,15 @@ def weights_hash(state: Tensors) -> str:
 
 
 def identity_hash(identity: dict, device: torch.device) -> str:
-    """What a checkpoint must share with the training that takes it up: `identity` (inputs,
-    settings, start values) and whatever else decides the bits."""
+    """Hash that a checkpoint and the training that resumes it must share: of `identity` (inputs,
+    settings, start values), device type, versions, number of threads and implementation."""
     machine = [device.type, torch.__version__, torch.get_num_threads(), in_use(device), FORMAT]
     text = json.dumps([identity, machine], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:
-    """The checkpoints of one training: the last, and the one before it."""
+    """The checkpoints of one training on disk: the last one and the one before it."""
 
     def __init__(self, checkpoints: Checkpoints, key: str):
         self.folder, self.every = checkpoints.folder / key[:16], checkpoints.every
@@ -80,12 +80,12 @@ class Store:
 
     @property
     def due(self) -> bool:
-        """Whether the last checkpoint is older than wished."""
+        """Whether `every` seconds have passed since the last checkpoint."""
         return time.monotonic() - self.written >= self.every
 
     def write(self, state: State) -> None:
-        """Write aside, put on the disk, rename. A full disk costs the checkpoint, not the
-        training: it is said in the log."""
+        """Write a checkpoint atomically: to a temporary file, fsync, rename. An OSError (full disk)
+        is logged and does not stop the training."""
         self.written = time.monotonic()
         facts = json.dumps(state.facts)
         tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
@@ -105,7 +105,7 @@ class Store:
             log.warning("no checkpoint could be written: %s", error)
 
     def read(self) -> State | None:
-        """The newest checkpoint that is whole; None if there is none."""
+        """The newest checkpoint that is complete (by its digest); None if there is none."""
         for name in (LAST, PREVIOUS):
             try:
                 with safe_open(self.folder / name, "pt") as file:

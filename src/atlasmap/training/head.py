@@ -1,4 +1,4 @@
-"""Training a classifier on a latent that stays as it is."""
+"""Training a classifier on a fixed latent."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from atlasmap.training.objectives import Step, Unsupervised
 
 @dataclass
 class ClassifierHead(Unsupervised):
-    """Cross-entropy of the split's cells, which are labelled; `mean` and `var` (cells × latent) are
-    the posterior, of which each step draws anew."""
+    """Cross-entropy of the split's cells, all of them labelled, at samples from the posterior
+    N(`mean`, `var`) (cells × latent), drawn anew in each step."""
 
     mean: Tensor
     var: Tensor
@@ -26,7 +26,7 @@ class ClassifierHead(Unsupervised):
         return list(self.model.classifier.parameters())
 
     def ahead(self, steps: list[Step]) -> Iterator[Step]:
-        return iter(steps)  # no counts are asked for
+        return iter(steps)  # no counts are needed
 
     def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
         at = torch.as_tensor(step[0], device=self.cells.device)

@@ -1,4 +1,4 @@
-"""Training history as a tidy table: one row an epoch, split and metric."""
+"""Training history as a tidy table: one row per epoch, split and metric."""
 
 from collections import defaultdict
 
@@ -10,14 +10,14 @@ N_BINS = 15
 
 
 class Averages:
-    """Averages of sums over an epoch, kept on the device until asked for."""
+    """Per-cell averages over an epoch; sums stay on the device until `values` is called."""
 
     def __init__(self, sums: dict[str, Tensor] | None = None, weights: dict | None = None):
         self.sums: dict[str, Tensor | float] = defaultdict(float, sums or {})
         self.weights: dict[str, int] = defaultdict(int, weights or {})
 
     def add(self, sums: dict[str, Tensor], weight: int) -> None:
-        """Add sums over `weight` cells."""
+        """Add to each metric its sum over `weight` cells."""
         for name, value in sums.items():
             self.sums[name] += value
             self.weights[name] += weight
@@ -28,7 +28,7 @@ class Averages:
 
 
 class History:
-    """Rows epoch, split, metric, value."""
+    """A list of rows (epoch, split, metric, value)."""
 
     def __init__(self, rows: list[tuple[int, str, str, float]] | None = None):
         self.rows = rows or []
@@ -38,11 +38,11 @@ class History:
         self.rows += [(epoch, split, name, value) for name, value in values.items()]
 
     def table(self) -> pd.DataFrame:
-        """The whole history."""
+        """The history as a table: epoch, split, metric, value."""
         return pd.DataFrame(self.rows, columns=["epoch", "split", "metric", "value"])
 
     def last(self, split: str, metric: str) -> float | None:
-        """The latest value of a metric, None before the first."""
+        """The latest value of a metric of a split; None before the first."""
         for _, row_split, row_metric, value in reversed(self.rows):
             if (row_split, row_metric) == (split, metric):
                 return value
@@ -50,16 +50,17 @@ class History:
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor) -> Tensor:
-    """ECE (Guo et al. 2017), equal bins, l1: Σ share of bin · |accuracy − mean confidence|.
+    """ECE (Guo et al. 2017), scalar: Σ over 15 bins of equal width of the fraction of cells in the
+    bin · |accuracy − mean confidence| (l1).
 
-    `confidence` in [0, 1] and `correct` (0 or 1), both of one value a cell → scalar. A confidence
-    of exactly 1 is in the last bin.
+    `confidence` in [0, 1] and `correct` (0 or 1), one value per cell. A confidence of exactly 1 is
+    in the last bin.
     """
     return binned_gap(confidence, correct, N_BINS, N_BINS)
 
 
 def peer_calibration_error(confidence: Tensor, correct: Tensor) -> Tensor:
-    """The same as torchmetrics computes it: a confidence of exactly 1 has a bin of its own."""
+    """ECE as torchmetrics computes it: a confidence of exactly 1 has a bin of its own."""
     return binned_gap(confidence, correct, N_BINS, N_BINS + 1)
 
 

@@ -30,9 +30,9 @@ LR_FACTOR, LR_PATIENCE = 0.6, 30
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training left: the history, epochs and steps taken, why it ended, whether counts stayed
-    on disk (cells are then shuffled by blocks), and which bodies of operations it ran on
-    (`ops.in_use`)."""
+    """Result of a training: the history, epochs and steps taken, why it ended (`stopped`), whether
+    counts stayed on disk (`streamed`; cells are then shuffled by blocks), and the implementation of
+    operations (`ops.in_use`)."""
 
     history: History
     n_epochs: int
@@ -43,18 +43,21 @@ class Outcome:
 
 
 def epochs_by_size(n_cells: int) -> int:
-    """400 up to 20,000 cells and fewer above (scvi-tools' rule)."""
+    """Default number of epochs: 400 up to 20,000 cells, fewer above (scvi-tools' rule)."""
     return max(1, min(round(20_000 / n_cells * 400), 400))
 
 
 class Plateau:
-    """Epochs since the validation ELBO (or what else is monitored) was last better than ever."""
+    """Counts validations since the monitored metric (validation ELBO) last reached a new best.
+
+    `since_lr` also restarts when the learning rate is reduced.
+    """
 
     def __init__(self):
         self.best, self.since, self.since_lr = float("inf"), 0, 0
 
     def update(self, value: float) -> None:
-        """See one more value."""
+        """Record one more validation value."""
         better = value < self.best
         self.best = min(self.best, value)
         self.since = 0 if better else self.since + 1
@@ -62,7 +65,7 @@ class Plateau:
 
 
 def check_finite(losses: list[torch.Tensor], steps: list[Step], epoch: int, objective) -> None:
-    """Stop at the first loss that is not a number, naming the cells that gave it."""
+    """Raises TRAINING_NAN at the first loss that is not finite, naming its minibatch's cells."""
     bad = (~torch.isfinite(torch.stack(losses))).nonzero()
     if len(bad):
         step = int(bad[0])
@@ -79,7 +82,7 @@ def check_finite(losses: list[torch.Tensor], steps: list[Step], epoch: int, obje
 
 
 def check_weights(parameters, epoch: int) -> None:
-    """The last step of an epoch may have spoilt the weights without a loss that shows it."""
+    """Raises TRAINING_NAN if a weight is not finite: the epoch's last step shows in no loss."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise AtlasmapError(
             "TRAINING_NAN",
@@ -90,8 +93,8 @@ def check_weights(parameters, epoch: int) -> None:
 
 
 def kl_weight(settings: TrainSettings, epoch: int, n_steps: int) -> float:
-    """Weight of the KL terms: epoch / n_epochs_kl_warmup, or by the steps taken so far; at most 1,
-    0 at the beginning (as scvi-tools)."""
+    """Weight of the KL terms, rising from 0 to 1 as in scvi-tools: n_steps / n_steps_kl_warmup if
+    that is set, else epoch / n_epochs_kl_warmup; 1 without a warm-up."""
     if settings.n_steps_kl_warmup:
         return min(1.0, n_steps / settings.n_steps_kl_warmup)
     if settings.n_epochs_kl_warmup:
@@ -100,9 +103,10 @@ def kl_weight(settings: TrainSettings, epoch: int, n_steps: int) -> float:
 
 
 class Training:
-    """A model being trained: everything that changes, and so what a checkpoint holds.
+    """State of a training: everything that changes, and so what a checkpoint holds.
 
-    All randomness is keyed by the objective's seed and purpose and by the epoch.
+    All randomness is keyed by the objective's seed and purpose and by the epoch, so that a restored
+    training continues bit for bit.
     """
 
     def __init__(
@@ -121,31 +125,31 @@ class Training:
         self.begin_epoch()
 
     def generator(self, what: str) -> torch.Generator:
-        """This epoch's generator for one purpose."""
+        """This epoch's random generator for the purpose `what`."""
         key = (self.objective.purpose, what, self.epoch)
         return keyed_generator(self.objective.seed, *key, device=self.objective.cells.device)
 
     def begin_epoch(self) -> None:
-        """Before the first step of an epoch."""
+        """Reset what belongs to one epoch: step, averages, losses, noise."""
         self.step, self.averages, self.losses = 0, Averages(), []
         self.noise = Noise(self.generator("noise"), *self.how)
 
     @property
     def kl_weight(self) -> float:
-        """Weight of the KL terms now."""
+        """Current weight of the KL terms."""
         n_steps = (self.n_steps + self.step) * self.objective.n_optimisers
         return kl_weight(self.settings, self.epoch, n_steps)
 
     @property
     def stopped(self) -> str | None:
-        """Why training is over; None while it is not."""
+        """Why training has ended; None while it goes on."""
         settings, since = self.settings, self.plateau.since
         if settings.early_stopping and since >= settings.early_stopping_patience:
             return f"no better validation ELBO for {since} validations"
         return "max_epochs" if self.epoch == settings.max_epochs else None
 
     def take_step(self, step: Step) -> None:
-        """One minibatch."""
+        """Forward, backward and optimiser step of one minibatch."""
         loss = self.objective.training_loss(step, self.noise, self.kl_weight)
         self.optimiser.zero_grad()
         loss.total.backward()
@@ -159,7 +163,7 @@ class Training:
         self.step += 1
 
     def train_epoch(self, after_step: Callable[[], None]) -> None:
-        """What is left of this epoch, and its validation."""
+        """Train the remaining steps of this epoch, then validate. Raises TRAINING_NAN."""
         steps = self.objective.steps(self.epoch)
         for step in self.objective.ahead(steps[self.step :]):
             self.take_step(step)
@@ -175,7 +179,8 @@ class Training:
         self.begin_epoch()
 
     def validate_if_due(self) -> None:
-        """The validation cells, every few epochs and after the last."""
+        """Validate every `check_val_every_n_epoch` epochs and after the last; on a plateau, reduce
+        the learning rate (`reduce_lr_on_plateau`)."""
         settings, after = self.settings, self.epoch + 1
         due = after % settings.check_val_every_n_epoch == 0 or after == settings.max_epochs
         if not due or not len(self.objective.split.validation):
@@ -189,7 +194,7 @@ class Training:
             self.optimiser.lr *= LR_FACTOR
 
     def state(self) -> State:
-        """Now, in the middle of an epoch or between two."""
+        """The current state, for a checkpoint; also in the middle of an epoch."""
         model = self.objective.model
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         parts = {
@@ -214,7 +219,7 @@ class Training:
         return State(flat, facts)
 
     def restore(self, state: State) -> None:
-        """Be as `state` says: what follows is bit for bit what would have followed it."""
+        """Set everything from `state`; training then continues bit for bit as it would have."""
         parts, facts, device = defaultdict(dict), state.facts, self.objective.cells.device
         for name, value in state.tensors.items():
             part, key = name.split("/", 1)
@@ -226,7 +231,8 @@ class Training:
         self.history = History([tuple(row) for row in facts["history"]])
         vars(self.plateau).update(facts["plateau"])
         self.begin_epoch()
-        sums = {name: parts["sums"][name] for name in facts["weights"]}  # in their order
+        # In their original order, which JSON keeps and safetensors may not.
+        sums = {name: parts["sums"][name] for name in facts["weights"]}
         self.step, self.averages = facts["step"], Averages(sums, facts["weights"])
         self.losses = list(parts["losses"].get("all", torch.empty(0)).unbind())
         self.noise.generator.set_state(parts["noise"]["generator"])
@@ -238,11 +244,12 @@ def fit(
     dropout: bool = True, batch_statistics: bool = True,
     checkpoints: Checkpoints | None = None, identity: dict | None = None,
 ) -> Outcome:  # fmt: skip
-    """Train until `max_epochs` or a plateau; in surgery without batch statistics (and dropout).
+    """Train until `max_epochs` or early stopping. Raises TRAINING_NAN.
 
-    With `checkpoints` a training of the same `identity` (inputs and settings) that was broken off
-    is taken up where its last checkpoint is; on a signal, or shortly before the job's end, one is
-    written and Stopped raised.
+    `dropout`, `batch_statistics`: see `Noise`; surgery trains without batch statistics. With
+    `checkpoints`, an interrupted training of the same `identity` (inputs and settings) is resumed
+    from its last checkpoint; on a signal, or shortly before the job's end, a checkpoint is written
+    and Stopped raised.
     """
     training = Training(objective, settings, dropout, batch_statistics)
     store, streamed = None, objective.cells.counts.streamed
@@ -269,10 +276,10 @@ def fit(
         while training.stopped is None:
             training.train_epoch(look)
             progress.tell(training.epoch, training.history, objective.monitor)
-        if store:  # if the job ends now, only what follows training has to be done again
+        if store:  # if the job ends now, only the work after training is repeated
             store.write(training.state())
         progress.bar.close()
-        if watch.signal:  # it came after the last look
+        if watch.signal:  # a signal came after the last step
             raise watch.reason()
     found = training.history, training.epoch, training.n_steps, training.stopped
     return Outcome(*found, streamed, in_use(objective.cells.device))

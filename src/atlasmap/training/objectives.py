@@ -1,4 +1,4 @@
-"""What a model asks of the loop: the steps of an epoch, the loss of a step, what to log.
+"""Objectives: the steps of an epoch, the loss of a step and the metrics, as `loop` needs them.
 
 A step is a pair of index arrays: all cells, and labelled cells for the classifier (or None).
 """
@@ -29,7 +29,7 @@ Step = tuple[np.ndarray, np.ndarray | None]
 
 @dataclass
 class Unsupervised:
-    """The model's own loss of a minibatch: scVI, and scANVI in surgery (no labelled cells)."""
+    """The model's own loss of a minibatch: scVI, totalVI; scANVI in surgery (no labelled cells)."""
 
     model: Scvi | Scanvi
     cells: Cells
@@ -37,15 +37,15 @@ class Unsupervised:
     batch_size: int
     seed: int
     purpose: str
-    n_optimisers = 1  # that step in every step
-    monitor = "elbo"  # the validation metric that early stopping looks at
+    n_optimisers = 1  # number of optimisers that step in every training step
+    monitor = "elbo"  # the validation metric for early stopping
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser is given."""
+        """The parameters to train."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def shuffled(self, cells: np.ndarray, what: str, epoch: int) -> np.ndarray:
-        """The order of one epoch, keyed by purpose and epoch."""
+        """`cells` in random order, keyed by seed, purpose, `what` and epoch."""
         key = keyed_seed(self.seed, self.purpose, what, epoch)
         return self.cells.counts.shuffled(cells, np.random.default_rng(key))
 
@@ -60,7 +60,7 @@ class Unsupervised:
         return [(step, None) for step in minibatches(order, self.batch_size)]
 
     def ahead(self, steps: list[Step]) -> Iterator[Step]:
-        """`steps` one by one; counts on disk are read for many at once."""
+        """Iterate over `steps`; counts on disk are read for many steps at once."""
         return self.cells.counts.ahead(steps)
 
     def loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
@@ -68,29 +68,30 @@ class Unsupervised:
         return self.model.loss(self.cells.minibatch(step[0]), noise, kl_weight)
 
     def training_loss(self, step: Step, noise: Noise, kl_weight: float) -> Loss:
-        """The same, with what only training adds."""
+        """Loss of one step, with the terms that only training has (an adversary)."""
         return self.loss(step, noise, kl_weight)
 
     def after_step(self, noise: Noise, kl_weight: float) -> None:
-        """What follows an optimiser step."""
+        """Called after each optimiser step."""
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Metrics of a whole epoch that are no average over steps; reading them resets them."""
+        """Metrics of the whole epoch that are not averages over steps; reading resets them."""
         return {}
 
     def extra(self) -> dict[str, Tensor]:
-        """What changes in training besides the model and its optimiser, for a checkpoint."""
+        """State besides the model and its optimiser, for a checkpoint."""
         return {}
 
     def restore_extra(self, extra: dict[str, Tensor]) -> None:
-        """Be as a checkpoint says."""
+        """Set the state that `extra` returned."""
 
 
 @dataclass
 class SemiSupervised(Unsupervised):
-    """scANVI: an unlabelled-loss minibatch and a classification minibatch a step.
+    """scANVI: each step has a minibatch for the unlabelled loss and one for classification.
 
-    Steps an epoch = the longer of the two lists; the shorter is replayed, as scvi-tools does.
+    An epoch has as many steps as the longer list of minibatches; the shorter one is repeated, as in
+    scvi-tools.
     """
 
     classification_ratio: float
@@ -101,7 +102,8 @@ class SemiSupervised(Unsupervised):
         self.labels = self.cells.labels.cpu().numpy()
 
     def labelled(self, cells: np.ndarray, epoch: int) -> np.ndarray:
-        """Labelled cells among `cells` by label, at most `n_samples_per_label` of each."""
+        """Labelled cells among `cells`, sorted by label; at most `n_samples_per_label` per label,
+        a sample keyed by `epoch`."""
         by_label = cells[np.argsort(self.labels[cells], kind="stable")]
         by_label = by_label[self.labels[by_label] >= 0]
         if self.n_samples_per_label is None:
@@ -114,7 +116,7 @@ class SemiSupervised(Unsupervised):
         return np.concatenate(thinned)
 
     def paired(self, everyone: list[np.ndarray], labelled: list[np.ndarray]) -> list[Step]:
-        """Zip the two lists, replaying the shorter."""
+        """Pair the two lists, repeating the shorter; without labelled cells, the second is None."""
         n = max(len(everyone), len(labelled))
         if not everyone or not labelled:
             return [(step, None) for step in everyone]
@@ -154,7 +156,7 @@ class SemiSupervised(Unsupervised):
         return Loss(total, loss.n, loss.sums | sums)
 
     def epoch_metrics(self) -> dict[str, float]:
-        """`ece`: over all labelled cells seen since last asked, each counted once."""
+        """`ece` over the labelled cells seen since the last call, each counted once."""
         if not self._seen:
             return {}
         index, confidence, correct = self.extra().values()
@@ -173,7 +175,7 @@ class SemiSupervised(Unsupervised):
 
 
 def validate(objective: Unsupervised, noise: Noise, kl_weight: float) -> dict[str, Tensor | float]:
-    """Metrics of the validation cells, without gradients, in eval mode."""
+    """Metrics of the validation cells, without gradients; `noise` has dropout off."""
     averages = Averages()
     with torch.no_grad():
         for step in objective.ahead(objective.validation_steps()):

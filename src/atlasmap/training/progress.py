@@ -1,4 +1,4 @@
-"""What is said while a model is trained."""
+"""Progress messages of a training."""
 
 import logging
 import sys
@@ -10,14 +10,14 @@ from atlasmap.training.history import History
 from atlasmap.training.stopping import Watch, in_words
 
 log = logging.getLogger("atlasmap")
-SECONDS_BETWEEN_LINES = 5  # at first, and a twentieth of the training later
+SECONDS_BETWEEN_LINES = 5  # at least; later a twentieth of the time trained so far
 LINES = 20
-FOR_TERMINAL = {"progress": True}  # of a line that whoever started the workflow wants to see
+FOR_TERMINAL = {"progress": True}  # marks log lines that the user of a workflow should see
 
 
 class Progress:
-    """A bar on a terminal; elsewhere lines, ever more seldom. Says early if the job's time will not
-    do."""
+    """Progress bar on a terminal; elsewhere log lines at growing intervals. Warns once if the
+    job's time will not be enough for the training."""
 
     def __init__(self, name: str, n_epochs: int, epoch: int, watch: Watch):
         self.name, self.n_epochs, self.watch = name, n_epochs, watch
@@ -29,7 +29,7 @@ class Progress:
         )
 
     def tell(self, done: int, history: History, metric: str) -> None:
-        """`done` epochs are done; `metric` says how it goes."""
+        """Report that `done` epochs are done, with the latest value of `metric`."""
         shown = history.last("validation", metric) or history.last("train", metric)
         self.bar.set_postfix_str(f"{metric} {shown:.4g}")
         self.bar.update()
@@ -44,7 +44,7 @@ class Progress:
         self.foresee(done, an_epoch)
 
     def foresee(self, done: int, an_epoch: float) -> None:
-        """Epochs left × seconds an epoch against the job's end."""
+        """Warn once if the epochs left, `an_epoch` seconds each, exceed the job's time left."""
         need, have = (self.n_epochs - done) * an_epoch, self.watch.seconds_left()
         if need > have and not self.warned:
             self.warned = True

@@ -1,7 +1,7 @@
 """Which cells train and which validate, and how an epoch is cut into minibatches.
 
-Splits are scvi-tools' own (`RandomState(seed)`, validation first), so that a comparison with it
-runs on the same cells.
+Splits equal those of scvi-tools (`RandomState(seed)`, validation first), so that comparisons with
+it use the same cells.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEAST = 3  # cells in a minibatch: batch statistics of one or two cells are noise
+LEAST = 3  # cells per minibatch: batch statistics of one or two cells are noise
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Split:
     validation: np.ndarray
 
     def join(self, other: "Split") -> "Split":
-        """Both splits' cells."""
+        """The union of both splits."""
         return Split(
             np.concatenate([self.train, other.train]),
             np.concatenate([self.validation, other.validation]),
@@ -30,10 +30,10 @@ class Split:
 def split_cells(
     cells: np.ndarray, train_size: float, seed: int, move_left_over: int | None = None
 ) -> Split:
-    """Split `cells` (indices).
+    """Split `cells` (indices) at random: ⌈`train_size` · n⌉ training cells, the rest validation.
 
-    `move_left_over` (a minibatch size) moves 1–2 training cells that would be left over after full
-    minibatches to validation, as scvi-tools does for scVI, not for scANVI.
+    `move_left_over`: minibatch size; if 1–2 training cells would remain after full minibatches,
+    these are moved to validation, as scvi-tools does for scVI, but not for scANVI.
     """
     n_train = math.ceil(train_size * len(cells))
     n_validation = len(cells) - n_train
@@ -45,7 +45,7 @@ def split_cells(
 
 
 def split_by_labels(labels: np.ndarray, train_size: float, seed: int) -> Split:
-    """Labelled cells (label ≥ 0) and unlabelled ones split separately, as scANVI does."""
+    """Split labelled cells (label ≥ 0) and unlabelled ones separately, as scANVI does."""
     parts = [np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)]
     splits = [split_cells(part, train_size, seed) for part in parts if len(part)]
     return splits[0] if len(splits) == 1 else splits[0].join(splits[1])

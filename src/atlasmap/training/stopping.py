@@ -1,4 +1,4 @@
-"""Leaving in time: a signal came, or the job's end is near."""
+"""Stopping in time: on a signal, or shortly before the job's walltime ends."""
 
 import logging
 import signal
@@ -10,30 +10,32 @@ from dataclasses import dataclass
 log = logging.getLogger("atlasmap")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SECONDS_BEFORE_END = 120.0
-AGAIN = 3.0  # seconds
-SHARE_BEFORE_END = 0.2  # of a short job's whole time
+AGAIN = 3.0  # seconds until Stopped is raised again
+SHARE_BEFORE_END = 0.2  # for short jobs: fraction of the job's whole time
 
 
 @dataclass(frozen=True)
 class JobTimes:
-    """When this job began and when the cluster will end it (seconds since 1970)."""
+    """Start of this job, and its end by the cluster's time limit (seconds since 1970)."""
 
     start: float
     end: float
 
 
-# Asked anew (True), or as the job was told at its start (False); None: no limit.
+# Returns the job's times: asked from the cluster now (True) or as known at its start (False);
+# None: no limit.
 Times = Callable[[bool], JobTimes | None]
 
 
 def no_limit(anew: bool) -> None:
-    """`Times` where nothing ends the job."""
+    """`Times` of a process without a time limit."""
 
 
 class Stopped(BaseException):
-    """The process was told to leave. What it had trained is in a checkpoint, if it keeps any.
+    """The process must stop. A training in progress is in a checkpoint, if checkpoints are kept.
 
-    Not an Exception: nothing that mends errors may hold it up.
+    `kind`: interrupted (Ctrl-C), preempted or walltime. A BaseException, so that no `except
+    Exception` catches it.
     """
 
     def __init__(self, why: str, kind: str = "preempted"):
@@ -42,16 +44,16 @@ class Stopped(BaseException):
 
 
 def stopped_by(number: int) -> Stopped:
-    """What a signal means: Ctrl-C is somebody's wish, others are the cluster's."""
+    """The exception for a signal; its kind is "interrupted" for Ctrl-C, else "preempted"."""
     kind = "interrupted" if number == signal.SIGINT else "preempted"
     return Stopped(f"{signal.Signals(number).name} came", kind)
 
 
 def leave(number: int, _frame) -> None:
-    """Signal handler of work that has nothing to save.
+    """Signal handler that raises Stopped at once, outside of training.
 
-    Python drops what is raised in a destructor or in the callback of a weak reference, of which
-    h5py has many: until a failure is being recorded, it is raised again.
+    Python drops exceptions raised in a destructor or in the callback of a weak reference, of which
+    h5py has many. A timer therefore raises again, until `ignore_signals` is called.
     """
     signal.signal(signal.SIGALRM, lambda *_: leave(number, None))
     signal.setitimer(signal.ITIMER_REAL, AGAIN)
@@ -59,32 +61,32 @@ def leave(number: int, _frame) -> None:
 
 
 def ignore_signals() -> None:
-    """From now on nothing interrupts: a failure is being recorded."""
+    """Ignore signals from now on, while a failure is being recorded."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def heeded() -> list[signal.Signals]:
-    """Signals to listen to: not those that whoever started this process wants ignored."""
+    """The signals to handle: those of SIGNALS that the parent process did not set to be ignored."""
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def install() -> None:
-    """From now on SIGTERM, SIGUSR1 and SIGINT raise Stopped."""
+    """Make SIGTERM, SIGUSR1 and SIGINT raise Stopped from now on."""
     for number in heeded():
         signal.signal(number, leave)
 
 
 def in_words(seconds: float) -> str:
-    """A time left: seconds, minutes or hours."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Watch:
-    """Inside its block signals are noted instead of raised; `reason()` says whether to leave."""
+    """Context manager that records signals instead of raising; `reason()` tells whether to stop."""
 
     def __init__(self, times: Times = no_limit):
         self.signal: signal.Signals | None = None
@@ -92,7 +94,7 @@ class Watch:
         self._before = {}
 
     def __enter__(self):
-        # Handlers can be set in the main thread alone; a notebook may train in another.
+        # Python sets handlers in the main thread only; a notebook may train in another.
         if threading.current_thread() is threading.main_thread():
             for number in heeded():
                 self._before[number] = signal.signal(number, self.note)
@@ -103,11 +105,11 @@ class Watch:
             signal.signal(number, handler)
 
     def note(self, number: int, _frame) -> None:
-        """Signal handler: remember it for the next look."""
+        """Signal handler: record the signal for `reason`."""
         self.signal = signal.Signals(number)
 
     def seconds_left(self) -> float:
-        """Until work must be put away: infinite without a limit."""
+        """Seconds until work must be saved; infinite without a time limit."""
         if self.times is None:
             return float("inf")
         length = self.times.end - self.times.start
@@ -115,7 +117,7 @@ class Watch:
         return self.times.end - margin - time.time()
 
     def reason(self) -> Stopped | None:
-        """Why to leave now; None to go on."""
+        """The exception to raise if the process must stop now; None to go on."""
         if self.signal is not None:
             return stopped_by(self.signal)
         if self.seconds_left() > 0:

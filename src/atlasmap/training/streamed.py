@@ -1,8 +1,9 @@
-"""Counts that stay on disk: some cells at a time are held in memory, and shuffled by blocks.
+"""Counts that stay on disk: a window of cells is held in memory, and cells are shuffled by blocks.
 
-An epoch goes through the blocks in random order. The cells of as many blocks as fit into a window
-are mixed at random, so that a minibatch has cells of hundreds of blocks, and the file is read in
-long pieces (the scheme of scDataset: D'Ascenzo & Cultrera di Montesano 2026, PMLR 306).
+Blocks are runs of neighbouring cells. An epoch takes the blocks in random order and shuffles the
+cells of as many blocks as fit into a window. A minibatch then has cells of hundreds of blocks, and
+the file is read in long pieces (the scheme of scDataset: D'Ascenzo & Cultrera di Montesano 2026,
+PMLR 306).
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,20 +18,20 @@ from atlasmap.data.structure import check_pointers, check_range
 from atlasmap.models import ops
 from atlasmap.training.cells import Counts
 
-WINDOW = 2**26  # bytes of counts that are held at a time
-BLOCKS = 256  # that a window is mixed from: cells that lie together on disk come together
-LEAST = 16  # cells of a block
-NEAR = 32  # cells between two wanted ones that are read rather than skipped
+WINDOW = 2**26  # bytes of counts held in memory
+BLOCKS = 256  # per window; the cells of a block are neighbours on disk
+LEAST = 16  # cells per block, at least
+NEAR = 32  # gaps up to this many cells between wanted ones are read rather than skipped
 
 
 class StreamedCounts:
-    """What `Counts` is, of a CSR matrix on disk (anndata's backed sparse data set)."""
+    """The interface of `Counts` for a CSR matrix on disk (anndata's backed sparse data set)."""
 
     streamed = True
 
     def __init__(self, matrix, device: torch.device):
         self.device, (self.n_cells, self.n_genes) = device, matrix.shape
-        # Not through `matrix`, whose every slice costs milliseconds.
+        # Read from the group, as each slice of `matrix` costs milliseconds.
         self.indptr, self.stored = matrix.group["indptr"][:], matrix.group
         check_pointers(self.indptr, self.n_cells, n_stored(matrix), self.n_genes)
         cells = WINDOW * self.n_cells // (BYTES * max(n_stored(matrix), 1))
@@ -39,7 +40,7 @@ class StreamedCounts:
         self.hold(np.empty(0, np.int64))
 
     def some(self, run: np.ndarray) -> sparse.csr_matrix:
-        """Sparse counts of the cells in `run` (sorted), read with all that lies between them."""
+        """Counts of the cells in `run` (sorted), read in one piece with all cells between them."""
         first, last = run[0], run[-1] + 1
         at = slice(self.indptr[first], self.indptr[last])
         parts = [self.stored[name][at] for name in ("data", "indices")]
@@ -49,7 +50,7 @@ class StreamedCounts:
         return read if len(run) == last - first else read[run - first]
 
     def csr(self, index: np.ndarray) -> sparse.csr_matrix:
-        """Sparse counts (cells × genes) of the cells in `index`, read from disk."""
+        """Counts of the cells in `index` (cells × genes) as scipy's CSR, read from disk."""
         at, place = np.unique(index, return_inverse=True)
         if not len(at):
             return sparse.csr_matrix((0, self.n_genes), dtype=np.float32)
@@ -59,12 +60,12 @@ class StreamedCounts:
         return read if np.array_equal(place, np.arange(len(at))) else read[place]
 
     def hold(self, index: np.ndarray) -> None:
-        """Keep the cells in `index` in memory, and no others."""
-        self.at, self.held = index, None  # what was held goes first
+        """Read the cells in `index` (sorted, unique) into memory, in place of those held before."""
+        self.at, self.held = index, None  # frees the memory before reading
         self.held = Counts.of(self.csr(index), self.device)
 
     def rows(self, index: Tensor) -> ops.Counts:
-        """Counts of the cells in `index`."""
+        """Counts of the cells in `index`; read from disk if not all of them are held in memory."""
         wanted = index.cpu().numpy()
         place = np.searchsorted(self.at, wanted)
         is_held = place < len(self.at)
@@ -75,7 +76,7 @@ class StreamedCounts:
         return self.held.rows(torch.as_tensor(place, device=self.device))
 
     def ahead(self, steps: Sequence) -> Iterator:
-        """`steps` (tuples of cells, or None) one by one, with the cells of many read at once."""
+        """Iterate over `steps` (tuples of cell indices or None), reading many steps at once."""
         size = max(1, self.window // len(steps[0][0])) if steps else 1
         for first in range(0, len(steps), size):
             part = steps[first : first + size]
@@ -84,7 +85,7 @@ class StreamedCounts:
             yield from part
 
     def shuffled(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """`cells` in a random order in which neighbours on disk come near each other."""
+        """`cells` in random order by blocks, so that each window is read in long pieces."""
         cells = np.sort(cells)
         ends = np.searchsorted(cells, np.arange(self.block, self.n_cells, self.block))
         blocks = [block for block in np.split(cells, ends) if len(block)]
@@ -93,10 +94,10 @@ class StreamedCounts:
         return np.concatenate([rng.permutation(window) for window in windows])
 
     def arranged(self, cells: np.ndarray) -> np.ndarray:
-        """`cells` in the order in which they are best read."""
+        """`cells` in the order in which they are read fastest."""
         return np.sort(cells)
 
 
 def counts_of(matrix, device: torch.device) -> Counts | StreamedCounts:
-    """Counts of a CSR matrix, in memory if that is where it is."""
+    """Counts of a CSR matrix: in memory for scipy's, else streamed from disk."""
     return Counts.of(matrix, device) if sparse.issparse(matrix) else StreamedCounts(matrix, device)

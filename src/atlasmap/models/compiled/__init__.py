@@ -1,7 +1,7 @@
-"""The operations of `ops` on a CPU in float32, compiled by numba, with gradients of their own.
+"""numba implementations of the operations of `ops` for float32 on a CPU, with their own gradients.
 
-Between matrix products torch makes a pass over memory for every operation; here a row stays in the
-first cache until all is done with it. `ops` alone imports this.
+Between matrix products, torch makes one pass over memory per operation; these kernels fuse the
+operations, so that a row stays in the L1 cache. Imported by `ops` only.
 """
 
 from atlasmap.models.compiled.counts import counts_loss, gamma_terms

@@ -1,5 +1,5 @@
-"""Functions of one number, in float32, for kernels: exponentials and logarithms are polynomials,
-which a compiler can take sixteen at a time. What is not a number stays so.
+"""Scalar float32 functions for kernels. `exp` and `log` are polynomials, which the compiler can
+vectorise. `exp` returns NaN for NaN; `log` does not, so kernels propagate NaN with `+ x * ZERO`.
 """
 
 import math
@@ -8,14 +8,14 @@ import numpy as np
 
 from atlasmap.models.compiled.cache import compiled, inlined
 
-EPS = np.float32(1e-8)  # of the negative binomial
+EPS = np.float32(1e-8)  # of the negative binomial; as `ops.EPS`
 ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 
 
 @inlined
 def exp(x):
-    """e^x to 1.2e-7 (Cephes' expf); at −87 and below that of −87, about 1e-38."""
+    """e^x, accurate to 1.2e-7 (Cephes' expf); e^−87, about 1e-38, for any x below −87."""
     x = max(x, np.float32(-87))
     n = np.floor(x * np.float32(1.44269504) + HALF)
     r = x - n * LN2_HIGH - n * LN2_LOW
@@ -31,9 +31,10 @@ def exp(x):
 
 @inlined
 def log(x):
-    """ln x of a positive x to 1.2e-7 (Cephes' logf)."""
+    """ln x for a positive finite x, accurate to 1.2e-7 (Cephes' logf)."""
     bits = np.float32(x).view(np.int32)
-    exponent = np.int32(np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23))  # numba's sums: 64
+    # numba sums int32 values in int64; hence the casts.
+    exponent = np.int32(np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23))
     f = np.int32(bits - (exponent << np.int32(23))).view(np.float32) - ONE
     p = np.float32(7.0376836292e-2)
     p = p * f - np.float32(1.1514610310e-1)
@@ -50,13 +51,13 @@ def log(x):
 
 @compiled
 def rising_of_any(x, theta):
-    """The value for any count, also one that is not an integer."""
+    """ln Γ(x + θ) − ln Γ(θ) − ln x! for any count x, integer or not."""
     return np.float32(math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1.0))
 
 
 @compiled
 def digamma(x):
-    """ψ(x) of a positive x in float64 (Abramowitz & Stegun 6.3.5 and 6.3.18)."""
+    """ψ(x) for a positive x, in float64 (Abramowitz & Stegun 6.3.5 and 6.3.18)."""
     shift = 0.0
     while x < 10.0:
         shift += 1.0 / x

@@ -1,7 +1,6 @@
-"""Matrix products within a kernel: the BLAS that torch carries.
+"""Matrix products within a kernel, by the BLAS that torch is linked to.
 
-Leans on C functions that torch's library is linked to. A product takes one thread where a kernel
-in slices calls it.
+Called from a kernel that `threads` runs in slices, a product uses one thread.
 """
 
 import ctypes
@@ -14,9 +13,9 @@ from numba import types
 
 
 def carried(name: str) -> bool:
-    """Whether torch carries a C function of this name, which compiled code may then call: with
-    torch_ before its name, as it is not everyone's."""
-    library = ctypes.CDLL(torch._C.__file__)  # and what it is linked to
+    """Whether torch's libraries export the C function `name`. If so, register it with LLVM as
+    torch_{name}; the prefix keeps it apart from another library's function of the same name."""
+    library = ctypes.CDLL(torch._C.__file__)  # its lookup includes the libraries it is linked to
     if hasattr(library, name):
         address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
         llvmlite.binding.add_symbol(f"torch_{name}", address)
@@ -25,17 +24,17 @@ def carried(name: str) -> bool:
 
 LIMIT = "MKL_Set_Num_Threads_Local"
 LIMITS = carried(LIMIT)
-if not carried("sgemm_"):  # not in builds of torch for every machine
+if not carried("sgemm_"):  # some builds of torch lack it
     raise ImportError("this build of torch carries no sgemm_")
 sgemm = types.ExternalFunction("torch_sgemm_", types.void(*[types.intp] * 13))
-NO, YES = 78, 84  # N and T
+NO, YES = 78, 84  # ASCII codes of "N" and "T", BLAS's flags for "as it is" and "transposed"
 
 
 @numba.njit(inline="always")
 def product(left, right, turns_left, turns_right, adds, out):
-    """`out` (+= if it `adds`, or =) left · right, each turned (transposed) first if so said.
+    """out = left · right, or out += if `adds`; an operand is transposed first if `turns_…`.
 
-    All are matrices with each row together in memory; BLAS has columns together, so it is given
+    All are float32 matrices with contiguous rows. BLAS is column-major, so it is asked for
     outᵀ = rightᵀ · leftᵀ.
     """
     rows, columns = out.shape

@@ -1,7 +1,8 @@
-"""How a kernel is compiled, and kept for other processes.
+"""Compilation of kernels and their cache on disk.
 
-A loop either sums or writes: one that does both is compiled twice, for arrays that lie apart and
-for others, with sums in another order; which of the two runs would depend on where memory is.
+Rule for kernels: a loop either sums or writes. LLVM compiles a loop that does both twice, for
+arrays that may overlap and for arrays that do not, with sums in different order; which one runs,
+and so the rounding, would depend on memory addresses.
 """
 
 import contextlib
@@ -14,9 +15,10 @@ from numba.core import event
 
 from atlasmap.models.compiled.threads import DIVIDES, LIMITS
 
-FAST = {"reassoc", "contract", "nsz"}  # sums in another order; NaN stays NaN, quotients exact
-# What compiled functions are made of. numba knows a function again by its own file alone, and would
-# keep one that inlines what has changed elsewhere.
+# Sums may be reordered. No `nnan` and no `arcp`: NaN is kept and division is exact.
+FAST = {"reassoc", "contract", "nsz"}
+# Key of the cache. numba's own key is the file of a function alone, so that it would reuse kernels
+# that inline functions of another, changed file.
 SOURCES = hashlib.sha256(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     + bytes((DIVIDES, LIMITS))
@@ -25,7 +27,7 @@ log = logging.getLogger("atlasmap")
 
 
 class Told(event.Listener):
-    """Says once that something is compiled, so that nobody wonders what takes so long."""
+    """Logs once that kernels are being compiled, since this takes a minute or two."""
 
     def on_start(self, _event) -> None:
         event.unregister(COMPILING, self)
@@ -44,11 +46,12 @@ inlined = numba.njit(inline="always")
 
 
 def compiled(function):
-    """Compiled at its first call, and kept for other processes where a folder can be written.
+    """Decorator: compile `function` at its first call, and cache it on disk if a cache folder is
+    writable.
 
-    Always inlined where another calls it: a process that compiles both would otherwise call the one
-    that stands alone, and a process that loads the caller a copy that was optimised once more, with
-    other bits.
+    `forceinline`, for results that are equal bit for bit: otherwise a process that compiles both
+    caller and callee calls the stand-alone callee, but a process that loads the caller from the
+    cache uses a copy of the callee that was optimised once more.
     """
     out = numba.njit(fastmath=FAST, error_model="numpy", nogil=True, forceinline=True)(function)
     with contextlib.suppress(RuntimeError):

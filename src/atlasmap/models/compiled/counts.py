@@ -1,10 +1,10 @@
 """−log p(x) of the counts from the decoder's last hidden layer in one pass: `ops.counts_loss`
 (kernels: `counts_kernels`).
 
-Of the dense matrix (cells × genes) one exponential and one logarithm per entry are taken; what is
-zero where the count is zero is computed at the other entries alone. Small counts need no ln Γ and
-no ψ: as Γ(θ + n) / Γ(θ) = θ (θ + 1) … (θ + n − 1), sums of logarithms and quotients serve all
-cells.
+The dense part (cells × genes) costs one exponential and one logarithm per entry; terms that vanish
+for a zero count are computed at non-zero counts only. Small counts n need no ln Γ and no ψ: as
+Γ(θ + n) / Γ(θ) = θ (θ + 1) … (θ + n − 1), these are sums of logarithms and quotients, tabulated
+once per gene for all cells.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from atlasmap.models.compiled.threads import side_by_side
 from atlasmap.models.operands import Logits
 
 EPS = 1e-8
-LARGEST = 15  # counts up to here are looked up
+LARGEST = 15  # counts up to this are looked up in the tables of `kernels.rising`
 
 
 class CountsLoss(torch.autograd.Function):
@@ -72,7 +72,7 @@ def counts_loss(
 
 
 def gamma_terms(x: Tensor, theta: Tensor) -> Tensor:
-    """As `ops.gamma_terms`, computed at the counts above zero alone."""
+    """As `ops.gamma_terms`, computed at non-zero counts only."""
     at, theta = x.nonzero(as_tuple=True), theta.expand_as(x)
     x_, theta_ = x[at], theta[at]
     terms = torch.lgamma(x_ + theta_) - torch.lgamma(theta_) - torch.lgamma(x_ + 1)

@@ -1,9 +1,9 @@
-"""The decoder's last layer and the negative binomial of the counts, there and back, on a CPU in
-float32.
+"""Kernels for the decoder's last layer and the negative binomial of the counts, forward and
+backward, in float32.
 
-Cells go to threads in blocks, whose logits stay in the second cache from the matrix product until
-their gradients are known; blocks do not depend on how many threads there are, and so neither do
-sums.
+Cells are processed in blocks, so that a block's logits stay in the L2 cache from the matrix product
+until their gradients are computed. Blocks, and so the order of sums, do not depend on the number of
+threads.
 """
 
 import numpy as np
@@ -21,16 +21,16 @@ from atlasmap.models.compiled.blas import product
 from atlasmap.models.compiled.cache import compiled
 from atlasmap.models.compiled.threads import in_parts
 
-BLOCK = 32  # cells
-GENES = 256  # a part of the gradient for the weights
+BLOCK = 32  # cells per block
+GENES = 256  # genes per part of the gradient for the weights
 POSITIVE = np.int32(0x7FFFFFFF)
 
 
 @compiled
 def genes_of_rising(first, last, theta, value, slope):
-    """ln Γ(n + θ) − ln Γ(θ) − ln n! (`value`) and ψ(n + θ) − ψ(θ) (`slope`) for n from 1 to as many
-    as there are rows, at genes: as Γ(n + θ) / Γ(θ) = θ (θ + 1) … (θ + n − 1), sums of logarithms
-    and of quotients."""
+    """Tabulates, for counts n = 1 … rows and each gene, `value` = ln Γ(n + θ) − ln Γ(θ) − ln n! and
+    its derivative for θ, `slope` = ψ(n + θ) − ψ(θ) (rows × genes; row n − 1 is count n). Both are
+    cumulative sums, as Γ(n + θ) / Γ(θ) = θ (θ + 1) … (θ + n − 1)."""
     for n in range(len(value)):
         for g in range(np.uint64(first), np.uint64(last)):
             factor = theta[g] + np.float32(n)
@@ -44,8 +44,8 @@ def genes_of_rising(first, last, theta, value, slope):
 
 @compiled
 def largest(row):
-    """As if compared as integers, which a compiler takes many of at a time; NaN if there is one
-    (positive, as they come)."""
+    """Maximum of a row; NaN if it has a NaN with sign bit 0. Compares the floats' bits as ordered
+    integers, since the compiler vectorises an integer maximum."""
     bits, top = row.view(np.int32), np.int32(-POSITIVE)
     for g in range(len(row)):
         top = max(top, bits[g] ^ ((bits[g] >> np.int32(31)) & POSITIVE))
@@ -54,8 +54,8 @@ def largest(row):
 
 @compiled
 def as_if_zero(row, depth, theta, log_theta, rate, spread):
-    """log p(x) of a cell without counts and with logits `row`; its means go to `rate`, ln (θ +
-    mean) to `spread`."""
+    """Returns log p(0) of a cell with logits `row` and library size `depth`; writes the means to
+    `rate` and ln(θ + mean) to `spread`."""
     n_genes, total, whole, odd = len(row), ZERO, ZERO, ZERO
     top = largest(row)
     for g in range(n_genes):
@@ -69,14 +69,14 @@ def as_if_zero(row, depth, theta, log_theta, rate, spread):
         spread[g] = log(theta[g] + rate[g] + EPS)
     for g in range(n_genes):
         whole += theta[g] * (log_theta[g] - spread[g])
-        odd += (theta[g] + rate[g] + row[g]) * ZERO  # nothing, unless one is not a number
+        odd += (theta[g] + rate[g] + row[g]) * ZERO  # zero, or NaN if an input is NaN
     return whole + odd
 
 
 @compiled
 def grad_as_if_zero(theta, log_theta, rate, spread, scale, quotient, row, of_theta):
-    """Gradients of that for log means (into `row`) and, times `scale`, for θ (added, if any);
-    1 / (θ + mean) goes to `quotient`."""
+    """Gradients of `as_if_zero` for log means (written to `row`) and, times `scale`, for θ (added
+    to `of_theta`, unless it is empty); writes 1 / (θ + mean) to `quotient`."""
     for g in range(len(row)):
         quotient[g] = ONE / (theta[g] + rate[g] + EPS)
     for g in range(len(row)):
@@ -88,7 +88,8 @@ def grad_as_if_zero(theta, log_theta, rate, spread, scale, quotient, row, of_the
 
 @compiled
 def of_counted(gene, count, theta, rate, spread, rising, steep, scale, quotient, row, of_theta):
-    """What a cell's counts add to `as_if_zero`, and to the gradients (if there are any)."""
+    """Returns what a cell's non-zero counts add to `as_if_zero`; adds their gradients to `row` and
+    `of_theta`, unless these are empty. `rising`, `steep`: tables of `genes_of_rising`."""
     whole = ZERO
     for i in range(len(gene)):
         g, n = gene[i], np.int64(count[i])
@@ -106,8 +107,8 @@ def of_counted(gene, count, theta, rate, spread, rising, steep, scale, quotient,
 
 @compiled
 def grad_of_logits(row, rate, depth, scale):
-    """Gradients for logits from those for log means, in their place; returns that for log depth.
-    Both are times `scale`."""
+    """Turns the gradients for log means in `row` into those for logits, in place; returns the
+    gradient for the log library size. Both are multiplied by `scale`."""
     total = ZERO
     for g in range(len(row)):
         total += row[g]
@@ -122,13 +123,12 @@ def blocks_of_counts(
     first, last, hidden, weight, bias, code, depth, theta, log_theta, starts, gene, count, rising,
     steep, wanted, scale, grad, log_prob, of_hidden, of_depth, of_theta,
 ):  # fmt: skip
-    """log p(x) a cell into `log_prob`, of logits that are hidden · weightᵀ and a row of `bias`,
-    which `code` names.
+    """Writes log p(x) per cell to `log_prob`, for logits hidden · weightᵀ + bias[code].
 
-    `depth` is a cell's library size; entry i between starts[c] and starts[c + 1] is a count of
-    cell c; `rising` and `steep` as `genes_of_rising` leaves them. If they are `wanted`, gradients
-    of scale · Σ log p are written: for the logits (`grad`, cells × genes), `hidden`, log depth,
-    and for θ (an array of zeros a block; of none if θ is fixed).
+    `depth`: library size per cell; `starts`, `gene`, `count`: the counts as CSR; `rising`, `steep`:
+    tables of `genes_of_rising`. If `wanted`, writes the gradients of scale · Σ log p for the logits
+    (`grad`, cells × genes), `hidden` and the log library size (`of_depth`), and adds that for θ to
+    `of_theta` (blocks × genes, zero before; no rows if θ is fixed).
     """
     n_genes = len(theta)
     rate, spread, quotient = np.empty_like(theta), np.empty_like(theta), np.empty_like(theta)
@@ -156,7 +156,7 @@ def blocks_of_counts(
 
 @compiled
 def parts_of_weight(first, last, grad, hidden, code, of_weight, of_bias):
-    """Gradients for `weight` (written) and `bias` (added), from those for the logits."""
+    """Gradients for `weight` (written) and `bias` (added), from those for the logits (`grad`)."""
     for part in range(first, last):
         start, end = part * GENES, min(part * GENES + GENES, len(of_weight))
         product(grad[:, start:end], hidden, True, False, False, of_weight[start:end])

@@ -1,7 +1,8 @@
-"""What scANVI does for every label of a cell, there and back, on a CPU in float32.
+"""Kernels for the label-dependent terms of scANVI's loss, forward and backward, in float32.
 
-A row is a pair of a cell and a label; rows of one label follow each other. They stay in the second
-cache, chunk by chunk, from the first layer until their gradients are known (`network_kernels`).
+A row is a pair of a cell and a label; rows are sorted by label. They are processed in chunks that
+stay in the L2 cache from the first layer until their gradients are computed. For `network`, `kept`,
+`values`, chunks and groups see `network_kernels`.
 """
 
 import numpy as np
@@ -28,14 +29,14 @@ from atlasmap.models.compiled.threads import in_parts
 
 @compiled
 def room(n, network):
-    """For what the way back of `n` rows needs."""
+    """Allocates `kept` for `n` rows."""
     shape = len(network[0]), n, network[2].shape[1]
     return np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape[:2], np.float32)
 
 
 @compiled
 def taken(values, cell):
-    """Rows that `cell` names."""
+    """values[cell]."""
     out = np.empty((len(cell), values.shape[1]), np.float32)
     for r in range(len(cell)):
         source = cell[r]
@@ -46,7 +47,7 @@ def taken(values, cell):
 
 @compiled
 def give(rows, sign, cell, out):
-    """Add rows, times `sign`, to those that `cell` names."""
+    """out[cell[r]] += sign · rows[r]."""
     for r in range(len(cell)):
         to = cell[r]
         for j in range(out.shape[1]):
@@ -55,7 +56,7 @@ def give(rows, sign, cell, out):
 
 @compiled
 def packed_of(x, known, y, first, network, kept):
-    """What a network makes of rows `x` of labels `y`."""
+    """Output of `network` for rows `x` of labels `y`: packed normals."""
     through(x, known, y, 0, first, network, kept)
     out = np.empty((len(x), len(network[3])), np.float32)
     ahead(kept[1][len(network[0]) - 1], network, out)
@@ -64,8 +65,8 @@ def packed_of(x, known, y, first, network, kept):
 
 @compiled
 def grad_of_packed(grad, x, known, y, network, kept, trains, values):
-    """Gradient for `x` from that for `packed_of` it; those for what `trains` are added to
-    `values`."""
+    """Backward of `packed_of`: gradient for `x`, from that (`grad`) for its output. If `trains`,
+    adds those for the network to `values`."""
     above = behind(grad, kept[1][len(network[0]) - 1], network, trains, values)
     return back(above, x, known, y, 0, network, kept, trains, trains, True, values)
 
@@ -75,13 +76,13 @@ def groups_of_labels(
     first, last, z1, encoded, cell, label, noise, share, kl_weight, encoder, decoder, grad,
     trains, log_density, kl, sums, of_z1, of_encoded, values,
 ):  # fmt: skip
-    """log p(z1 | z2, y) and KL(q(z2 | z1, y)) of each row into `log_density` and `kl`, and what
-    they are in sum, each times its row's `share` (`sums`, float64). `encoded` is what the encoder's
-    first layer makes of z1.
+    """Writes log p(z1 | z2, y) and KL(q(z2 | z1, y)) per row to `log_density` and `kl`, and their
+    sums weighted by `share` to `sums` (groups × 2, float64). `encoded`: W z1 + b of the encoder's
+    first layer.
 
-    If `grad` are wanted, gradients of Σ share · (kl_weight · kl − log_density) for z1 (as the
-    decoder's result is compared with it), for `encoded` and, if they train, the networks (values:
-    the encoder's, then the decoder's): an array of each group.
+    If `grad`, writes the gradients of Σ share · (kl_weight · kl − log_density), one array per
+    group: for z1 as the argument of log p (`of_z1`), for `encoded` (`of_encoded`) and, if the
+    networks train (`trains`), for the encoder and then the decoder (`values`).
     """
     cut = size(encoder[0]) + size(encoder[1]) + encoder[2].size + encoder[3].size if trains else 0
     for group in range(first, last):

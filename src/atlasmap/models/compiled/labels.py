@@ -1,5 +1,5 @@
-"""scANVI's loss of every label of a cell in one pass: `ops.label_loss` (kernels:
-`label_kernels`)."""
+"""Label-dependent terms of scANVI's loss, forward and backward in one pass: `ops.label_loss`
+(kernels: `label_kernels`)."""
 
 from dataclasses import dataclass
 
@@ -16,32 +16,33 @@ from atlasmap.models.compiled.threads import side_by_side
 from atlasmap.models.operands import Layers
 from atlasmap.models.random import Noise
 
-NEGLIGIBLE = 1e-6  # probability of a label in a cell; the gradient's error stays below 1e-5
+NEGLIGIBLE = 1e-6  # label probability; the error of the gradient stays below 1e-5
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Pairs of `label` and `cell` (int64), label by label."""
+    """Pairs of `label` and `cell` indices (int64), sorted by label."""
 
     label: Tensor
     cell: Tensor
 
     @classmethod
     def of(cls, chosen: Tensor) -> "Rows":
-        """Those that are `chosen` (labels × cells, bool)."""
+        """The pairs that are True in `chosen` (labels × cells)."""
         return cls(*chosen.nonzero(as_tuple=True))
 
     @classmethod
     def of_all(cls, n_cells: int, n_labels: int, device: torch.device) -> "Rows":
-        """Every label with every cell."""
+        """All pairs of a label and a cell."""
         labels, cells = (torch.arange(n, device=device) for n in (n_labels, n_cells))
         return cls(labels.repeat_interleave(n_cells), cells.repeat(n_labels))
 
 
 class LabelLoss(torch.autograd.Function):
-    """Σ share · (kl_weight · KL(q(z2 | z1, y)) − log p(z1 | z2, y)) over `rows`; and, without
-    gradients, Σ share · log p and Σ share · KL. The first one's gradient is found on the way there,
-    if it is wanted. `parts` are those of both networks, `how` each one's."""
+    """Returns Σ share · (kl_weight · KL(q(z2 | z1, y)) − log p(z1 | z2, y)) over `rows`, and,
+    without gradients, Σ share · log p and Σ share · KL. The gradient is computed in forward (if
+    `wanted`) and scaled in backward. `share`: label probability per row; `encoded`: W z1 + b of the
+    encoder's first layer; `parts`, `how`: those of the encoder, then of the decoder."""
 
     @staticmethod
     def forward(ctx, rows: Rows, noise, kl_weight: float, how: tuple, wanted: bool, z1, encoded,
@@ -79,8 +80,8 @@ def label_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As `ops.label_loss`, for layers that `have_faster`.
 
-    While only rows of tables train (surgery), labels that a cell hardly can have are left out. Not
-    where the classifier trains: a confident cell's gradient comes from its small probabilities.
+    If the classifier is `frozen` (surgery), labels of negligible probability are left out. They
+    matter while it trains: the gradient of a confident cell comes from its small probabilities.
     """
     wanted = torch.is_grad_enabled()
     if wanted and frozen:
@@ -92,6 +93,7 @@ def label_loss(
     values = z1.new_zeros(len(rows.cell), z1.shape[1])
     values = values if noise is None else noise.normal_like(values)
     both = in_encoder, how(decoder, noise)
-    encoded = F.linear(z1, encoder.weights[0], encoder.biases[0])  # once, not for every label
+    # The first product does not depend on the label: computed once per cell.
+    encoded = F.linear(z1, encoder.weights[0], encoder.biases[0])
     own = *parts(encoder, known=True), *parts(decoder, known=False)
     return LabelLoss.apply(rows, values, kl_weight, both, wanted, z1, encoded, share, *own)

@@ -1,6 +1,7 @@
-"""Layers of a network in one pass each way: `ops.network` (kernels: `network_kernels`).
+"""Fused forward and backward of a network's layers: `ops.network` (kernels: `network_kernels`).
 
-Whether dropout drops a value is a hash of its place and a key.
+Dropout is decided by a hash of a value's index and a random key per layer, so that no mask is
+stored.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from atlasmap.models.random import Noise
 def dropout(
     rate: float, n_layers: int, noise: Noise | None
 ) -> tuple[tuple[np.uint32, ...], np.uint32, np.float32]:
-    """A key a layer, the largest hash that is kept, and what is kept is times this."""
+    """Returns (a key per layer, the largest hash that is kept, the scale of kept values)."""
     if noise is None or not noise.dropout or rate == 0:
         return (np.uint32(0),) * n_layers, ALL, np.float32(1)
     keep = np.uint32(round((1 - rate) * 2**32) - 1)
@@ -29,18 +30,19 @@ def dropout(
 
 
 def how(layers: Layers, noise: Noise | None) -> tuple:
-    """Keys of the dropout, what it keeps, its scale, and the variances' floor."""
+    """Returns (dropout keys, largest hash kept, scale, floor of the variances), for the kernels."""
     return *dropout(layers.dropout_rate, len(layers.weights), noise), np.float32(layers.floor)
 
 
 def parts(layers: Layers, *, known: bool) -> list[Tensor]:
-    """Arguments of `Network`: what is added per layer (categories × width, or cells × width with
-    several covariates), the weights, and the head's weight and bias."""
+    """Tensor arguments of `Network`: per-layer shifts, i.e. bias + table (categories × width, or
+    cells × width with several covariates), weights, and the head's weight and bias (with no
+    outputs if there is no head)."""
     weights, rows = list(layers.weights), layers.tables[0]
     n = 1 if rows is None else len(rows)
     shifts = [bias.expand(n, -1) if table is None else bias + table
               for bias, table in zip(layers.biases, layers.tables, strict=True)]  # fmt: skip
-    if known:  # it has its bias already
+    if known:  # the given product includes the bias
         weights[0] = weights[0].new_empty(0, 0)
         shifts[0] = torch.zeros_like(shifts[0]) if rows is None else rows
     none = weights[0].new_empty(0, shifts[0].shape[1])
@@ -48,7 +50,8 @@ def parts(layers: Layers, *, known: bool) -> list[Tensor]:
 
 
 def check_fits(x: Tensor, weight: Tensor, code: Tensor, rows: Tensor, *, known: bool) -> None:
-    """A kernel would read beyond the end of what does not fit, where torch raises."""
+    """Raises ValueError or IndexError if dtype, width or codes do not fit, since kernels check no
+    bounds. Codes are compared as uint64, in which negative ones are too large."""
     width = weight.shape[0 if known else 1]
     if (x.dtype, x.shape[1]) != (weight.dtype, width):
         raise ValueError(f"{x.shape[1]} {x.dtype} values a row for {width} of {weight.dtype}")
@@ -57,30 +60,30 @@ def check_fits(x: Tensor, weight: Tensor, code: Tensor, rows: Tensor, *, known: 
 
 
 def arrays(parts: Sequence[Tensor], how: tuple) -> tuple:
-    """(weights, shifts, head, bias, how) of parts (shifts, weights, head, bias), as kernels have
-    them."""
+    """Converts `parts` (shifts, weights, head, bias) to the kernels' argument: numpy arrays in a
+    tuple (weights, shifts, head, bias, how)."""
     *layers, head, bias = as_arrays([part.contiguous() for part in parts])
     n = len(layers) // 2
     return tuple(layers[n:]), tuple(layers[:n]), head, bias, how
 
 
 def summed(values: Tensor, shapes: Sequence[torch.Size], times: Tensor | float = 1) -> list[Tensor]:
-    """`times` the sum over groups of `values` (groups × values), as gradients of parts of these
-    `shapes`."""
+    """Gradients of the parts of these `shapes`: `values` (groups × all values), summed over groups,
+    multiplied by `times` and split."""
     found = (values.sum(0) * times).split([shape.numel() for shape in shapes])
     return [grad.view(shape) for grad, shape in zip(found, shapes, strict=True)]
 
 
 class Network(torch.autograd.Function):
-    """Rows `x` (or the first layer's product of them, if that is `known`) through a network of
-    these `parts`."""
+    """Applies the network with these `parts` to rows `x`. `known`: `x` is the first layer's product
+    W x + b; `code`: each row's row of the shifts; `how`: see `how()`."""
 
     @staticmethod
     def forward(ctx, x, known: bool, code, how: tuple, *parts):
         n, n_layers, n_out = x.shape[0], len(parts) // 2 - 1, parts[-1].shape[0]
         left, out = parts[0].new_empty(n_layers, n, parts[0].shape[1]), parts[0].new_empty(n, n_out)
         made = out if n_out else left[-1]
-        ctx.save_for_backward(x, *parts, made)  # torch says if they are changed before the way back
+        ctx.save_for_backward(x, *parts, made)  # detects in-place changes before backward
         x, code = as_arrays((x.contiguous(), code))
         kept = np.empty(left.shape, np.float32), left.numpy(), np.empty((n_layers, n), np.float32)
         ctx.given = x, known, code, arrays(parts, how), kept

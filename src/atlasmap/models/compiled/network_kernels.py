@@ -1,17 +1,17 @@
-"""Layers of a network, row by row, there and back, on a CPU in float32.
+"""Kernels for a network's layers, forward and backward, in float32.
 
-A network is `weights` (a tuple of outputs × inputs, all the same width) with `shifts` (tables of
-categories × width, a row of which is added), each followed by layer norm, ReLU and dropout; then
-`head` and `bias` (of no outputs if there are none); and how: keys of the dropout, one a layer, what
-it keeps, its scale, and the variances' floor. Where the first product is `known`, it is given
-instead of the rows, and the first weights are of no size.
+`network` = (weights, shifts, head, bias, how). Per layer: `weights` (outputs × inputs; all layers
+have the same width) and `shifts` (categories × width, of which one row is added), then layer norm,
+ReLU and dropout. `head` and `bias`: the affine map applied last (no outputs if there is none).
+`how` = (dropout keys per layer, largest hash kept, scale, floor of the variances). If `known`, x is
+the first layer's product and the first weights are empty.
 
-Of each layer (layers × rows × width) the way back needs `normed`, which layer norm leaves, and
-`left`, which ReLU and dropout leave, with the norm's `factor` of each row.
+`kept`, saved for backward: `normed` (after layer norm) and `left` (after ReLU and dropout), both
+layers × rows × width, and `factor` (1 / standard deviation of layer norm, layers × rows).
 
-Rows go to threads in chunks about as large as each other, and gradients of what trains are summed
-in groups of chunks; neither depends on how many threads there are, and so neither do sums. Those of
-one network lie together (values): shifts, weights, head, bias.
+Rows are processed in chunks of nearly equal size, and gradients of parameters are summed per group
+of chunks; neither depends on the number of threads, and so neither does the order of sums. `values`
+are the flattened gradients of one network: shifts, weights, head, bias.
 """
 
 import numpy as np
@@ -22,14 +22,14 @@ from atlasmap.models.compiled.cache import compiled, inlined
 from atlasmap.models.compiled.threads import in_parts
 
 VARIANCE_EPS = np.float32(1e-5)  # of layer norm
-ROWS = 128  # of a chunk at most, which then stays in the second cache
-ALL = np.uint32(0xFFFFFFFF)  # the largest of 32 bits
-GROUPS = 4  # with sums of their own: more cost memory, fewer leave threads idle
+ROWS = 128  # per chunk at most, so that it stays in the L2 cache
+ALL = np.uint32(0xFFFFFFFF)  # largest hash
+GROUPS = 4  # each with its own sums: more need more memory, fewer leave threads idle
 
 
 @inlined
 def n_chunks(n):
-    """Chunks of `n` rows: as many in each group."""
+    """Number of chunks of `n` rows; a multiple of GROUPS."""
     return GROUPS * -(-n // (GROUPS * ROWS))
 
 
@@ -47,7 +47,7 @@ def chunks_of(group, n):
 
 @inlined
 def hashed(place):
-    """A bijection of 32 bits that leaves no pattern (lowbias32, Wellons 2018)."""
+    """32-bit hash, a bijection with low bias (lowbias32, Wellons 2018)."""
     h = np.uint32(place ^ (place >> np.uint32(16)))
     h = np.uint32(h * np.uint32(0x7FEB352D))
     h = np.uint32(h ^ (h >> np.uint32(15)))
@@ -57,8 +57,7 @@ def hashed(place):
 
 @compiled
 def normalise(rows, shift, code, factor):
-    """Layer norm, in their place, of `rows` and what is added to each: the row of `shift` that
-    `code` names."""
+    """Layer norm of rows + shift[code], in place; writes 1 / standard deviation to `factor`."""
     width, part = rows.shape[1], ONE / np.float32(rows.shape[1])
     for r in range(len(rows)):
         total, squares, added = ZERO, ZERO, code[r]
@@ -78,8 +77,8 @@ def normalise(rows, shift, code, factor):
 
 @compiled
 def drop(rows, key, keep, scale, out):
-    """ReLU of `rows`; of dropout a value is kept where the hash of its place and `key` is at most
-    `keep` (of ALL, everywhere), and times `scale`."""
+    """Writes ReLU and dropout of `rows` to `out`. Dropout keeps a value, times `scale`, if the hash
+    of its index plus `key` is at most `keep`; with `keep` = ALL it is off. NaN passes the ReLU."""
     width = rows.shape[1]
     for r in range(len(rows)):
         if keep == ALL:
@@ -94,8 +93,8 @@ def drop(rows, key, keep, scale, out):
 
 @compiled
 def grad_of_layer(above, normed, left, scale, factor, out):
-    """Gradient for what was normalised, from that (`above`) for what is `left`: what is not zero
-    there was kept."""
+    """Gradient for the input of layer norm, from that (`above`) for `left`, the output of ReLU and
+    dropout; a value passes gradient where it is not zero in `left`."""
     width, part = normed.shape[1], ONE / np.float32(normed.shape[1])
     for r in range(len(normed)):
         total, along = ZERO, ZERO
@@ -103,7 +102,7 @@ def grad_of_layer(above, normed, left, scale, factor, out):
             slope = above[r, j] * scale if left[r, j] != ZERO else ZERO
             total += slope
             along += slope * normed[r, j]
-        total, along = total * part, along * part  # a quotient would be taken for each value
+        total, along = total * part, along * part  # products, not quotients per value
         for j in range(width):
             slope = above[r, j] * scale if left[r, j] != ZERO else ZERO
             out[r, j] = factor[r] * (slope - total - normed[r, j] * along)
@@ -111,7 +110,7 @@ def grad_of_layer(above, normed, left, scale, factor, out):
 
 @inlined
 def place(parts, k, values):
-    """Part k of those that lie in `values` one after the other."""
+    """View of the gradient of part k in `values`, where the parts lie one after the other."""
     start = 0
     for i in range(k):
         start += parts[i].size
@@ -120,7 +119,7 @@ def place(parts, k, values):
 
 @inlined
 def size(parts):
-    """Values of all."""
+    """Total number of values in `parts`."""
     total = 0
     for k in range(len(parts)):
         total += parts[k].size
@@ -129,7 +128,7 @@ def size(parts):
 
 @compiled
 def add_rows(rows, code, out):
-    """Add rows to those that `code` names."""
+    """out[code[r]] += rows[r]."""
     for r in range(len(rows)):
         to = code[r]
         for j in range(rows.shape[1]):
@@ -138,8 +137,8 @@ def add_rows(rows, code, out):
 
 @compiled
 def through(x, known, code, at, first, network, kept):
-    """Rows `x` through the layers; what the way back needs is `kept` from row `at` on. `first` is
-    the first row's place among all, for dropout."""
+    """Forward of rows `x` through the layers without head. Results are written to `kept` from row
+    `at` on; `first` is the index of x[0] among all rows, for dropout's hash."""
     weights, shifts, _, _, (keys, keep, scale, _) = network
     normed, left, factor = kept
     end = at + len(x)
@@ -156,7 +155,7 @@ def through(x, known, code, at, first, network, kept):
 
 @compiled
 def ahead(hidden, network, out):
-    """The last layer's values."""
+    """Writes the head's output for `hidden`, the output of the layers."""
     _, _, head, bias, _ = network
     product(hidden, head, False, True, False, out)
     for r in range(len(out)):
@@ -166,8 +165,8 @@ def ahead(hidden, network, out):
 
 @compiled
 def behind(grad, hidden, network, trains, values):
-    """Gradient for what the last layer was given, from that for its values. If the network
-    `trains`, those of head and bias are added to `values`."""
+    """Gradient for the head's input `hidden`, from that (`grad`) for its output. If `trains`, adds
+    those for `head` and `bias` to `values`."""
     weights, shifts, head, bias, _ = network
     above = np.empty((len(grad), head.shape[1]), np.float32)
     product(grad, head, False, False, False, above)
@@ -183,8 +182,9 @@ def behind(grad, hidden, network, trains, values):
 
 @compiled
 def back(above, x, known, code, at, network, kept, trains, shifts_train, wanted, values):
-    """Gradient for rows `x`, if it is `wanted`, from that (`above`) for what the layers left of
-    them. If the network `trains`, or its shifts do, theirs are added to `values`."""
+    """Backward of `through`: gradient for `x`, from that (`above`) for the layers' output. If the
+    network `trains`, or `shifts_train`, adds their gradients to `values`. The returned array is
+    meaningful only if `wanted`."""
     weights, shifts, _, _, (_, _, scale, _) = network
     normed, left, factor = kept
     end = at + len(above)
@@ -210,7 +210,7 @@ def back(above, x, known, code, at, network, kept, trains, shifts_train, wanted,
 
 @compiled
 def chunks_of_network(first, last, x, known, code, network, kept, out):
-    """Chunks of rows `x` through a network, to `out` if it has a last layer."""
+    """Forward of chunks of rows `x`; the head's output, if there is a head, goes to `out`."""
     for chunk in range(first, last):
         a, b = rows_of(chunk, len(x))
         if a == b:
@@ -224,8 +224,8 @@ def chunks_of_network(first, last, x, known, code, network, kept, out):
 def groups_of_network_grad(
     first, last, grad, x, known, code, network, kept, trains, shifts_train, wanted, of_x, values
 ):  # fmt: skip
-    """Gradient for `x`, if it is `wanted`, from that for what `chunks_of_network` made of it
-    (`grad`); those for the network into `values` (groups × values)."""
+    """Backward of `chunks_of_network`, from the gradient `grad` for its output: writes the gradient
+    for `x` to `of_x`, if `wanted`, and those for the network to `values` (groups × values)."""
     for group in range(first, last):
         values[group] = ZERO
         begin, end = chunks_of(group, len(grad))

@@ -1,4 +1,4 @@
-"""Draws and densities of diagonal normals: `ops.draw` and `ops.log_density`."""
+"""Samples and densities of diagonal normals: `ops.draw` and `ops.log_density`."""
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ from atlasmap.models.compiled.threads import side_by_side
 
 
 class Draw(torch.autograd.Function):
-    """z, KL and log-density of rows (rows × 2 width), given noise (rows × width)."""
+    """Returns z (rows × width), KL and log-density (rows) of `packed` normals (rows × 2 width),
+    given standard normal noise (rows × width)."""
 
     @staticmethod
     def forward(ctx, packed, noise, floor):
@@ -31,7 +32,7 @@ class Draw(torch.autograd.Function):
 
 
 class Density(torch.autograd.Function):
-    """Log-density of `x` (repeated until there are enough) of rows (rows × 2 width)."""
+    """Log-density of `x` under `packed` normals (rows × 2 width); row r takes x[r % len(x)]."""
 
     @staticmethod
     def forward(ctx, x, packed, floor):

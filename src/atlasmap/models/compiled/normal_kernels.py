@@ -1,6 +1,6 @@
-"""Single passes over diagonal normals on a CPU in float32: draws and densities.
+"""Kernels for diagonal normals in float32: samples, densities and their gradients.
 
-`packed` is rows × 2 width: means, then logarithms of what `floor` is added to to be the variance.
+packed = [mean, raw] (rows × 2 width); var = exp(raw) + floor.
 """
 
 import numpy as np
@@ -14,13 +14,13 @@ TWO_PI = np.float32(2 * np.pi)
 
 @compiled
 def rows_of_draw(first, last, packed, noise, floor, var, z, kl, log_density):
-    """Variances and draws (rows × width); the KL divergence from N(0, 1) and the log-density of the
-    draw, of each row."""
+    """Writes `var` and samples `z` (rows × width), and per row `kl`, KL(N ‖ N(0, 1)), and
+    `log_density`, log N(z)."""
     width = z.shape[1]
     for r in range(first, last):
         for j in range(width):
             of_log = packed[r, width + j]
-            var[r, j] = exp(of_log) + floor + of_log * ZERO  # not a number stays so
+            var[r, j] = exp(of_log) + floor + of_log * ZERO  # keeps NaN
         for j in range(width):
             z[r, j] = packed[r, j] + np.sqrt(var[r, j]) * noise[r, j]
         divergence, density = ZERO, ZERO
@@ -35,7 +35,7 @@ def rows_of_draw(first, last, packed, noise, floor, var, z, kl, log_density):
 def rows_of_draw_grad(
     first, last, of_z, of_kl, of_density, packed, noise, var, floor, of_packed
 ):  # fmt: skip
-    """Gradient for `packed` of Σ of_z · z + Σ of_kl · kl + Σ of_density · log_density."""
+    """Gradient of Σ of_z · z + Σ of_kl · kl + Σ of_density · log_density for `packed`."""
     width = var.shape[1]
     for r in range(first, last):
         for j in range(width):
@@ -50,7 +50,7 @@ def rows_of_draw_grad(
 
 @compiled
 def rows_of_density(first, last, x, packed, floor, out):
-    """The log-density of `x` (rows × width, repeated until there are enough) of each row."""
+    """Log-density of `x` per row of `packed`; row r takes x[r % len(x)]."""
     width = x.shape[1]
     for r in range(first, last):
         total, source = ZERO, r % len(x)
@@ -64,7 +64,7 @@ def rows_of_density(first, last, x, packed, floor, out):
 
 @compiled
 def rows_of_density_grad(first, last, upstream, x, packed, floor, of_packed):
-    """Gradient of Σ upstream · log-density for `packed`; that for `x` is less its first half."""
+    """Gradient of Σ upstream · log-density for `packed`; that for `x` is minus its first half."""
     width = x.shape[1]
     for r in range(first, last):
         weight, source = upstream[r], r % len(x)
@@ -78,7 +78,7 @@ def rows_of_density_grad(first, last, upstream, x, packed, floor, of_packed):
 
 @compiled
 def rows_of_sum_repeats(first, last, of_rows, out):
-    """Into `out` the sum of the rows of `of_rows` that repeat each of its rows."""
+    """out[r] += the sum of all rows of `of_rows` whose index is r modulo len(out)."""
     for r in range(len(of_rows)):
         if first <= r % len(out) < last:
             for j in range(out.shape[1]):

@@ -1,5 +1,4 @@
-"""Counts of a minibatch without their zeros: `ops.rows` and `ops.product` (kernels:
-`sparse_kernels`)."""
+"""Sparse counts of a minibatch: `ops.rows` and `ops.product` (kernels: `sparse_kernels`)."""
 
 from dataclasses import dataclass, replace
 
@@ -11,14 +10,14 @@ from torch.nn import functional as F
 from atlasmap.models.compiled import sparse_kernels as kernels
 from atlasmap.models.compiled.threads import side_by_side
 
-DENSE = 0.2  # fraction of entries from which a dense product is faster
+DENSE = 0.2  # fraction of non-zero entries from which a dense product is faster
 
 
 @dataclass(frozen=True)
 class SparseRows:
-    """A matrix (cells × genes) that is mostly zero: `gene` (int64) and `value` of each other entry,
-    cell by cell; those of cell c are from starts[c] to starts[c + 1]. `sums` (cells × 1) of the
-    counts that it was made of."""
+    """A sparse matrix (cells × genes), as CSR: the entries of cell c are starts[c] to
+    starts[c + 1] (exclusive) of `gene` (int64) and `value`. `sums`: total counts per cell
+    (cells × 1); `log1p` and division leave them unchanged."""
 
     starts: Tensor
     gene: Tensor
@@ -28,7 +27,7 @@ class SparseRows:
 
     @classmethod
     def of(cls, x: "Tensor | SparseRows") -> "SparseRows":
-        """Of dense counts (cells × genes)."""
+        """From dense counts (cells × genes); sparse ones are returned as they are."""
         if isinstance(x, SparseRows):
             return x
         cell, gene = x.nonzero(as_tuple=True)
@@ -44,7 +43,7 @@ class SparseRows:
         return len(self), self.n_genes
 
     def __getitem__(self, cells: slice) -> "SparseRows":
-        """Some cells."""
+        """The rows of these cells."""
         first, last, _ = cells.indices(len(self))
         starts = self.starts[first : last + 1]
         at = slice(int(starts[0]), int(starts[-1]))
@@ -52,27 +51,27 @@ class SparseRows:
         return replace(self, starts=starts - starts[0], **own)
 
     def sum(self, dim: int, keepdim: bool) -> Tensor:
-        """Counts of each cell (cells × 1)."""
+        """Total counts per cell (cells × 1); the only sum supported is sum(1, keepdim=True)."""
         return self.sums
 
     def log1p(self) -> "SparseRows":
-        """ln(1 + x)."""
+        """ln(1 + x), elementwise."""
         return replace(self, value=torch.log1p(self.value))
 
     def __truediv__(self, by: Tensor) -> "SparseRows":
-        """Each cell divided by a number of its own (cells × 1)."""
+        """Each cell's entries divided by its value in `by` (cells × 1)."""
         cell = torch.arange(len(self)).repeat_interleave(self.starts.diff())
         return replace(self, value=self.value / by[cell, 0])
 
     def dense(self) -> Tensor:
-        """cells × genes."""
+        """The matrix as a dense tensor (cells × genes)."""
         out = self.value.new_zeros(self.shape)
         side_by_side(kernels.spread, len(out), self.starts, self.gene, self.value, out)
         return out
 
 
 class SparseProduct(torch.autograd.Function):
-    """W x + b of the `x` of a minibatch; `weight` is outputs × genes."""
+    """W x + b for sparse `x` (cells × genes); `weight` is outputs × genes."""
 
     @staticmethod
     def forward(ctx, weight, bias, x):

@@ -1,4 +1,4 @@
-"""Single passes over the counts above zero of a minibatch (float32, compiled)."""
+"""Kernels for the non-zero counts of a minibatch (CSR, float32)."""
 
 from atlasmap.models.compiled.arithmetic import ZERO
 from atlasmap.models.compiled.cache import compiled
@@ -7,15 +7,15 @@ from atlasmap.models.compiled.threads import in_parts
 
 @compiled
 def cells_of_sparse_product(first, last, starts, gene, values, weight, bias, out):
-    """`out` = x W + b, cells × outputs, for an x that is `values` at the entries; `weight` is genes
-    × outputs."""
+    """out = x W + b (cells × outputs), x in CSR form (`starts`, `gene`, `values`); `weight` is
+    genes × outputs."""
     width = out.shape[1]
     for c in range(first, last):
         for j in range(width):
             out[c, j] = bias[j]
         begin, end = starts[c], starts[c + 1]
         whole = begin + (end - begin) // 4 * 4
-        for i in range(begin, whole, 4):  # `out` is read and written once for four
+        for i in range(begin, whole, 4):  # four at a time: `out` is read and written once for them
             v0, v1, v2, v3 = values[i], values[i + 1], values[i + 2], values[i + 3]
             g0, g1, g2, g3 = gene[i], gene[i + 1], gene[i + 2], gene[i + 3]
             for j in range(width):
@@ -30,7 +30,8 @@ def cells_of_sparse_product(first, last, starts, gene, values, weight, bias, out
 
 @compiled
 def genes_of_sparse_product_grad(first, last, starts, gene, values, upstream, of_weight):
-    """Gradient of Σ upstream · `sparse_product` for the weight."""
+    """Gradient of Σ upstream · `sparse_product` for the weight (genes × outputs); the slice is over
+    genes, so that no two threads write to the same row."""
     of_weight[first:last] = ZERO
     for c in range(len(upstream)):
         for i in range(starts[c], starts[c + 1]):
@@ -42,7 +43,8 @@ def genes_of_sparse_product_grad(first, last, starts, gene, values, upstream, of
 
 @compiled
 def rows_of_take(first, last, indptr, indices, data, index, starts, gene, count, depth):
-    """Rows `index` of a CSR matrix: their entries, and their sums into `depth`."""
+    """Copies rows `index` of a CSR matrix to `gene` and `count`, and their sums to `depth`
+    (rows × 1)."""
     for r in range(first, last):
         source, to, total = indptr[index[r]], starts[r], 0.0
         for k in range(starts[r + 1] - to):
@@ -53,7 +55,7 @@ def rows_of_take(first, last, indptr, indices, data, index, starts, gene, count,
 
 @compiled
 def cells_of_spread(first, last, starts, gene, values, out):
-    """Entries into zeros of `out` (cells × genes)."""
+    """Writes the entries of a CSR matrix into `out` (cells × genes), which is zero before."""
     for c in range(first, last):
         for k in range(starts[c], starts[c + 1]):
             out[c, gene[k]] = values[k]

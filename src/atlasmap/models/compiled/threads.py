@@ -1,16 +1,15 @@
 """Runs a numba kernel over static slices of range(n) on torch's OpenMP pool.
 
-numba's own pool would contend with it, and a loop that numba itself divides is compiled otherwise
-than the same loop whole. Results do not depend on the number of threads. Leans on libgomp, which
-the kernels call through LLVM's intermediate representation; where it is another OpenMP (macOS), a
-kernel runs on one thread.
+numba's own pool would contend with it, and numba compiles a loop that it parallelises differently
+from the same loop on one thread. Results do not depend on the number of threads. Needs libgomp,
+which the kernels call through LLVM IR; with another OpenMP (macOS) a kernel runs on one thread.
 """
 
 import ctypes
 from collections.abc import Iterable
 
 import numba
-import torch  # its OpenMP is then known to the process
+import torch  # loads its OpenMP into the process
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -26,7 +25,7 @@ DIVIDES = hasattr(ctypes.CDLL(None), OPENMP)
 
 
 def bounds(builder: ir.IRBuilder, n: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """First and last (exclusive) index of this thread, of `n`."""
+    """Emit the first and last (exclusive) index of the calling thread's slice of range(n)."""
     told = ir.FunctionType(INT32, [])
     k, of = (
         builder.sext(
@@ -39,9 +38,10 @@ def bounds(builder: ir.IRBuilder, n: ir.Value) -> tuple[ir.Value, ir.Value]:
 
 
 def threads_of_products(builder: ir.IRBuilder, n: ir.Value) -> ir.Value:
-    """Matrix products of this thread take `n` (0: as many as all do); returns how many it was.
+    """Emit a call that sets MKL's number of threads for the calling thread to `n` (0: the global
+    setting) and returns the number before; without MKL nothing is emitted.
 
-    On a thread of many MKL takes one, but a slower way than if it is told so.
+    Within a parallel region MKL takes one thread anyway, but is slower unless it is set explicitly.
     """
     if not LIMITS:
         return n
@@ -52,7 +52,7 @@ def threads_of_products(builder: ir.IRBuilder, n: ir.Value) -> ir.Value:
 
 @intrinsic
 def forked(typing, kernel, n, threads, given):
-    """Call `kernel(first, last, *given)` on `threads` threads, for parts of range(n)."""
+    """Call `kernel(first, last, *given)` on `threads` threads, each for its slice of range(n)."""
     types_of_kernel = types.intp, types.intp, *given.types
     signature = kernel.get_call_type(typing, types_of_kernel, {})
 
@@ -84,7 +84,7 @@ def forked(typing, kernel, n, threads, given):
 
 @numba.njit
 def alone(kernel, n, threads, given):
-    """The same where there is no such OpenMP (macOS): on one thread."""
+    """As `forked`, on one thread, where libgomp is not loaded (macOS)."""
     kernel(0, n, *given)
 
 
@@ -92,7 +92,7 @@ in_parts = forked if DIVIDES else alone
 
 
 def as_arrays(given: Iterable) -> tuple:
-    """Tensors as arrays; all else as it is."""
+    """`given` with tensors converted to numpy arrays that share their memory."""
     return tuple([
         (x.detach() if x.requires_grad else x).numpy() if isinstance(x, torch.Tensor) else x
         for x in given
@@ -100,5 +100,5 @@ def as_arrays(given: Iterable) -> tuple:
 
 
 def side_by_side(kernel, n: int, *given) -> None:
-    """Call a compiled `kernel(threads, n, *given)`, tensors as arrays, on torch's threads."""
+    """Call a compiled `kernel(threads, n, *given)` on torch's threads, tensors as numpy arrays."""
     kernel(torch.get_num_threads(), n, *as_arrays(given))
