@@ -1,5 +1,6 @@
 """The workflow's common parts, which are plain Python, loaded by path."""
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -22,12 +23,17 @@ COMMON = (
 ROWS = ["r\tr.h5ad\treference\tb\tl\t", "q\tq.h5ad\tquery\tb\t\tt"]
 
 
+@functools.cache
+def compiled(path: Path):
+    return compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
 def load(*names: str, **given) -> SimpleNamespace:
     """What these files define, in their order, over names that others would have defined."""
     namespace = dict(given)
     for name in names:
         path = ROOT / (name if "/" in name else f"workflow/common/{name}.smk")
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
+        exec(compiled(path), namespace)
     return SimpleNamespace(**namespace)
 
 
@@ -46,6 +52,12 @@ def load_config(given: dict) -> SimpleNamespace:
 
 def read_sheet(path: Path, *, trained: bool = False) -> list[SimpleNamespace]:
     return CHECKS.read_sheet(path, OF_ROW, trained)
+
+
+@functools.cache
+def as_json(path: str) -> str:
+    """A schema as JSON, which is read in no time."""
+    return json.dumps(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
 
 
 class Checkpoints:
@@ -85,7 +97,7 @@ def atlas_of(
         "workflow": SimpleNamespace(
             current_basedir=LocalSourceFile(str(ROOT / "workflow/common")),
             sourcecache=SimpleNamespace(
-                open=lambda file: io.StringIO(Path(file.get_path_or_uri(True)).read_text())
+                open=lambda file: io.StringIO(as_json(file.get_path_or_uri(True)))
             ),
             modifier=SimpleNamespace(
                 skip_validation=False,
