@@ -1,4 +1,4 @@
-# Query batches, and what is mapped of them.
+# Query batches and the files of their mappings.
 
 import json
 import os
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def batches_of(dataset):
-    """File names of a query data set's batches; known once the checkpoint has run."""
+    """Returns file names of a query data set's batches; known once the checkpoint has run."""
     found = checkpoints.find_batches.get(atlas=CONFIG.atlas, dataset=dataset.id)
     return [slug(name) for name in json.loads(Path(found.output[0]).read_text())]
 
 
 def query_batches():
-    """File names of all query batches, sorted; a name in two data sets is an error."""
+    """Returns file names of all query batches, sorted; raises BATCH_NAME_TWICE."""
     owners = {}
     for dataset in QUERIES:
         for batch in batches_of(dataset):
@@ -28,50 +28,51 @@ def query_batches():
 
 
 def owner(batch):
-    """The query data set a batch belongs to."""
+    """Returns the query data set that a batch belongs to."""
     return next(d for d in QUERIES if batch in batches_of(d))
 
 
 def queries(w):
-    """All prepared query batches."""
+    """Returns the files of all prepared query batches."""
     return [prepared(batch) for batch in query_batches()]
 
 
 def query_facts(w):
-    """What was found in each query batch."""
+    """Returns the files with facts about each query batch."""
     return [f"results/{w.atlas}/data/queries/{batch}.json" for batch in query_batches()]
 
 
 def prepared(batch):
-    """A prepared query batch."""
+    """Returns the file of a prepared query batch."""
     return f"{TOP}/data/queries/{batch}.h5ad"
 
 
 def queries_of_job(w):
-    """Those that a job of map_per_batch maps."""
+    """Returns the files of the query batches that a job of map_per_batch maps."""
     return [prepared(batch) for batch in members(w.job, query_batches())]
 
 
 def all_counts(w):
-    """The prepared reference, where there is one, and all query batches."""
+    """Returns the prepared reference, if it is trained here, and all prepared query batches."""
     return [*([] if TAKEN else [f"{TOP}/data/reference.h5ad"]), *queries(w)]
 
 
 def mapping_folder(seed, variant, strategy):
-    """Where a variant's mappings by a strategy are."""
+    """Returns the folder of a variant's mappings by a strategy."""
     return f"{TOP}/seed{seed}/mapping/{variant}/{strategy}"
 
 
 def latents(seed, variant, strategy="per_batch", file="latent.h5ad"):
-    """A file of each mapping of a strategy, as a parameter: one per batch, or one for all."""
+    """Returns a file of each mapping of a strategy (one per batch, or one for all batches), with
+    the module's prefix, for use in parameters."""
     top = placed(mapping_folder(seed, variant, strategy))
     folders = ["all"] if strategy in ("joint", "de_novo") else query_batches()
     return [f"{top}/{folder}/{file}" for folder in folders]
 
 
 def mapped(seed, variant, strategy, file="latent.h5ad"):
-    """Targets of one (variant, strategy): the `file` of the joint mapping, or one marker per job of
-    query batches."""
+    """Returns targets of a (variant, strategy): the `file` of the joint mapping, or one marker per
+    job that maps query batches."""
     top = mapping_folder(seed, variant, strategy)
     if strategy in ("joint", "de_novo"):
         return [f"{top}/all/{file}"]
@@ -85,7 +86,7 @@ def mapped(seed, variant, strategy, file="latent.h5ad"):
 
 
 def histories_of(seed, variant, strategy):
-    """Training histories of a strategy, as parameters."""
+    """Returns training histories of a strategy, with the module's prefix, for parameters."""
     if strategy == "de_novo":
         top = placed(f"{TOP}/seed{seed}/de_novo/all")
         folders = {model_folder(variant), *([] if CITESEQ else ["scvi"])}

@@ -1,11 +1,11 @@
-# What is there already: it loses no cell, and is overwritten by no other config, unasked.
+# Protect existing results: a run must not lose cells or overwrite the results of another config.
 
 import json
 from pathlib import Path
 
 
 def read_before(contract):
-    """The contract of the results that a run would overwrite; empty where there are none."""
+    """Returns the contract of the results that a run would overwrite; {} if there are none."""
     try:
         said = json.loads(contract.read_text(encoding="utf-8"))
         return said if isinstance(said.get("queries"), dict) else {}
@@ -14,18 +14,18 @@ def read_before(contract):
 
 
 def names_atlas(config, name):
-    """Whether a config file is of the atlas of that name."""
+    """Returns whether a config file sets this name as `atlas`."""
     import yaml
 
     try:
         return yaml.safe_load(config.read_text(encoding="utf-8")).get("atlas") == name
-    except Exception:  # whatever is wrong with it is no matter of this run
+    except Exception:  # another config's errors do not concern this run
         return False
 
 
 def check_same_atlas(contract, configfiles, datasets):
-    """What is there under this name is of this config, and of no more data sets than the sheet's:
-    raises ATLAS_TAKEN, CELLS_LOST."""
+    """Raise ATLAS_TAKEN if existing results of this name are of another config, and CELLS_LOST if
+    they have query batches of data sets that are no longer in the sheet."""
     before = read_before(contract)
     recorded = [Path(path) for path in before.get("configfiles", [])]
     own = {path.resolve() for path in configfiles}

@@ -1,4 +1,4 @@
-# Flags of single commands.
+# Command-line flags of single atlasmap commands.
 
 import os
 import shlex
@@ -6,20 +6,22 @@ import subprocess
 
 
 def tree_flag(w, input):
-    """The sheet of labels and their parents."""
+    """Returns the flag that names the label tree (labels and their parents), or ""."""
     return f"--label_tree={shlex.quote(input.tree)}" if input.tree else ""
 
 
 def tree_of_reference():
-    """The same where the reference is prepared, which takes the Cell Ontology without a sheet."""
+    """Returns the same flag for preparing the reference; without a sheet the command uses the Cell
+    Ontology, unless `label_tree` is none."""
     if sheet := LABELLED and label_tree():
         return f"--label_tree={shlex.quote(sheet)}"
     return "--no-ontology" if CONFIG.label_tree == "none" else ""
 
 
 def key_of_tree(atlas):
-    """What preparing depends on of the sheet, as `atlasmap tree-key` says; its text where that
-    command is not installed beside Snakemake."""
+    """Returns a rerun trigger: the part of the label tree that preparing depends on, from
+    `atlasmap tree-key`; the sheet's whole text if that command is not beside Snakemake.
+    """
     if CONFIG.label_tree is None:
         return ""
     sheet = LABELLED and label_tree()
@@ -36,12 +38,12 @@ def key_of_tree(atlas):
 
 
 def beside_calibration(learned):
-    """The bundle that was learned of, as a command-line flag."""
+    """Returns the flag that names the bundle of a calibration, or "" without one."""
     return f"--bundle={shlex.quote(os.path.dirname(learned[0]))}" if learned else ""
 
 
 def fetch_flags(w):
-    """What is fetched or made, by its checksum if that is known."""
+    """Returns the arguments for fetching or simulating a source: path, checksum, settings."""
     source = SOURCES[w.source]
     made = source.path == "builtin:simulated"
     simulation = as_flag("simulation", config.get("simulate") or {}) if made else ""
@@ -49,21 +51,21 @@ def fetch_flags(w):
 
 
 def reference_rows():
-    """Rows of the sheet that the reference is prepared of."""
+    """Returns the sheet's rows from which the reference is prepared, as flags."""
     rows = quoted([row(d, "label_key", "gene_lengths") for d in REFERENCES])
     choosing = quoted([row(d, "gene_lengths") for d in CHOOSING])
     return f"--datasets {rows}" + (f" --queries {choosing}" if CHOOSING else "")
 
 
 def taken_flags(w, input):
-    """A trained reference, as its command is told."""
+    """Returns the arguments that name a trained reference."""
     kind = "--scvi_tools" if CONFIG.reference.scvi_tools else ""
     adata = repeated("adata", [input.adata] if input.adata else [])
     return f"{shlex.quote(placed(taken_folder()))} {kind} {adata}"
 
 
 def counted_on():
-    """What the config counts on of a trained reference."""
+    """Returns the flags with what the config requires of a trained reference."""
     variant = CONFIG.variants[:1] if LABELLED and not CITESEQ else []
     flags = [
         f"--counts {CONFIG.counts}",
@@ -77,6 +79,6 @@ def counted_on():
     return " ".join(flags)
 
 
-# The reference's own cells, for certificates. No input: jobs read a few of them, and it is there
-# wherever the bundle was trained.
+# The reference's cells, for certificates. A parameter, not an input: jobs read only a few cells,
+# and the file exists wherever the bundle was trained.
 PROBE = "" if TAKEN else f"--probe={placed(f'{TOP}/data/reference.h5ad')}"

@@ -1,4 +1,4 @@
-# What keys of the config must be together; their types and bounds are the schema's.
+# Checks of the config across keys; types and bounds of single keys are in the schema.
 
 import json
 from types import SimpleNamespace
@@ -11,20 +11,22 @@ OF_CITESEQ = {"totalvi", "totalvi_surgery", "denoise"}
 
 
 def spaced(values):
-    """A block of keys, and those inside it, as attributes."""
+    """Convert nested dictionaries to namespaces."""
     return json.loads(json.dumps(values), object_hook=lambda of: SimpleNamespace(**of))
 
 
 def variant_block(given, variant):
-    """What the user set for a variant: `scanvi` with `scanvi_{variant}` laid over it."""
+    """Returns the user's settings of a variant: `scanvi`, updated by `scanvi_{variant}`."""
     block = json.loads(json.dumps(given.get("scanvi") or {}))
     update_config(block, given.get(f"scanvi_{variant}") or {})
     return block
 
 
 def load_config(given, schema, file):
-    """The config as attributes, with the defaults of the schema (which is in `file`); raises
-    CONFIG_* errors."""
+    """Returns the config as a namespace, with the defaults of the schema (in `file`).
+
+    Raises CONFIG_* and COVARIATE_* errors.
+    """
     filled = as_meant(given, schema)
     check_values(filled, schema, "the config", "CONFIG_INVALID")
     validate(filled, file)
@@ -34,7 +36,10 @@ def load_config(given, schema, file):
 
 
 def check_config(config, given, schema):
-    """What no schema says of a filled config and of what the user gave of it: CONFIG_*, COVARIATE_*."""
+    """Check what a schema cannot; raises CONFIG_*, COVARIATE_*.
+
+    `config`: with defaults; `given`: as the user wrote it.
+    """
     for variant in ("prefix", "fixed", "linear"):
         block = as_meant(variant_block(given, variant), schema["properties"]["scanvi"])
         check_values(
@@ -59,7 +64,8 @@ def check_config(config, given, schema):
 
 
 def final_of(config):
-    """Which mapping is *the* atlas, nothing left open; raises CONFIG_FINAL if it is not made."""
+    """Returns variant, strategy and seed of the final mapping, with defaults filled in; raises
+    CONFIG_FINAL if the run does not make it."""
     final, first = config.final, (
         "fixed" if "fixed" in config.variants else config.variants[0]
     )
@@ -83,7 +89,7 @@ def final_of(config):
 
 
 def check_modality(config, given):
-    """Blocks of a model that this modality does not train would be ignored: CONFIG_MODALITY."""
+    """Raise CONFIG_MODALITY for settings that this modality would ignore."""
     citeseq = config.modality == "citeseq"
     idle = sorted(set(given) & (OF_RNA if citeseq else OF_CITESEQ))
     if citeseq and config.final.variant:
@@ -104,7 +110,7 @@ def check_modality(config, given):
 
 
 def check_covariates(config, schema):
-    """Covariates must not be columns that results have of their own: COVARIATE_RESERVED."""
+    """Raise COVARIATE_RESERVED if covariates have names of result columns, or occur twice."""
     reserved = schema["properties"]["categorical_covariates"]["reserved"]
     asked = [*config.categorical_covariates, *config.continuous_covariates]
     asked += config.label_levels
@@ -119,7 +125,7 @@ def check_covariates(config, schema):
 
 
 def check_mappable(config):
-    """A reference whose encoder does not see the batch cannot be mapped onto: SURGERY_NOOP."""
+    """Raise SURGERY_NOOP if queries are mapped by surgery, but the encoder ignores the batch."""
     name = "totalvi" if config.modality == "citeseq" else "scvi"
     trained = set(config.strategies) & {"per_batch", "joint"}
     if trained and not getattr(config, name).encode_covariates:

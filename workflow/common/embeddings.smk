@@ -1,14 +1,14 @@
-# Embeddings that are scored by scib-metrics.
+# Embeddings that scib-metrics scores.
 
 
 def parts_of_model(folder):
-    """Model and variant, of the folder of a reference's model."""
+    """Returns model and variant, from the name of a reference model's folder."""
     model, _, variant = folder.partition("_")
     return dict(model=model, variant=variant)
 
 
 def embeddings(seed):
-    """name → every embedding of a seed, as score_embeddings is told."""
+    """Returns name → embedding (as passed to score_embeddings) for all embeddings of a seed."""
     path = f"{TOP}/data/reference.h5ad"
     runs = [dict(embedding="pca", cells="reference", path=path)]
     for folder in REFERENCE_FOLDERS:
@@ -23,7 +23,7 @@ def embeddings(seed):
 
 
 def scib_parts(w):
-    """Tables to gather: one per seed, or one per seed and embedding for large atlases."""
+    """Returns the tables to gather: one per seed, or per seed and embedding in large atlases."""
     found = found_in_data(w)
     parts = [found["reference"], *found["queries"].values()]
     large = sum(part["n_cells"] for part in parts) > CONFIG.benchmark.split_above
@@ -35,6 +35,6 @@ def scib_parts(w):
 
 
 def runs_of(w):
-    """Embeddings of one job of score_embeddings."""
+    """Returns the embeddings that a job of score_embeddings scores."""
     named = embeddings(w.seed)
     return list(named.values()) if w.part == "together" else [named[w.part]]

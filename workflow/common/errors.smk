@@ -1,4 +1,5 @@
-# Errors that a user can mend, as the package words them. (Parsing needs nothing but Snakemake.)
+# Errors that a user can fix, in the package's format. Defined here because parsing the workflow
+# must need nothing but Snakemake.
 
 import sys
 from contextlib import contextmanager
@@ -7,7 +8,10 @@ from snakemake.exceptions import WorkflowError
 
 
 class AtlasmapError(WorkflowError):
-    """A short, stable `code`, and three sentences. Snakemake shows it without a traceback."""
+    """An error with a short, stable `code`, what was expected and found, and how to fix it.
+
+    Snakemake shows a WorkflowError without a traceback.
+    """
 
     def __init__(self, code, *, expected, found, mend):
         self.code, self.expected, self.found, self.mend = code, expected, found, mend
@@ -18,7 +22,7 @@ class AtlasmapError(WorkflowError):
 
 @contextmanager
 def leaving():
-    """An error inside ends the process with exit code 2."""
+    """Context manager: an AtlasmapError inside ends the process with exit code 2."""
     try:
         yield
     except AtlasmapError as error:
@@ -27,7 +31,7 @@ def leaving():
 
 
 def listed(names, most=8):
-    """Names for an error message: all of a few, the first of many."""
+    """Join names for an error message: all, or the first `most` and their total number."""
     names = [str(name) for name in names]
     if len(names) <= most:
         return ", ".join(names) if names else "none"

@@ -1,9 +1,11 @@
-# What jobs depend on, as flags of their commands.
+# Settings as command-line flags. A job's flags are its rerun triggers, so they contain only what
+# the job depends on.
 
 import json
 import shlex
 
-# Raised by hand when a stage computes something else from the same settings: a rerun trigger.
+# Version of each stage's computation, a rerun trigger: raised by hand when results change although
+# settings do not.
 NUMERICS = {
     "data": 2,
     "scvi": 5,
@@ -22,7 +24,7 @@ NUMERICS = {
     "figures": 2,
     "pages": 1,
 }
-# Keys at the top of the config that every job which reads data depends on.
+# Top-level config keys that every job which reads data depends on.
 OF_DATA = (
     "modality",
     "counts",
@@ -40,29 +42,29 @@ OF_PROTEINS = ("proteins", "protein_names", "protein_zeros")
 
 
 def as_is(text):
-    """A parameter with a user's text in it: of a plain one Snakemake takes braces for wildcards."""
+    """Wrap a text as a parameter function: in a plain text Snakemake would expand {braces}."""
     return lambda w: text
 
 
 def as_flag(name, block):
-    """A config block as one flag that a shell passes on whole: --scvi='{…}'."""
+    """Returns a config block as one shell-quoted flag: --scvi='{…}'."""
     return f"--{name}={shlex.quote(json.dumps(block, sort_keys=True))}"
 
 
 def quoted(value):
-    """A value as JSON, for a shell."""
+    """Returns a value as shell-quoted JSON."""
     return shlex.quote(json.dumps(value))
 
 
 def repeated(flag, values):
-    """A flag as often as there are values."""
+    """Returns a flag, repeated once per value."""
     return " ".join(f"--{flag}={shlex.quote(str(value))}" for value in values)
 
 
 def row(dataset, *keys):
-    """Columns of the sheet that a job depends on; others are no rerun trigger.
+    """Returns the columns of a sheet's row that a job depends on: OF_ROW and `keys`.
 
-    Gene lengths, if any, by where they are.
+    Gene lengths, if any, are given by the path of their file.
     """
     needed = {*OF_ROW, *keys, *(OF_PROTEINS if CITESEQ else ())}
     values = {key: value for key, value in vars(dataset).items() if key in needed}
@@ -72,20 +74,23 @@ def row(dataset, *keys):
 
 
 def block_flag(name, *keys):
-    """What the user set of a config block, or of these keys of it, as a flag: defaults may be
-    improved, and other keys are no rerun trigger."""
+    """Returns the user's settings of a config block, or only these `keys`, as a flag.
+
+    Defaults are omitted, so that a changed default triggers no rerun.
+    """
     block = config.get(name) or {}
     chosen = {key: block[key] for key in keys if key in block} if keys else block
     return as_is(as_flag(name, chosen))
 
 
 def settings_of(*names):
-    """Config blocks as flags."""
+    """Returns the user's settings of several config blocks as flags."""
     return as_is(" ".join(block_flag(name)(None) for name in names))
 
 
 def data_flag(*settings):
-    """Keys of the config that a job reading data depends on; others are no rerun trigger."""
+    """Returns config keys that a job reading data depends on, as a flag: OF_DATA and these
+    `settings` of the block data."""
     data = config.get("data") or {}
     block = {"data": {key: data[key] for key in settings if key in data}}
     return as_is(

@@ -1,11 +1,12 @@
-# A trained reference that the config gives: a bundle, or what scvi-tools saved.
+# Checks of a trained reference given in the config: a bundle, or a save of scvi-tools.
 
 import json
 from pathlib import Path
 
 
 def check_reference(config, given):
-    """A given reference leaves nothing to train: CONFIG_REFERENCE."""
+    """Raise CONFIG_REFERENCE if the keys of a given reference contradict each other or the rest of
+    the config; raises URL_SCHEME."""
     reference, mend = config.reference, ""
     of_scvi_tools, is_given = (
         reference.scvi_tools,
@@ -63,7 +64,7 @@ def check_reference(config, given):
 
 
 def about_bundle(folder, atlas):
-    """What settings.json of a bundle says of its model: kind, classifier and its variant.
+    """Returns (kind, variant, classifier) from settings.json of a bundle.
 
     Raises BUNDLE_MISSING, BUNDLE_ALTERED, and CONFIG_REFERENCE if this run would write there.
     """
@@ -95,9 +96,9 @@ def about_bundle(folder, atlas):
 
 
 def variants_with(config, given, folder):
-    """The variants of the config, or the one that the bundle in `folder` has.
+    """Returns the variant of the bundle in `folder`, as a list; the config's if it has none.
 
-    Raises CONFIG_REFERENCE if the config asks for another, and as `about_bundle` does.
+    Raises CONFIG_REFERENCE if the config asks for another model, and errors of `about_bundle`.
     """
     kind, variant, head = about_bundle(folder, config.atlas)
     citeseq, nameless = kind == "totalvi", variant is None and not head
@@ -122,7 +123,7 @@ def variants_with(config, given, folder):
 
 
 def model_file(saved):
-    """The file with the model of what scvi-tools saved: a folder, or that file itself, also before
-    it is fetched."""
+    """Returns the model file of a scvi-tools save; `saved` may be the folder or that file, even
+    before its download."""
     itself = saved.is_file() or (saved.suffix == ".pt" and not saved.is_dir())
     return saved if itself else saved / "model.pt"

@@ -1,8 +1,8 @@
-# Which query batches share a job: by a stable hash of their names, so that none shifts another.
+# Assign query batches to jobs by a stable hash of their names: a new batch does not move others.
 #
 # Batches are the leaves of a binary tree over the bits of their hashes. A job is a batch (named by
-# its file name) or a node of the tree (`+0110`: all batches whose hash begins with 0110), so what a
-# job maps depends on its name and the list of batches alone.
+# its file name) or a node of the tree (`+0110`: all batches whose hash begins with 0110). The
+# batches of a job thus depend only on its name and the list of batches.
 
 import hashlib
 
@@ -10,21 +10,23 @@ NODE = "+"  # no file name of a batch begins with it
 
 
 def bits(batch):
-    """256 bits that depend on the name alone."""
+    """Returns 256 bits (as text) that depend only on the batch's name."""
     return f"{int(hashlib.sha256(batch.encode()).hexdigest(), 16):0256b}"
 
 
 def members(job, batches):
-    """The batches a job maps."""
+    """Returns the batches that a job maps."""
     if not job.startswith(NODE):
         return [job]
     return [batch for batch in batches if bits(batch).startswith(job[len(NODE) :])]
 
 
 def packed(batches, most, done, node=NODE):
-    """Jobs that together map every batch once: at most `most` batches each, or as many as a job
-    that is `done` mapped (job → number of batches, 0 if it is not). What is done stays as it was
-    packed, whatever `most` is now."""
+    """Returns jobs that together map every batch once, with at most `most` batches each.
+
+    `done`: job → number of batches that it has mapped, 0 if it has not run. Finished jobs are kept,
+    even if `most` is smaller now.
+    """
     inside = members(node, batches)
     if inside and done(node) and len(inside) <= max(most, done(node)):
         return [node]
@@ -36,7 +38,7 @@ def packed(batches, most, done, node=NODE):
 
 
 def any_done_below(node, inside, done):
-    """Whether a single batch of a node, or a node between it and that batch, is done."""
+    """Returns whether any job below a node is done: a batch, or a node of the tree."""
     nodes = range(len(node), len(node) + 20)
     return any(
         done(batch) or any(done(NODE + bits(batch)[:n]) for n in nodes)

@@ -1,4 +1,4 @@
-# Paths and texts that somebody named.
+# Paths, URLs and text files that the user gives.
 
 import re
 from pathlib import Path
@@ -8,18 +8,18 @@ SCHEMES = ("http://", "https://", "ftp://")
 
 
 def slug(name):
-    """A batch name as a file name: reversible, safe in shells, Slurm patterns and on every disk."""
+    """Encode a batch name as a file name: reversible, safe in shells, Slurm and file systems."""
     quoted = quote(name, safe="").replace("~", "%7E").replace("%", "~")
     return "~2E" + quoted[1:] if quoted.startswith(".") else quoted
 
 
 def unslug(text):
-    """The batch name that `slug` made a file name of."""
+    """Returns the batch name that `slug` encoded."""
     return unquote(text.replace("~", "%"))
 
 
 def from_home(path):
-    """A path, of which ~ is somebody's home; of nobody's it is a name like any other."""
+    """Expand ~ to a home directory; if there is no such user, ~ is part of the name."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -27,7 +27,7 @@ def from_home(path):
 
 
 def check_input(path, named):
-    """A file or folder that somebody `named`; raises FILE_MISSING, PATH_BRACES."""
+    """Raise FILE_MISSING or PATH_BRACES for an unusable path; `named`: where it was given."""
     if "{" in str(path) or "}" in str(path):
         raise AtlasmapError(
             "PATH_BRACES",
@@ -37,7 +37,7 @@ def check_input(path, named):
         )
     try:
         there = path.exists()
-    except OSError:  # no file has so long a name
+    except OSError:  # for example, the name is too long
         there = False
     if not there:
         raise AtlasmapError(
@@ -50,7 +50,7 @@ def check_input(path, named):
 
 
 def check_url(url, named):
-    """What somebody `named` can be fetched: URL_SCHEME."""
+    """Raise URL_SCHEME if a URL cannot be downloaded; `named`: where it was given."""
     if url.lower().startswith(SCHEMES):
         return
     local = url.lower().startswith("file://")
@@ -67,9 +67,9 @@ def check_url(url, named):
 
 
 def read_text(path, what):
-    """A text that somebody wrote, in UTF-8, with or without a byte-order mark.
+    """Read a text file in UTF-8, with or without a byte-order mark.
 
-    Raises TEXT_UNREADABLE if the file is no such text, or empty; `what` is the text's name.
+    Raises TEXT_UNREADABLE if it is empty or no such text; `what` names the text in the error.
     """
     raw = path.read_bytes()
     try:

@@ -1,4 +1,4 @@
-# Memory, time and place of jobs.
+# Memory, time, GPUs and partitions of jobs.
 
 import os
 import re
@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 NO_LIMIT = float("inf")
 GPU = 0 if CONFIG.device == "cpu" else 1
-# What a job may use; among the resources, for another figure makes no result outdated.
+# Flags that do not affect results; passed as resources, which trigger no rerun.
 MEMORY_GB = CONFIG.data.memory_gb
 MEMORY = f"--memory_gb {MEMORY_GB}" if MEMORY_GB else ""
 RUNNING = f"--checkpoint_minutes {CONFIG.checkpoint_minutes} {MEMORY}"
 CHECKING = f"--config.data.memory_gb {MEMORY_GB}" if MEMORY_GB else ""
-# Another floor checks the reference's genes otherwise, and changes nothing of it.
+# The least gene overlap is only checked, and does not change the prepared reference: no rerun.
 SHARED = f"--config.data.min_gene_overlap {CONFIG.data.min_gene_overlap}"
 
 
 def minutes_of(text):
-    """Slurm's [days-]hours:minutes:seconds in minutes; a number is minutes already."""
+    """Convert Slurm's [days-]hours:minutes:seconds to minutes; a number is taken as minutes."""
     if isinstance(text, (int, float)):
         return float(text)
     if text in ("UNLIMITED", "infinite", "NONE", ""):
@@ -32,7 +32,8 @@ def minutes_of(text):
 
 
 def read_partitions(path):
-    """Limits of each partition, as the Slurm plugin reads them; raises PARTITIONS_INVALID."""
+    """Returns the limits of each partition, as the Slurm plugin reads them; raises
+    PARTITIONS_INVALID."""
     import yaml
 
     try:
@@ -62,7 +63,7 @@ def read_partitions(path):
 
 
 def most(partitions, gpu):
-    """The most minutes and memory that any partition grants to jobs with, or without, a GPU."""
+    """Returns the largest limits (minutes, MB) of any partition with at least `gpu` GPUs."""
     fit = [limits for limits in partitions if limits.gpus >= gpu]
     return (
         max((limits.minutes for limits in fit), default=NO_LIMIT),
@@ -71,8 +72,8 @@ def most(partitions, gpu):
 
 
 def partition_file():
-    """Where the partitions are: as the environment says, else those of the profile in the working
-    directory (a deployed copy) or beside the workflow."""
+    """Returns the partition file: $SNAKEMAKE_SLURM_PARTITIONS, else that of the profile in the
+    working directory (a deployed copy), else that beside the workflow."""
     own = Path("profiles/slurm/partitions.yaml")
     if given := os.environ.get("SNAKEMAKE_SLURM_PARTITIONS"):
         return Path(given)
@@ -80,7 +81,7 @@ def partition_file():
 
 
 def check_slurm_resources(given):
-    """Resources from a profile or the command line that would break Slurm jobs: SLURM_RESOURCE."""
+    """Raise SLURM_RESOURCE for resources (of a profile or the command line) that break jobs."""
     extra = str(given.get("slurm_extra") or "")
     if "gpus" in given:
         found, mend = f"gpus={given['gpus']}", "say gpu (it becomes --gpus), or gres"
@@ -98,7 +99,7 @@ def check_slurm_resources(given):
 
 
 def this_attempt(wildcards, attempt):
-    """Which attempt a job is."""
+    """Resource function: the number of the job's attempt."""
     return attempt
 
 
@@ -112,10 +113,13 @@ def asked(
     streams=False,
     largest=False,
 ):
-    """Resources of a rule's jobs, as forecast, or by what is given here: memory by the size of all
-    inputs (or of the largest), time by their number. Both grow with attempts, as far as a partition
-    goes: training is taken up where it was. Jobs that leave counts on disk (`streams`) ask for no
-    more than data.memory_gb needs."""
+    """Returns the resources of jobs of `name`, by the forecast, else by the arguments.
+
+    Memory (MB): `mb` + `mb_per_mb` × size of all inputs (`largest`: of the largest input). Time:
+    `minutes` + `minutes_per_input` × number of inputs. Both are multiplied by the attempt, up to
+    the partitions' limits; training resumes from its checkpoint. `gpu`: jobs train on a GPU.
+    `streams`: counts stay on disk, so that memory is bounded by data.memory_gb.
+    """
     forecast, (most_minutes, most_mb) = FORECAST.get(name), most(
         PARTITIONS, gpu and GPU
     )
@@ -138,7 +142,7 @@ def asked(
     return out | (dict(gpu=GPU, device=CONFIG.device, running=RUNNING) if gpu else {})
 
 
-# Not in the profile: a path there would be looked for in the folder that --directory names.
+# Set here, because a path in the profile would be relative to the folder of --directory.
 PARTITION_FILE = partition_file()
 os.environ.setdefault("SNAKEMAKE_SLURM_PARTITIONS", str(PARTITION_FILE))
 PARTITIONS = read_partitions(PARTITION_FILE) if PARTITION_FILE.is_file() else []

@@ -1,17 +1,17 @@
-# What is scored and gathered.
+# Mappings, and the runs that are scored and gathered.
 
 import shlex
 
 # Tables of score_labels, besides fitness.csv.
 OF_LABELS = ["classification", "classification_per_class", "confusion", "reliability"]
 OF_LABELS += ["risk_coverage", "trust", "shifts", "opinions", "knn_sensitivity"]
-# What a reference that was taken over cannot give is named in contract.json.
+# contract.json names what is left out because a given reference cannot provide it.
 SCORED_BY_SCIB = CONFIG.benchmark.scope == "full" and not TAKEN
 CERTIFIED = bool(QUERIES) and set(CONFIG.strategies) != {"de_novo"}
 
 
 def mappings(seeds):
-    """(seed, variant, strategy, path of the atlas) of everything that was mapped."""
+    """Returns (seed, variant, strategy, path of the atlas) of all mappings."""
     return [
         (s, v, t, f"{mapping_folder(s, v, t)}/atlas.h5ad")
         for s in seeds
@@ -21,7 +21,7 @@ def mappings(seeds):
 
 
 def all_mapped(file="latent.h5ad"):
-    """Targets of all mappings."""
+    """Returns the targets of all mappings."""
     return [
         target
         for seed, variant, strategy, _ in mappings(CONFIG.seeds)
@@ -30,7 +30,8 @@ def all_mapped(file="latent.h5ad"):
 
 
 def label_runs():
-    """What score_labels reads: every atlas, or without queries the reference's own latents."""
+    """Returns the runs that score_labels scores: every atlas, or the reference's latents if there
+    are no queries."""
     if QUERIES:
         runs = mappings(CONFIG.seeds)
         return [dict(seed=s, variant=v, strategy=t, atlas=p) for s, v, t, p in runs]
@@ -46,8 +47,8 @@ def label_runs():
     ]
 
 
-# Second opinions on a mapping, and the seconds that each took: among the logs, for no two runs take
-# the same time, and results are the same bits.
+# Second opinions on a mapping, and their run times. The latter are among the logs, because they
+# differ between runs, whereas results are bit-identical.
 SECONDS = (
     "results/{atlas}/logs/seed{seed}/second_opinions_{variant}_{strategy}.seconds.csv"
 )
@@ -57,7 +58,7 @@ if QUERIES and LABELLED and CONFIG.benchmark.scope != "none":
 
 
 def opinion_flags(w, output):
-    """Where second opinions are written, as flags of their commands."""
+    """Returns flags that say where second opinions are written; "" if there are none."""
     if not output.opinions:
         return ""
     table, seconds = map(shlex.quote, output.opinions)
@@ -65,7 +66,7 @@ def opinion_flags(w, output):
 
 
 def opinion_runs():
-    """Second opinions on every mapping, and on those onto scVI's latent."""
+    """Returns the second opinions on every mapping, and on mappings onto scVI's latent."""
     if not OPINIONS:
         return []
     return [
@@ -85,7 +86,7 @@ def opinion_runs():
 
 
 def gathered_flags():
-    """Training histories and certificates of all mappings."""
+    """Returns training histories and certificates of all mappings, as flags."""
     runs = [run[:3] for run in mappings(CONFIG.seeds)]
     histories = [path for run in runs for path in histories_of(*run)]
     certified = [run for run in runs if run[2] != "de_novo"]
@@ -98,7 +99,7 @@ def gathered_flags():
 
 
 def told(runs):
-    """Runs as a command is told, with paths as they are placed."""
+    """Returns runs for a command line: paths with the module's prefix."""
     return [
         {
             key: placed(v) if isinstance(v, str) and "/" in v else v
@@ -109,7 +110,8 @@ def told(runs):
 
 
 def labels_of_seeds():
-    """labels.csv of the final mapping with each seed, the final one first; none of one seed."""
+    """Returns labels.csv of the final mapping for each seed, the final seed first; empty if there
+    is only one seed."""
     seeds = sorted(CONFIG.seeds, key=lambda seed: seed != FINAL.seed)
     mapping = f"mapping/{FINAL_MODEL}/{FINAL.strategy}/labels.csv"
     of_seeds = [f"results/{{atlas}}/seed{seed}/{mapping}" for seed in seeds]

@@ -1,11 +1,11 @@
-# Values checked against a closed JSON schema: every problem in words, and the key that was meant.
+# Check values against a JSON schema: all problems in words, with suggestions for unknown keys.
 
 import copy
 import difflib
 import math
 import re
 
-# PyYAML takes 1e-3 (no dot) for a text, and `--config block={key: 1}` gives texts alone.
+# PyYAML reads 1e-3 (without dot) as text, and `--config block={key: 1}` passes all values as text.
 NUMERAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 TRUTHS = {"true": True, "false": False}
 TYPES = {
@@ -26,7 +26,7 @@ BOUNDS = {
 
 
 def wanted(schema):
-    """What a schema without keys of its own admits, in words."""
+    """Returns in words which values a schema (of a single value) allows."""
     if "anyOf" in schema:
         return " or ".join(map(wanted, schema["anyOf"]))
     if "const" in schema or "enum" in schema:
@@ -38,14 +38,15 @@ def wanted(schema):
 
 
 def all_keys(schema, inside=()):
-    """Every key at any depth, as a path."""
+    """Yield every key at any depth, as a path (tuple)."""
     for key, block in schema.get("properties", {}).items():
         yield (*inside, key)
         yield from all_keys(block, (*inside, key))
 
 
 def nearest_key(schema, inside, key):
-    """The key that was meant: of the same block, else one deeper in it, else anywhere; or empty."""
+    """Returns the known key most similar to `key`: in the same block, else deeper in it, else
+    anywhere; "" if there is none."""
     everywhere = list(all_keys(schema))
     deeper = [path for path in everywhere if path[: len(inside)] == inside]
     same = [path for path in deeper if len(path) == len(inside) + 1]
@@ -57,7 +58,8 @@ def nearest_key(schema, inside, key):
 
 
 def as_meant(values, schema):
-    """A copy of the values in which texts like 1e-3 are numbers, where numbers are wanted."""
+    """Returns a copy of the values, with texts converted to numbers or booleans where the schema
+    wants these."""
     if isinstance(values, dict):
         blocks = schema.get("properties", {})
         return {key: as_meant(v, blocks.get(key, {})) for key, v in values.items()}
@@ -75,14 +77,14 @@ def as_meant(values, schema):
 
 
 def unknown_key(schema, inside, key, known):
-    """A key that a block does not know, and which was meant."""
+    """Returns the message for an unknown key, with a similar key or the known ones."""
     near = nearest_key(schema, inside, str(key))
     hint = f"did you mean {near}?" if near else f"known keys: {listed(known, 40)}"
     return f"unknown key {'.'.join([*inside, str(key)])}; {hint}"
 
 
 def problems_of(error, schema):
-    """One validation error in sentences."""
+    """Returns the messages for one validation error."""
     inside, value = tuple(map(str, error.absolute_path)), error.instance
     if error.validator == "additionalProperties":
         known = error.schema["properties"]
@@ -96,7 +98,7 @@ def problems_of(error, schema):
 
 
 def not_finite(values, inside=()):
-    """Numbers at any depth that are infinite, or none at all; bounds admit the latter."""
+    """Yield messages for numbers at any depth that are infinite or NaN, which passes all bounds."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield from not_finite(value, (*inside, str(key)))
@@ -105,7 +107,10 @@ def not_finite(values, inside=()):
 
 
 def check_values(values, schema, source, code):
-    """Raise one error, of this `code`, that names every problem of the values."""
+    """Raise an error with this `code` that names every problem of the values, if there are any.
+
+    `source`: where the values come from, for the message.
+    """
     from jsonschema import Draft202012Validator
 
     errors = Draft202012Validator(schema).iter_errors(values)

@@ -8,9 +8,9 @@ BUILTIN = ("builtin:pbmc68k", "builtin:simulated")
 
 
 def read_sheet(path, schema, trained=False):
-    """Rows of the sheet; raises SHEET_* errors that name line and column.
+    """Returns the rows of the sheet; raises SHEET_* errors that name row and column.
 
-    `trained`: the config names a trained reference, so there are only queries.
+    `trained`: the config names a trained reference, so all rows must be queries.
     """
     if not path.is_file():
         raise AtlasmapError(
@@ -32,7 +32,7 @@ def read_sheet(path, schema, trained=False):
 
 
 def check_sheet(datasets, path, trained):
-    """What rows must be together: SHEET_*, FILTER_INVALID, URL_SCHEME."""
+    """Check rows against each other and the config; raises SHEET_*, FILTER_INVALID, URL_SCHEME."""
     ids = [dataset.id for dataset in datasets]
     references = [dataset.id for dataset in datasets if dataset.role == "reference"]
     odd = [
@@ -75,7 +75,7 @@ def check_sheet(datasets, path, trained):
 
 
 def check_filter(dataset):
-    """What can be seen of a filter before there are cells: FILTER_INVALID."""
+    """Raise FILTER_INVALID if obs_filter cannot be parsed."""
     try:
         if dataset.obs_filter:
             parsed(dataset.obs_filter)
@@ -89,7 +89,7 @@ def check_filter(dataset):
 
 
 def check_source(named, what):
-    """What is to be fetched or made can be: SHEET_BUILTIN, URL_SCHEME."""
+    """Raise SHEET_BUILTIN or URL_SCHEME for a source that cannot be downloaded or simulated."""
     if named.startswith("builtin:") and named not in BUILTIN:
         raise AtlasmapError(
             "SHEET_BUILTIN",
@@ -102,11 +102,11 @@ def check_source(named, what):
 
 
 def is_remote(path):
-    """Whether a data set has to be fetched or made first."""
+    """Returns whether a data set has to be downloaded or simulated first."""
     return "://" in path or path.startswith("builtin:")
 
 
 def fetched_as(dataset):
-    """File name once it is fetched: a URL that does not say what it gives is an .h5ad."""
+    """Returns a data set's file name after download; .h5ad if the URL has no known suffix."""
     ending = Path(urlsplit(dataset.path).path).suffix.lower()
     return dataset.id + (ending if ending in (".h5", ".h5mu") else ".h5ad")

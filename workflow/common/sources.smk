@@ -1,4 +1,4 @@
-# Where a user's own files are, or will be once they are fetched.
+# Paths of the user's own files, including those that are yet to be downloaded.
 
 import os
 from pathlib import Path
@@ -6,27 +6,28 @@ from types import SimpleNamespace
 
 
 def named_input(path, key):
-    """A file or folder that somebody named, which no `prefix:` of a module moves."""
+    """Returns a path given by the user; absolute in a module with `prefix:`, which would change it
+    otherwise."""
     check_input(path, key)
     return str(path) if placed("x") == "x" else os.path.abspath(path)
 
 
 def taken_file(path, name):
-    """A file of a trained reference: where it is, or will be once it is fetched."""
+    """Returns the path of a trained reference's file, or where its download goes (`name`)."""
     if "://" in path:
         return f"{TOP}/data/sources/{name}"
     return named_input(found_beside(path), "`reference`")
 
 
 def taken_folder():
-    """Where a trained reference is, as its command is told."""
+    """Returns the path of the trained reference: a bundle's folder, or a scvi-tools save."""
     if CONFIG.reference.bundle:
         return taken_file(CONFIG.reference.bundle, "")
     return taken_file(CONFIG.reference.scvi_tools, "reference_model.pt")
 
 
 def taken_source():
-    """The files that a trained reference consists of."""
+    """Returns the files of the trained reference, as inputs."""
     path = Path(taken_folder())
     if CONFIG.reference.bundle:
         learned = [file for file in LEARNED if (path / file).is_file()]
@@ -36,7 +37,8 @@ def taken_source():
 
 
 def taken_adata():
-    """Cells of a reference that scvi-tools saved; a bundle has its latent."""
+    """Returns the cells of a reference saved by scvi-tools; [] for a bundle, which contains its
+    latent, and if there are none."""
     if CONFIG.reference.bundle:
         return []
     if CONFIG.reference.adata:
@@ -47,7 +49,7 @@ def taken_adata():
 
 
 def source_path(dataset, column="path"):
-    """Where a file that the sheet names is, or will be once it is fetched."""
+    """Returns the path of a file named in the sheet, or where its download goes."""
     named = getattr(dataset, column)
     for name, first in SOURCES.items():
         if first.path == named:
@@ -57,7 +59,7 @@ def source_path(dataset, column="path"):
 
 
 def sources():
-    """Data sets that are fetched or made: file name → the row that names the source first."""
+    """Returns sources to download or simulate: file name → the first row that names the source."""
     found = {}
     for dataset in ROWS:
         if is_remote(dataset.path) and dataset.path not in {
@@ -68,7 +70,7 @@ def sources():
             found[f"{dataset.id}.gene_lengths.txt"] = SimpleNamespace(
                 path=dataset.gene_lengths, sha256=""
             )
-    # so are the files of a reference at a URL
+    # files of a reference at a URL are downloaded, too
     of_reference = {
         "reference_model.pt": CONFIG.reference.scvi_tools,
         "reference_cells.h5ad": CONFIG.reference.adata,
@@ -81,29 +83,30 @@ def sources():
 
 
 def gene_lengths(datasets):
-    """Tables that counts of data sets are divided by."""
+    """Returns the tables of gene lengths by which counts of data sets are divided."""
     return [source_path(d, "gene_lengths") for d in datasets if d.gene_lengths]
 
 
 def label_tree():
-    """The sheet of labels and their parents, if there is one."""
+    """Returns the sheet of the label tree (labels and their parents); [] if there is none."""
     if CONFIG.label_tree in (None, "none"):
         return []
     return named_input(found_beside(CONFIG.label_tree), "`label_tree`")
 
 
 def prepared_reference():
-    """What a query is aligned to: the prepared reference, or the registry of a trained one."""
+    """Returns the file whose genes and categories queries are aligned to: the prepared reference,
+    or the registry of a given one."""
     return f"{FIRST_REFERENCE}/registry.json" if TAKEN else f"{TOP}/data/reference.h5ad"
 
 
 SOURCES = sources()
-# Of a bundle: what its owner let out of the house.
+# The folder of a given bundle; which optional files it has depends on what its owner shared.
 GIVEN = Path(taken_folder()) if CONFIG.reference.bundle else None
-# Whether labels are weighed by what the reference learned of itself; a bundle brings that along.
+# LEARNS: the reference is calibrated here. CALIBRATED: a calibration exists, perhaps in the bundle.
 LEARNS = CONFIG.calibration.scheme != "none" and not TAKEN
 CALIBRATED = LABELLED and ((GIVEN / LEARNED[0]).is_file() if GIVEN else LEARNS)
-# What totalVI says of the reference's own proteins.
+# The reference's denoised proteins (totalVI).
 OF_REFERENCE = DENOISED
 if TAKEN and not (GIVEN and (GIVEN / "denoised.h5ad").is_file()):
     OF_REFERENCE = []

@@ -1,5 +1,5 @@
-# What is looked at before the first job, and said in a dry run. (Of a module Snakemake runs no
-# handlers: docs/cluster.md says which commands do the same.)
+# Checks before the first job, and the forecast in a dry run. (Snakemake runs no onstart handlers of
+# a module: docs/cluster.md lists commands that do the same.)
 
 import functools
 import json
@@ -10,14 +10,14 @@ from pathlib import Path
 
 
 def look(command):
-    """Run a command before the first job; what it finds, it says itself."""
+    """Run an atlasmap command before the first job, which prints what it finds; stop on failure."""
     if INSTALLED and subprocess.run([INSTALLED, *shlex.split(command)]).returncode:
         raise WorkflowError("No job was run, for what is said above.")
 
 
 @functools.cache
 def say_forecast():
-    """In a dry run, once: what the run will cost."""
+    """In a dry run, print the forecast, once."""
     if not workflow.dryrun:
         return
     said = f"none; snakemake check, then atlasmap plan {PLAN.parent}"
@@ -28,7 +28,8 @@ def say_forecast():
 
 
 def kept_flags():
-    """Data sets that are read anew where results are made of them: as their command is told."""
+    """Returns flags with data sets that this run reads again although results exist, to check that
+    they lose no cells; "" if there are none."""
     again = {job.rule.name for job in workflow.dag.needrun_jobs()}
     read = REFERENCES if "prepare_reference" in again else []
     read = [*read, *(QUERIES if {"find_batches", "prepare_query"} & again else [])]
@@ -43,12 +44,12 @@ def kept_flags():
 
 
 def doctor_flags():
-    """What the preflight of a cluster run is told: the most that each rule's jobs ask for."""
+    """Returns flags for `atlasmap doctor`: the most that each rule's jobs ask for, partitions."""
     needs = {}
     for job in workflow.dag.needrun_jobs():
         if not job.is_local:
             need = needs.setdefault(job.rule.name, dict(mem_mb=0, runtime=0, gpu=0))
-            for name in need:  # those of inputs not yet there are yet to be told
+            for name in need:  # not a number yet if inputs are missing
                 value = job.resources.get(name)
                 need[name] = max(need[name], value if isinstance(value, int) else 0)
     said = quoted([dict(rule=rule, **need) for rule, need in needs.items()])

@@ -1,18 +1,18 @@
-# Text separated by tabs.
+# Parsing of tab-separated text.
 
 import csv
 import re
 
 
 def wrong_columns(path, expected, found, mend):
-    """SHEET_COLUMNS."""
+    """Returns a SHEET_COLUMNS error."""
     return AtlasmapError(
         "SHEET_COLUMNS", expected=expected, found=f"{found} of {path}", mend=mend
     )
 
 
 def split_rows(text, path):
-    """Names of the columns, and values of each row; raises SHEET_COLUMNS, SHEET_QUOTES."""
+    """Returns (column names, rows of values); raises SHEET_COLUMNS, SHEET_QUOTES."""
     lines = [x for x in re.split("\r\n|\r|\n", text) if x.strip() and x[0] != "#"]
     if not lines or "\t" not in lines[0]:
         first = "".join(lines[:1]).strip()[:100]
@@ -43,7 +43,7 @@ def split_rows(text, path):
 
 
 def split_line(line, n, path):
-    """Values of a line (the first is 0), without the quotes that spreadsheets put around some."""
+    """Returns the values of line `n` (from 0), without quotes that spreadsheets add around some."""
     try:
         (values,) = csv.reader([line], delimiter="\t", strict=True)
     except csv.Error as error:

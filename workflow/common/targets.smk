@@ -1,15 +1,17 @@
-# What a finished atlas has.
+# Targets of a finished run.
 
 import os
 
-# Captions of figures that stand in the report, too.
+# Captions of figures, also used in report.html.
 CAPTIONS = ["confusion", "embeddings", "loss_curves", "proteins", "reliability"]
 CAPTIONS += ["risk_coverage", "scib_table", "shifts"]
 
 
 def figures_drawn():
-    """Figure → category, title and table (none: it is of the atlases), of those that this atlas
-    has."""
+    """Returns figure → category, title and table, for the figures of this run.
+
+    The table is None for a figure drawn from the atlases.
+    """
     own, told = not TAKEN, CALIBRATED and QUERIES and FINAL.strategy != "de_novo"
     drawn = {
         "loss_curves": (
@@ -43,19 +45,19 @@ FIGURES = figures_drawn()
 
 
 def captions():
-    """The folder of the figures' captions."""
+    """Returns the folder of the figures' captions, after caching all of them locally."""
     files = [of_source(f"workflow/report/{name}.rst") for name in CAPTIONS]
     return os.path.dirname(files[0])
 
 
 def tables_drawn():
-    """Tables that figures are of."""
+    """Returns the tables from which figures are drawn."""
     tables = dict.fromkeys(table for *_, table in FIGURES.values() if table)
     return [f"results/{{atlas}}/benchmark/{table}.csv" for table in tables]
 
 
 def drawn_runs():
-    """Mappings whose maps are drawn, as a flag."""
+    """Returns the mappings whose maps are drawn, as a flag."""
     runs = [
         dict(variant=v, strategy=t, atlas=p) for _, v, t, p in mappings([FINAL.seed])
     ]
@@ -63,7 +65,7 @@ def drawn_runs():
 
 
 def drawn_final():
-    """The final mapping, as flags."""
+    """Returns the final mapping as a flag, with the requested risk if there is a calibration."""
     final = dict(variant=FINAL.variant, strategy=FINAL.strategy, seed=FINAL.seed)
     if CALIBRATED and not TAKEN:
         final["risk"] = CONFIG.calibration.risk
@@ -71,14 +73,14 @@ def drawn_final():
 
 
 def final_targets(wildcards):
-    """Everything a finished atlas has."""
+    """Returns all targets of a finished run; prints the forecast in a dry run."""
     say_forecast()
     return [*reported(wildcards), f"{TOP}/report.html"]
 
 
 def reported(wildcards):
-    """Everything that the report is made of, and what goes beside it."""
-    # Named here, because a new row's missing checkpoint would not trigger anything by itself.
+    """Returns all targets except the report, which is made from them."""
+    # Listed explicitly: a missing checkpoint output of a new row would not trigger a run by itself.
     targets = [f"{TOP}/data/batches/{d.id}.json" for d in QUERIES]
     targets += [
         f"{TOP}/data/contract.json",
@@ -109,7 +111,7 @@ def reported(wildcards):
             f"{TOP}/explorer.html",
             *(path for *_, path in mappings(CONFIG.seeds)),
         ]
-    if QUERIES and set(CONFIG.strategies) != {"de_novo"}:  # which certifies nothing
+    if QUERIES and set(CONFIG.strategies) != {"de_novo"}:  # de_novo has no certificates
         targets.append(f"{TOP}/benchmark/certificates.csv")
     if QUERIES and OF_REFERENCE and FINAL.strategy != "de_novo":
         targets += [

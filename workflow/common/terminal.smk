@@ -1,6 +1,8 @@
-"""What a quiet run (`--quiet rules host`, as in the slurm profile) shows of Snakemake: a line for
-each job that ends, and whatever is neither scheduling nor told by `atlasmap why`. Snakemake's own
-log keeps its own words."""
+"""Terminal output of a quiet run (`--quiet rules host`, as in the slurm profile).
+
+One line is shown per job that ends, plus messages that are neither about scheduling nor explained
+by `atlasmap why`. Snakemake's log file is not affected.
+"""
 
 import logging
 import time
@@ -11,7 +13,7 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 
 DROPPED = {LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.RESOURCES_INFO}
-# First words of what has no event.
+# Beginnings of scheduling messages that have no event.
 SCHEDULING = (
     "Select jobs to execute",
     "Assuming unrestricted shared filesystem",
@@ -27,7 +29,7 @@ SCHEDULING = (
 
 
 class Terminal(logging.Formatter):
-    """Filter and formatter of the terminal, over the handler's own."""
+    """Filter and formatter of the terminal handler, on top of the handler's own."""
 
     def __init__(self, handler):
         super().__init__()
@@ -37,13 +39,13 @@ class Terminal(logging.Formatter):
         self.finished = []
 
     def filter(self, record):
-        """Whether a record is shown. Those of jobs are remembered for the line at a job's end."""
+        """Returns whether a record is shown; remembers jobs for the line when they end."""
         event, text = getattr(record, "event", None), str(record.msg or "")
         if event in (LogEvent.JOB_INFO, LogEvent.JOB_ERROR):
             self.started.setdefault(record.jobid, described(record))
         if event == LogEvent.JOB_FINISHED:
             self.finished.append(self.started.get(record.job_id, text))
-        # Snakemake counts failed jobs among what `rules` silences.
+        # Shown here, because `--quiet rules` silences errors of jobs, too.
         if event == LogEvent.JOB_ERROR:
             return True
         if event in DROPPED or text.startswith(SCHEDULING) or told_by_why(text):
@@ -51,7 +53,8 @@ class Terminal(logging.Formatter):
         return all(own.filter(record) for own in self.filters)
 
     def format(self, record):
-        """Text of a record: of a job that ends, how many have; of one that failed, its log."""
+        """Returns the text of a record: progress and names of jobs that ended, or a failed job and
+        its log."""
         event = getattr(record, "event", None)
         at = time.strftime("%H:%M:%S", time.localtime(record.created))
         if event == LogEvent.PROGRESS:
@@ -64,10 +67,10 @@ class Terminal(logging.Formatter):
 
 
 def described(record):
-    """Rule and wildcards of a job, but for the atlas, which is the run's."""
+    """Returns rule and wildcards of a job as text, without the wildcard atlas."""
     wildcards = record.__dict__.get("wildcards") or {}
     named = [
-        f"{key}={unquote(str(value).replace('~', '%'))}"  # batches as their files are named
+        f"{key}={unquote(str(value).replace('~', '%'))}"  # as `unslug`
         for key, value in wildcards.items()
         if key != "atlas"
     ]
@@ -75,14 +78,14 @@ def described(record):
 
 
 def told_by_why(text):
-    """Whether an error says no more than that a job's command failed."""
+    """Returns whether an error says only that a job's command failed."""
     return "returned non-zero exit status" in text or text.endswith(
         "At least one job did not complete successfully."
     )
 
 
 def quieten(handlers, quiet):
-    """Take over the terminal where Snakemake was asked to be quiet about rules, and no more."""
+    """Install `Terminal` if Snakemake was asked to be quiet about rules, but not about progress."""
     asked = quiet or ()
     if Quietness.RULES not in asked or Quietness.PROGRESS in asked:
         return

@@ -1,11 +1,11 @@
-# What a reference learns of its own labels, and who reads it.
+# Calibration of the reference's labels: held-out batches, its files, and the jobs that read them.
 
 import json
 import os
 from pathlib import Path
 
 OF_FOLD = ("latent", "mapped")
-# Keys of the config that decide what is learned of the held-out batches.
+# Config keys on which the calibration depends.
 OF_CALIBRATION = ("folds", "n_draws", "risk", "coverage", "false_novel")
 OF_CALIBRATION += ("min_cells", "min_cells_per_label")
 HELD_OUT_NUMERICS = ["hold_out", "surgery"]
@@ -13,20 +13,21 @@ HELD_OUT_NUMERICS += ["totalvi"] if CITESEQ else ["scvi", "scanvi"]
 
 
 def found_in_data(w):
-    """What was checked and found in the data."""
+    """Returns the content of contract.json; known once the checkpoint has run."""
     path = checkpoints.write_contract.get(atlas=w.atlas).output[0]
     return json.loads(Path(path).read_text())
 
 
 def n_folds(n_batches, n_cells):
-    """How often a reference is trained with some of its batches held out (of one batch: parts)."""
+    """Returns the number of folds: models trained without some batches (without some cells, if the
+    reference has a single batch)."""
     if n_batches == 1:
         return 3
     return min(n_batches, CONFIG.calibration.folds or (4 if n_cells < 20_000 else 2))
 
 
 def held_out_files(folder):
-    """What is known of a fold's models: their own latents, and the held-out cells as mapped."""
+    """Returns the files of a fold's models: latent of training cells, mapped held-out cells."""
     files = ("reference_latent.h5ad", "mapped.h5ad")
     return [
         f"results/{{atlas}}/{folder}/{model}/{file}"
@@ -36,14 +37,14 @@ def held_out_files(folder):
 
 
 def held_out_models():
-    """The classifiers that are trained in each fold, as flags."""
+    """Returns the classifiers that are trained in each fold, as flags."""
     blocks = {variant: variant_block(config, variant) for variant in MODELS}
     given = [dict(variant=variant, scanvi=block) for variant, block in blocks.items()]
     return "" if CITESEQ else repeated("models", map(json.dumps, given))
 
 
 def held_out_runs(w):
-    """Every fold, as calibrate is told; none where no batch is held out."""
+    """Returns all folds, as passed to calibrate; empty if no batches are held out."""
     if CONFIG.calibration.scheme != "batches":
         return []
     found = found_in_data(w)["reference"]
@@ -59,7 +60,7 @@ def held_out_runs(w):
 
 
 def reference_latent(w):
-    """The reference's latent that a strategy's labels come from."""
+    """Returns the latent of the reference that a strategy's labels are transferred from."""
     if w.strategy == "de_novo":
         return (
             f"{mapping_folder(w.seed, w.variant, 'de_novo')}/all/reference_latent.h5ad"
@@ -68,7 +69,7 @@ def reference_latent(w):
 
 
 def calibration_of(w):
-    """What the reference that is mapped onto learned of itself, if it did."""
+    """Returns the calibration files of the reference that is mapped onto; empty if it has none."""
     if not CALIBRATED or w.variant == "scvi":
         return []
     top = f"results/{w.atlas}/seed{w.seed}/reference/{model_folder(w.variant)}"
@@ -76,18 +77,18 @@ def calibration_of(w):
 
 
 def map_of_reference(w):
-    """The map that a strategy's atlas is drawn on."""
+    """Returns the reference's UMAP, on which atlases are drawn."""
     return reference_of(w, "umap.npz")[-1]
 
 
 def denoised_reference(w):
-    """Beside the latents, where their command finds it."""
+    """Returns the reference's denoised proteins, if it has them."""
     top = f"{TOP}/seed{w.seed}/reference/totalvi"
     return [f"{top}/{file}" for file in OF_REFERENCE]
 
 
 def beside_reference(w):
-    """What was learned of a reference and is sealed with its bundle."""
+    """Returns the calibration and denoised proteins that are sealed with a reference's bundle."""
     top = f"results/{w.atlas}/seed{w.seed}/reference/{w.folder}"
     made = LEARNED if w.folder in MAPPED_ONTO and CALIBRATED else []
     made = [*made, *(OF_REFERENCE if w.folder == "totalvi" else [])]

@@ -1,1 +1,1 @@
-"""Questions that users ask of every mapping, answered on their own data."""
+"""Audits: common questions about a mapping, answered on the user's own data."""

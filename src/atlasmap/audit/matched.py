@@ -1,9 +1,10 @@
-"""Joint surgery in which each batch is trained as if it were alone.
+"""Matched surgery: joint surgery in which each batch is trained as if it were alone.
 
-As people run it, joint surgery differs from one surgery a batch in how many updates a batch gets,
-in the scale of its gradient (a mixed minibatch scales it by the batch's share, which Adam with a
-large epsilon does not undo), and in that momentum moves the columns of batches that are absent from
-a minibatch. Each of these `Causes` can be let in by itself; without any, both agree to rounding.
+Usual joint surgery differs from surgery per batch in three ways: the number of updates of a batch;
+the scale of its gradient (a mixed minibatch scales it by the batch's fraction of cells, which Adam
+with a large epsilon does not undo); and momentum, which also changes the parameters of batches that
+are absent from a minibatch. Each of these `Causes` can be switched on by itself; without any, the
+results agree with surgery per batch up to rounding.
 """
 
 from collections.abc import Callable
@@ -24,9 +25,12 @@ from atlasmap.training.split import split_cells
 
 @dataclass(frozen=True)
 class Causes:
-    """What is done as in mixed minibatches: `updates` as many a batch as the joint training has
-    (and totalVI's warm-up, which goes by them), gradients at the `scale` of the batch's share,
-    `momentum` also where the batch is absent."""
+    """What is done as in joint surgery with mixed minibatches.
+
+    `updates`: each batch has as many updates as the joint training (and totalVI's warm-up, which
+    counts updates); `scale`: gradients are scaled by the batch's fraction of cells; `momentum`:
+    parameters of a batch are also updated in steps without its cells.
+    """
 
     updates: bool = False
     scale: bool = False
@@ -34,8 +38,10 @@ class Causes:
 
 
 class RowAdam:
-    """Adam whose rows have step counts of their own and may sit out a step. Each row is stepped as
-    the whole table of a batch that is alone, to the bit."""
+    """Adam with separate moments and step counts per row of the tables; rows may skip a step.
+
+    Each row is updated bit for bit as if its batch were alone.
+    """
 
     def __init__(self, tables: list[nn.Parameter], settings: TrainSettings):
         self.tables = tables
@@ -43,7 +49,7 @@ class RowAdam:
         self.rows = [Adam([t.data[k] for t in tables], *how) for k in range(len(tables[0]))]
 
     def step(self, rows: torch.Tensor) -> None:
-        """Step the rows of which `rows` (rows, bool) is true; gradients are then forgotten."""
+        """Update the rows in the mask `rows`, then clear all gradients."""
         for k in rows.nonzero()[:, 0].tolist():
             for own, table in zip(self.rows[k].parameters, self.tables, strict=True):
                 own.grad = table.grad[k]
@@ -54,8 +60,8 @@ class RowAdam:
 
 @dataclass(frozen=True)
 class Member:
-    """One batch among others: its row in the tables, its own training, and the settings of a
-    training on all batches."""
+    """One batch: its row in the tables, its objective and training settings when alone, and the
+    settings of the `joint` training on all batches."""
 
     row: int
     objective: Unsupervised
@@ -67,8 +73,10 @@ def members(
     model: nn.Module, cells: Cells, names: list[str], first_code: int,
     settings: Callable[[int], TrainSettings], seed: int,
 ) -> list[Member]:  # fmt: skip
-    """The batches in `cells` (their codes begin at `first_code`), each split and shuffled as it is
-    when it is mapped alone. `settings` are those of a training on so many cells."""
+    """The batches `names` in `cells`, each split and shuffled as when it is mapped alone.
+
+    `first_code`: batch code of the first; `settings`: number of cells → training settings.
+    """
     codes, out = cells.codes[:, 0].cpu().numpy(), []
     for row, name in enumerate(names):
         own = np.flatnonzero(codes == first_code + row)
@@ -81,7 +89,8 @@ def members(
 
 
 def pieces(member: Member, epoch: int, causes: Causes, n_joint: int) -> list[np.ndarray]:
-    """One batch's minibatches of an epoch."""
+    """Minibatches (indices of cells) of one batch in an epoch: its own, or with `causes.updates`
+    at most `n_joint`, the number of steps of the joint training."""
     steps = [step[0] for step in member.objective.steps(epoch)]
     if not causes.updates:
         return steps
@@ -89,8 +98,11 @@ def pieces(member: Member, epoch: int, causes: Causes, n_joint: int) -> list[np.
 
 
 def fit_matched(model: nn.Module, batches: list[Member], causes: Causes) -> None:
-    """Train all batches' rows side by side: a step takes one minibatch of each batch, the loss is
-    the sum of the batches' means, noise and order are those of each batch alone."""
+    """Train the rows of all batches together, in place.
+
+    A step takes one minibatch of each batch; the loss is the sum of the batches' means. Noise and
+    the order of cells are those of each batch when trained alone.
+    """
     tables, settings = [p for p in model.parameters() if p.requires_grad], batches[0].settings
     optimiser = RowAdam(tables, settings)
     n_train = sum(len(member.objective.split.train) for member in batches)

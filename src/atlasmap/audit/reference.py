@@ -1,8 +1,8 @@
 """Why does the accuracy on my reference change with the query?
 
-Because the model does. Under surgery the reference's labels are what they were, bit for bit; where
-reference and query are trained on together (de novo), each query makes another model, and the
-labelled cells are a smaller share of what it sees.
+Under surgery it does not: predicted labels of the reference are unchanged, bit for bit. If
+reference and query are trained jointly (de novo), each query gives another model, and labelled
+cells are a smaller fraction of the training data.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from atlasmap.mapping.encode import encode
 
 @dataclass(frozen=True)
 class Named:
-    """Reference cells with what a model calls them: `soft` labels, true `labels`, `split`."""
+    """Reference cells: predicted labels (`soft`), true `labels` and `split`."""
 
     soft: SoftLabels
     labels: np.ndarray
@@ -30,7 +30,8 @@ class Named:
 
 
 def named(latent: anndata.AnnData, soft: np.ndarray | None = None) -> Named:
-    """Of a bundle's latent (those rows that are reference cells), or with other soft labels."""
+    """Extract the reference cells of a latent, with its soft labels or with `soft` (cells ×
+    labels)."""
     if "role" in latent.obs:
         latent = latent[(latent.obs["role"] == "reference").to_numpy()]
     names = [str(name) for name in latent.uns["soft_label_names"]]
@@ -40,7 +41,7 @@ def named(latent: anndata.AnnData, soft: np.ndarray | None = None) -> Named:
 
 
 def scored(cells: Named, unlabeled: str) -> Iterator[tuple[str, Scored]]:
-    """Training and validation cells' scores, where there are labelled ones."""
+    """Yield (split, scores) for training and validation cells, if any of these are labelled."""
     for split in ("train", "validation"):
         at = cells.split == split
         soft = SoftLabels(cells.soft.probabilities[at], cells.soft.names)
@@ -51,8 +52,8 @@ def scored(cells: Named, unlabeled: str) -> Iterator[tuple[str, Scored]]:
 
 
 def scores(cells: Named, query: str, training: str, unlabeled: str) -> pd.DataFrame:
-    """Rows query, training, split, label (all and each), n, accuracy (of a label: its recall),
-    macro_f1, ece (all labels alone)."""
+    """Table with columns query, training, split, label, n, accuracy, macro_f1 and ece: one row for
+    all labels, and one per label, whose accuracy is the recall (without macro_f1 and ece)."""
     rows = []
     for split, found in scored(cells, unlabeled):
         key = {"query": query, "training": training, "split": split}
@@ -64,7 +65,7 @@ def scores(cells: Named, query: str, training: str, unlabeled: str) -> pd.DataFr
 
 
 def confusion(cells: Named, query: str, training: str, unlabeled: str) -> pd.DataFrame:
-    """Rows query, training, split, truth, predicted, n."""
+    """Confusion matrices as a table with columns query, training, split, truth, predicted, n."""
     key = {"query": query, "training": training}
     parts = [
         found.confusion.assign(split=split, **key)[[*key, "split", *found.confusion]]
@@ -74,16 +75,18 @@ def confusion(cells: Named, query: str, training: str, unlabeled: str) -> pd.Dat
 
 
 def soft_labels(bundle: Bundle, cells: anndata.AnnData) -> np.ndarray:
-    """What a model calls reference cells with counts (cells × labels)."""
+    """Soft labels of reference cells with counts (cells × labels)."""
     return embed(bundle.model, encode(bundle.registry, cells, device_of(bundle.model))).soft_labels
 
 
 def under_surgery(
     latent: anndata.AnnData, cells: anndata.AnnData, after: Bundle, before: np.ndarray
 ) -> Named:
-    """Label the reference's cells (counts in `cells`, in the order of `latent`) with the model
-    `after` surgery. Raises REFERENCE_MOVED unless the probabilities are those of the reference
-    `before` surgery, bit for bit."""
+    """Label the reference's cells with the model `after` surgery.
+
+    `cells`: their counts, in the order of `latent`; `before`: their soft labels before surgery.
+    Raises REFERENCE_MOVED unless both soft labels are equal bit for bit.
+    """
     said = soft_labels(after, cells)
     if not np.array_equal(said, before):
         raise AtlasmapError(
@@ -96,8 +99,11 @@ def under_surgery(
 
 
 def reasons(about: dict, cells: Named, n_query: int, unlabeled: str) -> dict:
-    """What of a training bears on the classifier: labelled share, how often each labelled cell is
-    shown to it, least cells of a label."""
+    """Properties of a training that affect the classifier: fraction of labelled cells, how often
+    each labelled training cell is seen, ratio of the largest to the smallest label.
+
+    `about`: the bundle's settings.json.
+    """
     labelled = (cells.labels != unlabeled).sum()
     own = "scanvi" in about
     training = about["scanvi"]["train"] if own else about["totalvi"]["classifier"]
@@ -116,7 +122,7 @@ def reasons(about: dict, cells: Named, n_query: int, unlabeled: str) -> dict:
 
 
 def answer(table: pd.DataFrame) -> str:
-    """In a sentence or two, from the rows of all queries."""
+    """Answer in one or two sentences, from the rows of `scores` of all queries."""
     rows = table[(table["label"] == "all") & (table["split"] == "validation")]
     own = rows.loc[rows["training"] == "reference", "accuracy"].mean()
     de_novo = rows.loc[rows["training"] == "de_novo", "accuracy"]

@@ -1,8 +1,8 @@
-"""One fingerprint over every file of a reference that a mapping reads: seal.json.
+"""seal.json: a fingerprint of all files of a reference that a mapping reads.
 
-The bundle's own files, the reference's latent, what was learned of its labels, the fitted map and
-denoised cells are made by different steps. The seal binds them to each other and to the weights:
-where one was altered, taken from elsewhere or left out, it is named.
+The bundle's files, the reference's latent, its calibration, the fitted map and denoised cells are
+made by different steps. The seal binds them to each other and to the weights: a file that was
+altered, replaced or left out is reported by name.
 """
 
 import hashlib
@@ -32,19 +32,22 @@ BESIDE = (LATENT, CALIBRATION, PROFILES, MAP, DENOISED)
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file that a mapping reads, of those that are there."""
+    """SHA-256 of each existing file that a mapping reads."""
     return {name: sha256(folder / name) for name in (*MODEL, *BESIDE) if (folder / name).is_file()}
 
 
 def fingerprint(files: dict[str, str]) -> str:
-    """One hash of all."""
+    """SHA-256 over all names and hashes of files."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def seal(folder: Path) -> str:
-    """Write seal.json into a reference's folder, after a look whether its files belong together;
-    returns the fingerprint. Raises BUNDLE_* and what reading them raises."""
+    """Check that the files of a reference belong together, write seal.json into its folder, and
+    return the fingerprint.
+
+    Raises BUNDLE_* and the errors of reading the files.
+    """
     check_belonging(folder)
     files = hashes(folder)
     said = {"format": FORMAT, "fingerprint": fingerprint(files), "files": files}
@@ -54,10 +57,10 @@ def seal(folder: Path) -> str:
 
 
 def check_seal(folder: Path) -> str | None:
-    """The fingerprint of a reference whose files are as they were sealed.
+    """Check that a reference's files are as they were sealed, and return the fingerprint.
 
-    Raises BUNDLE_ALTERED, BUNDLE_INCOMPLETE, which name the file. Without a seal (a bundle of
-    before) None, and a warning that says how to make one.
+    Raises BUNDLE_ALTERED, BUNDLE_INCOMPLETE, which name the file. A folder without a seal (from an
+    older version) gives None, and a warning that says how to make one.
     """
     if not (folder / SEAL).exists():
         log.warning(
@@ -89,8 +92,10 @@ def check_seal(folder: Path) -> str | None:
 
 
 def check_belonging(folder: Path) -> None:
-    """The files of a reference must be of one model, as far as that can be seen; raises BUNDLE_*
-    and what reading them raises."""
+    """Check, as far as possible, that all files of a reference are of the same model.
+
+    Raises BUNDLE_* and the errors of reading the files.
+    """
     bundle, latent = load(folder, torch.device("cpu")), None
     if (folder / LATENT).is_file():
         latent = read_latent(folder)
@@ -104,13 +109,14 @@ def check_belonging(folder: Path) -> None:
 
 
 def of_labels(path: Path, bundle: Bundle, _latent) -> str | None:
-    """What is wrong with a calibration."""
+    """Return what is wrong with a calibration, or None: its labels must be the model's."""
     strange = set(read_calibration(path).labels) - set(bundle.registry.labels)
     return f"labels that the model does not have: {listed(sorted(strange))}" if strange else None
 
 
 def of_profiles(path: Path, bundle: Bundle, _latent) -> str | None:
-    """What is wrong with profiles of labels: there is one for each view of the calibration."""
+    """Return what is wrong with label profiles, or None: there must be one per view of the
+    calibration."""
     registry = bundle.registry
     found = read_profiles(path, len(registry.labels), len(registry.genes))
     if not path.with_name(CALIBRATION).is_file():
@@ -121,7 +127,7 @@ def of_profiles(path: Path, bundle: Bundle, _latent) -> str | None:
 
 
 def of_map(path: Path, _bundle: Bundle, latent: anndata.AnnData | None) -> str | None:
-    """What is wrong with a fitted map: it is fitted on cells of the latent."""
+    """Return what is wrong with a fitted map, or None: it must be fitted on cells of the latent."""
     fitted = FittedMap.load(path)
     if latent is None:
         return None
@@ -131,7 +137,7 @@ def of_map(path: Path, _bundle: Bundle, latent: anndata.AnnData | None) -> str |
 
 
 def of_denoised(path: Path, _bundle: Bundle, latent: anndata.AnnData | None) -> str | None:
-    """What is wrong with denoised cells."""
+    """Return what is wrong with denoised cells, or None: they must be those of the latent."""
     cells = list(anndata.read_h5ad(path, backed="r").obs_names)
     same = latent is None or cells == list(latent.obs_names)
     return None if same else "other cells than those of the latent"

@@ -1,10 +1,10 @@
-"""Per batch or joint? What each difference between the two ways of surgery is worth, in numbers.
+"""Surgery per batch or joint? The effect of each difference between the two, in numbers.
 
-Latent, labels and confidence of the same query cells are compared. With the mapping batch by batch:
-`joint`, surgery on all batches at once as people run it, `joint_by_batch`, the same model asked
-batch by batch, and `matched`, joint surgery in which each batch is trained as if alone. With
-matched surgery: the same with one of the causes let in again, and with another seed, which says how
-far chance alone would move cells.
+Latent, labels and confidence of the same query cells are compared. Compared with surgery per batch:
+`joint`, usual surgery on all batches together; `joint_by_batch`, the same model applied to one
+batch at a time; and `matched`, joint surgery in which each batch is trained as if it were alone.
+Compared with matched surgery: the same with the causes of `Causes` switched on (one by one, and all
+three), and with another seed, which shows how far cells move by chance.
 """
 
 from collections.abc import Callable
@@ -32,13 +32,13 @@ MATCHED = {
     "all_three": Causes(updates=True, scale=True, momentum=True),
 }
 WHOLE = ("joint", "joint_by_batch", "matched")  # compared with the mapping batch by batch
-FEW_FLIPS = 0.02  # share of cells whose label may differ before the choice matters
-SMALL = 200  # cells; batches below are said to be small
+FEW_FLIPS = 0.02  # largest fraction of changed labels at which the choice hardly matters
+SMALL = 200  # batches with fewer cells are reported as small
 
 
 @dataclass(frozen=True)
 class Query:
-    """Query batches as one: their cells (batch by batch, by name) and how they are mapped."""
+    """Concatenated query batches (sorted by name), and the settings and seed of their mapping."""
 
     names: list[str]
     cells: anndata.AnnData
@@ -49,13 +49,13 @@ class Query:
     def of(
         cls, batches: dict[str, anndata.AnnData], settings: SurgerySettings, seed: int
     ) -> "Query":
-        """From prepared query batches by name."""
+        """Concatenate prepared query batches (name → cells)."""
         names = sorted(batches)
         return cls(names, joined([batches[name] for name in names]), settings, seed)
 
 
 def by_batch(model, cells: Cells) -> Embedding:
-    """The same as `embed`, each batch by itself."""
+    """As `embed`, but one batch at a time."""
     codes = cells.codes[:, 0].cpu().numpy()
     parts, places = [], []
     for code in np.unique(codes):
@@ -71,7 +71,8 @@ def by_batch(model, cells: Cells) -> Embedding:
 
 
 def matched(reference: Bundle, query: Query, causes: Causes) -> Embedding:
-    """Operate on `reference` (consumed) with every batch side by side; raises AUDIT_COVARIATES."""
+    """Map all batches onto `reference` by matched surgery, which changes its model in place; raises
+    AUDIT_COVARIATES."""
     new = reference.registry.new_categories(query.cells.obs)
     if any(names for covariate, names in new.items() if covariate):
         raise AtlasmapError(
@@ -94,10 +95,12 @@ def matched(reference: Bundle, query: Query, causes: Causes) -> Embedding:
 def compared(
     name: str, one: Embedding, other: Embedding, batch: np.ndarray, labels: list[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of one comparison: by batch (and all), and by label of `one` (and all its batches).
+    """Compare two embeddings of the same cells; returns a table per batch (and for all cells), and
+    one per label predicted in `one`.
 
-    Distances are in posterior standard deviations of `one`; flips the share of cells with another
-    label; confidence the mean change of the highest probability.
+    latent_median and latent_max are of the distance in latent space; median_in_posterior_sd is the
+    median distance in posterior standard deviations of `one`; flips: fraction of cells with another
+    label; confidence: mean change of the highest probability.
     """
     distance = np.linalg.norm(one.mean - other.mean, axis=1)
     table = pd.DataFrame({"batch": batch, "distance": distance})
@@ -132,8 +135,11 @@ def compared(
 def audit_strategies(
     fresh: Callable[[], Bundle], query: Query, per_batch: Embedding, joint: Bundle
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Compare every way with `per_batch` (in the order of `query.cells`); two tables, by batch and
-    by label. `fresh` gives the reference's bundle anew, `joint` is the joint mapping's."""
+    """Run all comparisons; returns a table per batch and one per label.
+
+    `fresh`: loads the reference's bundle; `per_batch`: embedding by surgery per batch, in the order
+    of `query.cells`; `joint`: bundle after joint surgery. Raises AUDIT_COVARIATES.
+    """
     cells = encode(joint.registry, query.cells, device_of(joint.model))
     ways = {"joint": embed(joint.model, cells), "joint_by_batch": by_batch(joint.model, cells)}
     for name, causes in MATCHED.items():
@@ -151,7 +157,7 @@ def audit_strategies(
 
 
 def recommendation(table: pd.DataFrame, settings: SurgerySettings) -> str:
-    """What to do, in a few sentences, from the table by batch."""
+    """Recommendation in a few sentences, from the table per batch."""
     everyone = table[table["batch"] == "all"].set_index("comparison")
     sizes = table[(table["comparison"] == "joint") & (table["batch"] != "all")]
     if len(sizes) == 1:
@@ -183,7 +189,8 @@ def recommendation(table: pd.DataFrame, settings: SurgerySettings) -> str:
 
 
 def not_matched(settings: SurgerySettings) -> str:
-    """Settings of the mapping that matched surgery, which runs every epoch plainly, leaves out."""
+    """Sentence on the settings of the mapping that matched surgery does not support; empty if they
+    have their defaults."""
     plain = type(settings)()
     odd = [key for key in ADAPTIVE if getattr(settings, key) != getattr(plain, key)]
     if not odd:

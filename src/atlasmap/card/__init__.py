@@ -1,4 +1,4 @@
-"""The model card of a bundle: what it is, how well it fits its data, how to map onto it.
+"""The model card of a bundle: description, fit to the data, and how to map onto it.
 
-Sections and metrics are those of the scvi-hub's cards; front matter is what Hugging Face reads.
+Sections and metrics are those of scvi-hub's model cards; the front matter is for Hugging Face.
 """

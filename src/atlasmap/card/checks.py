@@ -1,4 +1,4 @@
-"""The card's tables: how well the model fits its data, and how labels are met."""
+"""Tables of the card: fit of the model to its data, and accuracy of labels."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from atlasmap.training.cells import Cells
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables of a card; None where what they need was not given."""
+    """Tables of a card; None or empty if their input was not given."""
 
     variation: pd.DataFrame | None
     expression: dict[str, pd.DataFrame]
@@ -58,7 +58,7 @@ def counts_of(
 def as_cells(
     counts: sparse.csr_matrix, latent: anndata.AnnData, cells: anndata.AnnData, registry: Registry
 ) -> Cells:
-    """The reference's cells for its model; proteins are those of `cells`."""
+    """Encode the reference's cells for its model; proteins are taken from `cells`."""
     obs = latent.obs.copy()
     prepared = anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=pd.Index(registry.genes)))
     if PROTEINS in cells.obsm:
@@ -69,7 +69,7 @@ def as_cells(
 
 
 def chosen_cells(n: int, most: int) -> np.ndarray:
-    """All cells, or so many of them drawn by a fixed seed."""
+    """Indices of all `n` cells, or of a sample of `most` cells with a fixed seed."""
     if n <= most:
         return np.arange(n)
     rng = np.random.default_rng(keyed_seed(0, "card"))
@@ -80,7 +80,11 @@ def tables_of(
     bundle: Bundle, latent: anndata.AnnData, cells: anndata.AnnData | None, layer: str,
     settings: CardSettings,
 ) -> Tables:  # fmt: skip
-    """Posterior predictive checks (with counts) and how labels are met (scANVI)."""
+    """Tables of posterior predictive checks (if `cells` with counts are given) and of the
+    classifier's accuracy (if there is a classifier).
+
+    Raises CELLS_DIFFER, GENES_DIFFER.
+    """
     registry, split = bundle.registry, latent.obs["split"].astype(str).to_numpy()
     labels = latent.obs["label"].astype(str).to_numpy()
     classification = None
@@ -108,7 +112,8 @@ def tables_of(
 def classified(
     latent: anndata.AnnData, labels: np.ndarray, split: np.ndarray, unlabeled: str
 ) -> pd.DataFrame:
-    """The classifier's accuracy, macro-F1 and calibration error, training and validation cells."""
+    """Table of the classifier's accuracy, macro-F1 and calibration error on training and validation
+    cells."""
     soft, rows = soft_labels_of(latent), []
     for part in ("train", "validation"):
         at = split == part

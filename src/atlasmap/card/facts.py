@@ -1,4 +1,4 @@
-"""What a bundle says of itself, for its card."""
+"""Facts about a bundle, for its card."""
 
 from typing import Any
 
@@ -15,7 +15,8 @@ from atlasmap.settings import CardSettings
 def facts_of(
     bundle: Bundle, latent: anndata.AnnData, settings: CardSettings, learned: Calibration | None
 ) -> dict[str, Any]:
-    """What a bundle, its reference in latent space and what it learned of its labels say."""
+    """Facts about a bundle, its reference (`latent`) and the calibration of its labels (`learned`,
+    if any)."""
     about, registry = bundle.about, bundle.registry
     origin = about.get("origin", {})
     return {
@@ -69,7 +70,7 @@ def facts_of(
 
 
 def trust_of(learned: Calibration) -> dict[str, Any]:
-    """What was learned of the labels, in words and numbers."""
+    """Summary of the calibration: description → value."""
     view = learned.views[0]
     depths = listed(f"{one.depth:.0f}" for one in learned.views)
     weights = " and ".join(f"{weight:.2f}" for weight in view.confidence.weights)
@@ -93,7 +94,7 @@ def trust_of(learned: Calibration) -> dict[str, Any]:
 
 
 def training_of(about: dict) -> dict[str, Any]:
-    """Settings and outcome of the training, where atlasmap trained it."""
+    """Settings and outcome of the training, or its origin if the model was imported."""
     if "origin" in about:
         return {"trained by": f"scvi-tools {about['origin']['version']}; its history is not kept"}
     kind = "scanvi" if "variant" in about else about["kind"]

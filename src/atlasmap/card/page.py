@@ -42,7 +42,7 @@ EXPRESSION = (
 
 
 def as_json(facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
-    """The card for programs."""
+    """The card as JSON, for programs."""
 
     def records(frame: pd.DataFrame | None) -> list[dict] | None:
         if frame is None:
@@ -58,7 +58,7 @@ def as_json(facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
 
 
 def front_matter(facts: dict[str, Any]) -> str:
-    """YAML that Hugging Face reads."""
+    """YAML front matter for Hugging Face."""
     tags = [
         "biology", "genomics", "single-cell",
         f"model_cls_name:{facts['model']}",
@@ -107,7 +107,7 @@ def sections(facts: dict[str, Any], tables: Tables, folder: Path) -> list[tuple[
 
 
 def trusted(facts: dict[str, Any]) -> str:
-    """What the reference learned of its own labels."""
+    """Section on the calibration of labels."""
     if not facts["left_out"]:
         return pairs(facts["trust"])
     found = pd.DataFrame(facts["left_out"]).rename(columns={"auroc": "AUROC"})
@@ -121,7 +121,7 @@ cells.
 
 
 def how_to_map(folder: Path) -> str:
-    """Three lines."""
+    """Commands that map a query onto the bundle."""
     options = f"--reference {shlex.quote(folder.name)} --query query.h5ad --batch_key donor"
     return f"""```
 make env    # in the repository of atlasmap, once
@@ -131,12 +131,12 @@ head mapped/labels.csv
 
 
 def title(facts: dict[str, Any]) -> str:
-    """What the model is, in a line."""
+    """Title of the card: model, tool and classifier."""
     classifier = f", classifier: {facts['classifier']}" if facts["classifier"] else ""
     return f"{facts['model']} reference ({facts['tool']} {facts['version']}{classifier})"
 
 
 def as_markdown(facts: dict[str, Any], tables: Tables, folder: Path) -> str:
-    """The card for people."""
+    """The card as Markdown with front matter."""
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections(facts, tables, folder))
     return f"{front_matter(facts)}\n# {title(facts)}\n\n{body}\n"

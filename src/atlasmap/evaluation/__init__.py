@@ -1,1 +1,1 @@
-"""Scores: predicted labels against truth, embeddings by scib-metrics. Arrays in, tables out."""
+"""Scores of predicted labels (against the truth) and of embeddings (scib-metrics)."""

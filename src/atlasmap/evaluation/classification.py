@@ -1,4 +1,4 @@
-"""Predicted labels against known ones: accuracy, macro-F1, calibration, per class."""
+"""Predicted labels against true ones: accuracy, macro-F1, calibration error, scores per class."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,14 @@ from sklearn.metrics import (
 from atlasmap.training.history import N_BINS, expected_calibration_error
 
 N_COVERAGES = 20
-N_BY_COUNT, LEAST_CELLS = 10, 20  # bins of about as many cells
+N_BY_COUNT, LEAST_CELLS = 10, 20  # bins with equal numbers of cells: most bins, fewest cells
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Tables of one group of cells: `summary` (one row), `per_class`, `confusion` (long: truth,
-    predicted, n), `reliability` (confidence bins) and `risk_coverage` (accuracy of the surest)."""
+    """Scores of one group of cells: `summary` (one row), `per_class`, `confusion` (long: truth,
+    predicted, n), `reliability` (bins of confidence) and `risk_coverage` (accuracy of the most
+    confident cells)."""
 
     summary: pd.DataFrame
     per_class: pd.DataFrame
@@ -31,8 +32,11 @@ class Scored:
 
 
 def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Mean confidence and accuracy of cells in bins of confidence, no empty ones: 15 of the same
-    width (`bins` is width), and up to 10 of about as many cells, of at least 20 (count)."""
+    """Mean confidence and accuracy per bin of confidence, without empty bins.
+
+    There are two sets of bins (column `bins`). width: 15 bins of equal width; count: up to 10 bins
+    of about equally many cells, at least 20 each.
+    """
     n_bins = int(np.clip(len(confidence) // LEAST_CELLS, 1, N_BY_COUNT))
     found = {
         "width": np.clip((confidence * N_BINS).astype(int), 0, N_BINS - 1),
@@ -47,8 +51,8 @@ def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFram
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Accuracy of the surest cells, and their least confidence, for 5 %, 10 %, … of all cells
-    (El-Yaniv & Wiener 2010, JMLR 11:1605)."""
+    """Accuracy and least confidence of the most confident 5 %, 10 %, … of all cells (El-Yaniv &
+    Wiener 2010, JMLR 11:1605)."""
     order = np.argsort(-confidence, kind="stable")
     right = np.cumsum(correct[order])
     coverage = np.linspace(1 / N_COVERAGES, 1, N_COVERAGES)
@@ -67,10 +71,11 @@ def score(
     truth: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, known: set[str],
     unlabeled: str,
 ) -> Scored | None:  # fmt: skip
-    """Score cells whose true label the reference has; None where there is no such cell.
+    """Score the cells whose true label the reference has; None if there is no such cell.
 
-    `truth`, `predicted`, `confidence` have one value a cell. Cells with truth `unlabeled` have no
-    truth; true labels not in `known` are counted in n_not_in_reference and not scored.
+    `truth`, `predicted` and `confidence` have one value per cell; `known`: the reference's labels.
+    Cells with truth `unlabeled` are ignored. Cells with a true label not in `known` are not scored
+    but counted in n_not_in_reference, and are in the confusion matrix.
     """
     has_truth = truth != unlabeled
     is_known = np.isin(truth, list(known)) & has_truth

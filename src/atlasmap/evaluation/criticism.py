@@ -1,4 +1,4 @@
-"""Posterior predictive checks: counts drawn from a model against the counts it was trained on.
+"""Posterior predictive checks: counts sampled from a model against the counts it was trained on.
 
 Definitions are those of scvi-tools' `scvi.criticism` (1.4.2): coefficients of variation from five
 samples, differential expression from one.
@@ -30,7 +30,7 @@ from atlasmap.models.surgery import vae_of
 from atlasmap.training.cells import Cells
 
 N_SAMPLES = 5
-CHUNK = 512  # cells at a time
+CHUNK = 512  # cells per minibatch
 N_TOP_GENES = 100  # or a tenth of the genes, if that is fewer
 P_VALUE = 0.2
 SCALE = 1e4
@@ -47,7 +47,7 @@ class Variation:
 
 @torch.no_grad()
 def draw(px: CountDistribution, rng: np.random.Generator) -> np.ndarray:
-    """Counts (cells × genes) from p(x | z)."""
+    """Sample counts (cells × genes) from p(x | z)."""
     rate = px.rate.cpu().numpy().astype(np.float64)
     if px.theta is not None:  # negative binomial: Poisson with a gamma-distributed rate
         theta = np.broadcast_to(px.theta.cpu().numpy().astype(np.float64), rate.shape)
@@ -62,7 +62,10 @@ def draw(px: CountDistribution, rng: np.random.Generator) -> np.ndarray:
 def posterior_predictive(
     model: Scvi | Scanvi, cells: Cells, sample: int, seed: int = 0
 ) -> Iterator[sparse.csr_matrix]:
-    """One sample of all cells' counts, in chunks (cells × genes); eval mode, z ~ q(z | x)."""
+    """Yield one posterior predictive sample of all cells' counts, in chunks (cells × genes).
+
+    z is sampled from q(z | x), with the model in evaluation mode.
+    """
     scvi = vae_of(model)
     generator = keyed_generator(seed, "posterior predictive", sample, device=device_of(model))
     noise = Noise(generator, dropout=False, batch_statistics=False)
@@ -74,7 +77,8 @@ def posterior_predictive(
 
 
 def variation(chunks: Iterator[sparse.csr_matrix]) -> Variation:
-    """Standard deviation over mean, by cell and by gene; zero where the mean is."""
+    """Coefficients of variation (standard deviation / mean) per cell and per gene; zero where the
+    mean is zero."""
     by_cell, sums, squares, n = [], 0.0, 0.0, 0
     for chunk in chunks:
         chunk = chunk.astype(np.float64)
@@ -95,13 +99,14 @@ def moments(matrix: sparse.csr_matrix, axis: int, n: int) -> tuple[np.ndarray, n
 
 
 def ratio(mean: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
-    """Coefficient of variation of what has these moments."""
+    """Coefficient of variation from mean and mean square; zero where the mean is zero."""
     deviation = np.sqrt(np.maximum(mean_square - mean**2, 0))
     return np.divide(deviation, mean, out=np.zeros_like(mean), where=mean > 0)
 
 
 def mean_variation(model, cells: Cells, n_samples: int = N_SAMPLES) -> Variation:
-    """Of the model: each sample's coefficients, averaged over samples."""
+    """Coefficients of variation of the model's posterior predictive samples, averaged over
+    samples."""
     found = [variation(posterior_predictive(model, cells, k)) for k in range(n_samples)]
     return Variation(
         np.mean([one.cells for one in found], 0), np.mean([one.genes for one in found], 0)
@@ -109,7 +114,7 @@ def mean_variation(model, cells: Cells, n_samples: int = N_SAMPLES) -> Variation
 
 
 def agreement(model: np.ndarray, raw: np.ndarray) -> dict[str, float]:
-    """How well the model's values (one a cell or gene) follow those of the counts."""
+    """Agreement of the model's values (one per cell or gene) with those of the counts."""
     return {
         "mae": float(mean_absolute_error(model, raw)),
         "pearson": float(stats.pearsonr(model, raw)[0]),
@@ -119,9 +124,10 @@ def agreement(model: np.ndarray, raw: np.ndarray) -> dict[str, float]:
 
 
 def variation_table(model: Variation, raw: Variation, split: np.ndarray) -> pd.DataFrame:
-    """Agreement by cell, on training and validation cells, and by gene.
+    """Agreement of coefficients of variation: per cell, for training and for validation cells, and
+    per gene.
 
-    `split` names each cell's part. Rows: what, part, mae, pearson, spearman, r2.
+    `split`: each cell's part. Columns: what, part, n, mae, pearson, spearman, r2.
     """
     rows = []
     for part in ("train", "validation"):
@@ -137,7 +143,8 @@ def variation_table(model: Variation, raw: Variation, split: np.ndarray) -> pd.D
 def ranked(counts: sparse.csr_matrix, groups: np.ndarray, method: str) -> dict[str, pd.DataFrame]:
     """Differential expression of each group against the rest, on log1p of counts per 10,000.
 
-    Tables by gene number: scores, logfoldchanges, pvals_adj, in order of score.
+    Returns group → table sorted by score, with gene numbers as index and columns scores,
+    logfoldchanges and pvals_adj.
     """
     import scanpy
 
@@ -149,7 +156,7 @@ def ranked(counts: sparse.csr_matrix, groups: np.ndarray, method: str) -> dict[s
     )
     scanpy.pp.normalize_total(adata, target_sum=SCALE)
     scanpy.pp.log1p(adata)
-    with warnings.catch_warnings():  # scanpy's own, several a group
+    with warnings.catch_warnings():  # scanpy's own, several per group
         warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
         scanpy.tl.rank_genes_groups(adata, "group", use_raw=False, method=method)
     names = adata.obs["group"].cat.categories
@@ -158,9 +165,11 @@ def ranked(counts: sparse.csr_matrix, groups: np.ndarray, method: str) -> dict[s
 
 
 def expression_agreement(raw: pd.DataFrame, model: pd.DataFrame, n_top: int) -> dict[str, float]:
-    """One group's differential expression in drawn counts against that in the counts.
+    """Agreement of one group's differential expression in sampled counts (`model`) with that in the
+    data (`raw`).
 
-    Truth for the curves: genes of adjusted p < 0.2, or the top genes where that is none or most.
+    The ROC and PR curves take genes with adjusted p < 0.2 in the data as positives, or the `n_top`
+    genes of lowest p if there are none or more than half of all genes.
     """
     genes = raw.index
     overlap = f1_score(genes.isin(raw.index[:n_top]), genes.isin(model.index[:n_top]))
@@ -184,9 +193,10 @@ def expression_agreement(raw: pd.DataFrame, model: pd.DataFrame, n_top: int) -> 
 def expression_table(
     counts: sparse.csr_matrix, drawn: sparse.csr_matrix, groups: np.ndarray, method: str
 ) -> pd.DataFrame:
-    """A row a group of cells, the largest first: `expression_agreement` and n_cells.
+    """Table with one row per group of cells, the largest first: group, the columns of
+    `expression_agreement`, and n_cells.
 
-    `counts`, `drawn` cells × genes; groups of one cell are left out (they have no variance).
+    `counts` and `drawn` are cells × genes. Groups of one cell are left out (they have no variance).
     """
     sizes = pd.Series(groups).value_counts()
     keep = np.isin(groups, sizes.index[sizes > 1])

@@ -1,4 +1,4 @@
-"""scib-metrics of the embeddings of one seed, on the same cells: benchmark/scib.csv."""
+"""scib-metrics of the embeddings of one seed, all on the same cells: benchmark/scib.csv."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,11 @@ from atlasmap.settings import BenchmarkSettings
 
 @dataclass(frozen=True)
 class EmbeddingRun:
-    """One embedding to score: `cells` reference or atlas, `path` an .h5ad with a latent, or
-    the prepared reference for pca; which model, variant and strategy it is of."""
+    """One embedding to score.
+
+    `cells`: reference or atlas; `path`: .h5ad with its latent, or for pca any .h5ad of these cells;
+    `model`, `variant` and `strategy` that it comes from.
+    """
 
     embedding: str
     cells: str
@@ -34,7 +37,11 @@ class EmbeddingRun:
 def score_embeddings(
     runs: list[EmbeddingRun], counts: list[Path], seed: int, settings: BenchmarkSettings
 ) -> pd.DataFrame:
-    """A row an embedding. `counts`: prepared reference and query batches, for the PCA."""
+    """Table of scores, one row per embedding.
+
+    `counts`: files of the prepared reference and query batches, for the unintegrated PCA. Raises
+    CELLS_DIFFER.
+    """
     import scib_metrics
 
     keep_jax()
@@ -59,13 +66,14 @@ def score_embeddings(
 
 
 class PcaByCells:
-    """The unintegrated PCA of reference cells, and of all cells, each computed once."""
+    """Unintegrated PCA of the reference cells, and of all cells; each is computed once."""
 
     def __init__(self, counts: list[Path]):
         self.paths, self.known = counts, {}
 
     def of(self, cells: str) -> tuple[np.ndarray, np.ndarray]:
-        """Components (cells × components) and the batch of each cell, in the files' order."""
+        """Principal components (cells × components) and the batch of each cell, in the order of
+        the files."""
         if cells not in self.known:
             paths = self.paths[:1] if cells == "reference" else self.paths
             whole = joined([anndata.read_h5ad(path) for path in paths])
@@ -74,7 +82,8 @@ class PcaByCells:
         return self.known[cells]
 
     def embedded(self, run: EmbeddingRun) -> tuple[Embedded, np.ndarray]:
-        """The cells of a run, and a mask of those whose label is known; raises CELLS_DIFFER."""
+        """The cells of an embedding, and the mask of those with a known label; raises
+        CELLS_DIFFER."""
         adata = read_reference(run.path)
         batch = adata.obs["batch"].astype(str).to_numpy()
         pca, of_batch = self.of(run.cells)

@@ -1,7 +1,7 @@
-"""What the genes that a query lacks will cost, told before anything is mapped.
+"""Accuracy lost through genes that a query lacks, estimated before anything is mapped.
 
-The query's missing genes are set to zero in reference cells that validated, which are then embedded
-and named as they are with all genes: what is lost is lost by the genes alone.
+The query's missing genes are set to zero in labelled reference cells that the model was not trained
+on. Their labels are then predicted with and without these genes, so only the genes differ.
 """
 
 import anndata
@@ -24,9 +24,12 @@ N_DRAWN = 2000  # cells
 
 
 def masked(cells: anndata.AnnData, missing: list[str], proteins: list[str] = ()) -> anndata.AnnData:
-    """The same cells without counts of the genes in `missing`, and with these `proteins` not
-    measured; cells left empty get one count, of the first gene there is, as a library of nothing
-    has no logarithm."""
+    """Return the cells without counts of the genes in `missing`, and with `proteins` not measured
+    (NaN).
+
+    Cells left without counts get one count of the first remaining gene, because the logarithm of
+    their library size must be finite.
+    """
     keep = ~np.asarray(cells.var_names.isin(missing))
     counts = (cells.X @ sparse.diags_array(keep.astype(np.float32))).tocsr()
     counts.eliminate_zeros()
@@ -47,8 +50,10 @@ def masked(cells: anndata.AnnData, missing: list[str], proteins: list[str] = ())
 
 @torch.no_grad()
 def drawn_cells(bundle: Bundle, latent: anndata.AnnData, most: int = N_DRAWN) -> anndata.AnnData:
-    """Labelled cells of a reference whose counts are not at hand (some of many): counts drawn from
-    the decoder at the posterior means and library sizes of its `latent`."""
+    """Simulate at most `most` labelled cells of a reference whose counts are not available.
+
+    Counts are sampled from the decoder at the posterior means and library sizes in `latent`.
+    """
     labelled = np.flatnonzero(latent.obs["label"].isin(bundle.registry.labels))
     rng = np.random.default_rng(keyed_seed(0, "gene gap"))
     at = np.sort(rng.permutation(labelled)[:most])
@@ -65,8 +70,8 @@ def drawn_cells(bundle: Bundle, latent: anndata.AnnData, most: int = N_DRAWN) ->
 
 
 def family_costs(bundle: Bundle, latent: anndata.AnnData, families: dict[str, dict]) -> None:
-    """Add to the families of genes that a query lacks (contract.json's `gene_families_missing`)
-    what each `costs`: accuracy lost on cells drawn from the model. In place."""
+    """Add to each gene family that a query lacks (`gene_families_missing` of contract.json) what it
+    `costs`: the accuracy lost on simulated cells. In place."""
     registry = bundle.registry
     named = dict(zip(registry.symbols or registry.genes, registry.genes, strict=True))
     cells = drawn_cells(bundle, latent)
@@ -76,7 +81,7 @@ def family_costs(bundle: Bundle, latent: anndata.AnnData, families: dict[str, di
 
 
 def predicted(bundle: Bundle, cells: anndata.AnnData) -> np.ndarray:
-    """Labels that the classifier gives."""
+    """Labels predicted by the classifier."""
     said = embed(bundle.model, encode(bundle.registry, cells, device_of(bundle.model)))
     return np.asarray(bundle.registry.labels, object)[said.soft_labels.argmax(1)]
 
@@ -84,11 +89,12 @@ def predicted(bundle: Bundle, cells: anndata.AnnData) -> np.ndarray:
 def gene_gap(
     bundle: Bundle, cells: anndata.AnnData, missing: list[str], proteins: list[str] = ()
 ) -> pd.DataFrame:
-    """Expected loss of accuracy, all labels and each: label, n, n_genes_missing, accuracy and
-    recall with all genes and without, loss. For CITE-seq the query's missing `proteins` count too
-    (n_proteins_missing).
+    """Expected loss of accuracy (all labels) and of recall (each label) without the genes in
+    `missing` and, for CITE-seq, without `proteins`.
 
-    `cells` are labelled reference cells that the model was not trained on, with counts.
+    Columns: label, n, n_genes_missing, n_proteins_missing (CITE-seq), with_all_genes,
+    without_missing, loss. `cells` are labelled reference cells with counts that the model was not
+    trained on.
     """
     truth = cells.obs["label"].astype(str).to_numpy()
     known = np.isin(truth, bundle.registry.labels)

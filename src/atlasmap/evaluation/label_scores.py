@@ -1,4 +1,4 @@
-"""Scores of every mapping's labels: the tables of benchmark/ that are about labels."""
+"""Scores of the labels of all mappings: the tables about labels in benchmark/."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from atlasmap.labels.verdict import fitness
 from atlasmap.mapping.given import read_reference
 
 TRUST_KEYS = ["seed", "variant", "strategy", "batch"]
-# Method and probabilities, and the columns of labels (at a level) and of how sure they are.
+# Method, kind of probabilities, prefix of the label columns, and confidence column.
 WAYS = (
     ("classifier", "raw", "predicted", "confidence"),
     ("classifier", "calibrated", "predicted", "calibrated_confidence"),
@@ -25,7 +25,7 @@ WAYS = (
 )
 CALIBRATED = ("classifier", "calibrated")
 OPINIONS = ("classifier", "genes", "knn", "random_forest", "logistic", "majority")
-# Tables of a mapping, and the files they are gathered in.
+# Table of a mapping → name of the file that gathers it over mappings.
 FILES = {
     "summary": "classification",
     "per_class": "classification_per_class",
@@ -41,8 +41,11 @@ PARTS = tuple(FILES)[:5]
 
 @dataclass(frozen=True)
 class LabelRun:
-    """One mapping to score: its atlas.h5ad, or a reference_latent.h5ad where nothing is mapped; of
-    second opinions opinions.parquet, and what they took."""
+    """One mapping to score.
+
+    `atlas`: its atlas.h5ad, or reference_latent.h5ad if nothing is mapped. For second opinions:
+    `atlas` is opinions.parquet, and `seconds` the file with the run time of each method.
+    """
 
     seed: int
     variant: str
@@ -52,15 +55,16 @@ class LabelRun:
 
     @property
     def key(self) -> dict:
-        """The columns that tell its rows from others'."""
+        """The columns that identify the rows of this mapping."""
         return {"seed": self.seed, "variant": self.variant, "strategy": self.strategy}
 
 
 def groups(obs: pd.DataFrame):
-    """(batch, split, method, probabilities, level, cells' truth, predicted label, confidence) of
-    all there is to score.
+    """Yield (batch, split, method, probabilities, level, true labels, predicted labels, confidence)
+    for each group of cells to score.
 
-    `obs` is an atlas's; reference cells are scored by their label, query cells by their truth.
+    `obs` is that of an atlas. The true label of reference cells is their label, that of query cells
+    their truth.
     """
     reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
     parts = [("all", split, "label", part) for split, part in reference.groupby("split")]
@@ -71,7 +75,7 @@ def groups(obs: pd.DataFrame):
         for level in ["label", *coarse_levels(obs)]:
             ending = "" if level == "label" else f"_{level}"
             for method, probabilities, label, sure in WAYS:
-                # of the reference's own cells nothing was weighed
+                # the reference's own cells have only raw labels of the classifier
                 own = method == "classifier" and probabilities == "raw"
                 if f"{label}_{level}" in obs and sure in obs and (own or split == "query"):
                     keys = (f"{key}{ending}", f"{label}_{level}", f"{sure}{ending}")
@@ -79,7 +83,7 @@ def groups(obs: pd.DataFrame):
 
 
 def coarse_levels(obs: pd.DataFrame) -> list[str]:
-    """Levels above the label that an atlas has."""
+    """Levels above the labels in an atlas."""
     named = [key.removeprefix("predicted_") for key in obs if key.startswith("predicted_")]
     return [level for level in named if f"confidence_{level}" in obs]  # others are a user's own
 
@@ -87,8 +91,8 @@ def coarse_levels(obs: pd.DataFrame) -> list[str]:
 def trust_rows(
     obs: pd.DataFrame, unlabeled: str, known: dict[str, set[str]]
 ) -> Iterator[tuple[str, str, dict]]:
-    """(batch, level, scores) of prediction sets and verdicts, of all query cells and by batch;
-    `known`: level → labels that the reference has there."""
+    """Yield (batch, level, scores) of prediction sets and verdicts, for all query cells and per
+    batch; `known`: level → labels that the reference has there."""
     reference, query = obs[obs["role"] == "reference"], obs[obs["role"] == "query"]
     for level, labels in known.items():
         cells = query
@@ -103,9 +107,9 @@ def trust_rows(
 def of_batches(
     run: LabelRun, obs: pd.DataFrame, unlabeled: str, known: dict[str, set[str]]
 ) -> dict[str, list[pd.DataFrame]]:
-    """Tables trust (what became of prediction sets and verdicts, all query cells and by batch, at
-    every level), fitness (whether the reference fits, a row a query batch; needs no truth), and
-    shifts (a row a batch and label)."""
+    """Tables trust (scores of prediction sets and verdicts, for all query cells and per batch, at
+    each level), fitness (whether the reference fits; one row per query batch; needs no truth) and
+    shifts (one row per batch and label)."""
     query, rows = obs[obs["role"] == "query"], {"trust": [], "fitness": [], "shifts": []}
     beside = run.atlas.with_name("shifts.csv")
     if "verdict" in obs and beside.is_file():
@@ -121,8 +125,10 @@ def of_batches(
 
 
 def observed(path: Path) -> tuple[pd.DataFrame, str]:
-    """obs of an atlas, categories as text, and what cells without a label are called; that of a
-    reference's latent is given what an atlas adds."""
+    """Read obs of an atlas, with categories as text, and the label of cells without one.
+
+    To obs of a reference's latent, columns of an atlas are added (role, predicted labels).
+    """
     adata = read_reference(path)
     obs = adata.obs
     if "role" not in obs:
@@ -133,8 +139,9 @@ def observed(path: Path) -> tuple[pd.DataFrame, str]:
 
 
 def score_run(run: LabelRun) -> dict:
-    """Tables of one mapping, each row keyed by seed, variant, strategy, batch, split, method; also
-    `known`, the reference's labels, and `unlabeled`."""
+    """Score one mapping: table name → list of tables, with rows keyed by seed, variant, strategy,
+    batch, split, method, probabilities and level; also `known`, the reference's labels, and
+    `unlabeled`."""
     obs, unlabeled = observed(run.atlas)
     reference = obs[obs["role"] == "reference"]
     known = set(reference["label"]) - {unlabeled}
@@ -147,12 +154,12 @@ def score_run(run: LabelRun) -> dict:
         scored = score(*columns, known_at[level], unlabeled)
         if scored is None:
             continue
-        # The reference's own cells are named alike under every strategy that keeps it.
+        # Except de novo, strategies do not change the labels of the reference's own cells.
         own = split == "query" or run.strategy == "de_novo"
         key = run.key | {"strategy": run.strategy if own else "", "batch": batch, "split": split}
         key |= {"method": method, "probabilities": probabilities, "level": level}
         for name in PARTS:
-            # the classifier's labels are the same whatever their probabilities
+            # calibration does not change the classifier's labels
             if name not in ("per_class", "confusion") or (method, probabilities) != CALIBRATED:
                 part = getattr(scored, name)
                 tables[name].append(part.assign(**key)[[*key, *part]])
@@ -160,16 +167,19 @@ def score_run(run: LabelRun) -> dict:
 
 
 def opinion_groups(table: pd.DataFrame):
-    """(batch, method, truth, label, confidence) of the second opinions on query cells."""
+    """Yield (batch, method, true labels, predicted labels, confidence) of second opinions."""
     for batch, part in [("all", table), *table.groupby("batch")]:
         for method in [name for name in OPINIONS if name in table]:
             yield batch, method, part["truth"], part[method], part[f"{method}_confidence"]
 
 
 def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, pd.DataFrame]:
-    """Of one mapping's opinions.parquet: `summary` as classification.csv has it (where classifier
-    and genes are already), `opinions` (of all batches, those too), `by_k` (kNN by number of
-    neighbours), `timed` (opinions, and seconds a method took besides the mapping)."""
+    """Score the second opinions on one mapping (its opinions.parquet); empty without truth.
+
+    Tables: `summary` with the columns of classification.csv (without classifier and genes, which
+    are in there already); `opinions` (all methods, all batches together); `by_k` (kNN per number of
+    neighbours); `timed` (as `opinions`, with the seconds of each method besides the mapping).
+    """
     table, key = pd.read_parquet(run.atlas), run.key
     if "truth" not in table:
         return {}
@@ -201,12 +211,14 @@ def score_opinions(run: LabelRun, known: set[str], unlabeled: str) -> dict[str, 
 
 
 def together(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Tables as one, each row once: the reference's own come with every strategy."""
+    """Concatenate tables without duplicate rows: scores of the reference's own cells occur with
+    every strategy."""
     return pd.concat(parts, ignore_index=True).drop_duplicates()
 
 
 def score_labels(runs: list[LabelRun], opinions: list[LabelRun]) -> dict[str, pd.DataFrame]:
-    """Tables by the name of their file in benchmark/, and `timed`."""
+    """Score all mappings and second opinions: name of the file in benchmark/ → table, and the table
+    `timed`."""
     scored = [score_run(run) for run in runs]
     known = set().union(*(tables["known"] for tables in scored))
     others = [score_opinions(run, known, scored[0]["unlabeled"]) for run in opinions]

@@ -1,5 +1,5 @@
-"""Second opinions on a query's labels: other classifiers on the same latent, the genes alone, and
-the majority of all."""
+"""Second opinions on a query's labels: other classifiers on the same latent, genes alone, and the
+majority of all."""
 
 import time
 
@@ -12,14 +12,17 @@ from atlasmap.labels.opinions import ON_LATENT, aligned, majority
 from atlasmap.labels.verdict import Trust, seen_by
 from atlasmap.mapping.latent import latent_of
 
-KS = (5, 10, 20, 50, 100, 200)  # neighbours, whose number kNN is sensitive to
+KS = (5, 10, 20, 50, 100, 200)  # numbers of neighbours at which kNN's sensitivity is tested
 
 
 def by_genes(
     trust: Trust, query: anndata.AnnData, rows: list[np.ndarray]
 ) -> tuple[np.ndarray, list[dict[str, float]]]:
-    """What the genes of mapped cells say (cells × labels; NaN where nothing), and the weights of
-    opinions, for each batch (places of its cells)."""
+    """Label probabilities of mapped cells from their genes (cells × labels; NaN for cells without
+    counts of informative genes), and the weights of opinions for each batch.
+
+    `rows`: indices of the cells of each batch.
+    """
     found = [seen_by(trust, query[at]) for at in rows]
     out = np.empty(np.asarray(query.obsm["soft_labels"]).shape)
     for at, (_, batch) in zip(rows, found, strict=True):
@@ -31,11 +34,12 @@ def second_opinions(
     reference: np.ndarray, labels: np.ndarray, query: anndata.AnnData, trust: Trust | None,
     n_neighbors: int, seed: int, unlabeled: str,
 ) -> tuple[pd.DataFrame, dict[str, float]]:  # fmt: skip
-    """Columns {method} and {method}_confidence for each query cell, and seconds a method.
+    """Table with columns {method} and {method}_confidence for each query cell, and the seconds of
+    each method.
 
-    `reference` is cells × latent, `labels` those of its cells (all known); `query` mapped cells:
-    obsm X_latent, with a classifier also soft_labels. With `trust` the genes have an opinion, too.
-    A method that has nothing to say of a cell calls it `unlabeled`, with confidence 0.
+    `reference`: cells × latent; `labels`: those of its cells, all known; `query`: mapped cells with
+    obsm X_latent and, with a classifier, soft_labels. The genes' opinion needs `trust`. A cell that
+    a method cannot label is `unlabeled`, with confidence 0.
     """
     latent, opinions, seconds = latent_of(query), {}, {}
     names = sorted(set(labels))
@@ -63,13 +67,13 @@ def second_opinions(
 
 
 def named(soft: SoftLabels, unlabeled: str) -> np.ndarray:
-    """The label of each cell, `unlabeled` where nothing is said."""
+    """Predicted label of each cell; `unlabeled` if its probabilities are NaN."""
     nothing = np.isnan(soft.probabilities).all(1)
     return np.where(nothing, unlabeled, soft.predicted().astype(str))
 
 
 def knn_by_k(reference: np.ndarray, labels: np.ndarray, query: np.ndarray) -> pd.DataFrame:
-    """kNN's label of each query cell for each number of neighbours (cells × KS)."""
+    """Label of each query cell by kNN, for each number of neighbours in KS (cells × KS)."""
     ks = [k for k in KS if k <= len(reference)]
     return pd.DataFrame(
         {k: votes(weighted_neighbors(reference, query, k), labels).predicted() for k in ks}

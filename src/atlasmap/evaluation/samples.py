@@ -1,17 +1,20 @@
-"""Scores of more cells than can be scored: of several samples, with an interval."""
+"""Scores of large data sets: means over several samples of cells, with confidence intervals."""
 
 import numpy as np
 import pandas as pd
 
 from atlasmap.models.random import keyed_seed
 
-LEAST = 10  # cells of a stratum in a sample, if it has them: rare labels count as much as others
-LEVEL = 0.95  # of the intervals
+LEAST = 10  # fewest cells of a stratum in a sample, as rare labels count as much as others
+LEVEL = 0.95  # confidence level of the intervals
 
 
 def stratified(strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Places (sorted) of about `n` cells drawn without replacement, of each of `strata` (cells) in
-    proportion, but LEAST cells, or all it has."""
+    """Sorted indices of a stratified sample of about `n` cells, without replacement.
+
+    `strata`: stratum of each cell. A stratum has cells in proportion to its size, but at least
+    LEAST of them, or all that it has.
+    """
     codes, sizes = np.unique(strata, return_inverse=True, return_counts=True)[1:]
     wanted = np.maximum(np.rint(sizes * n / len(strata)), np.minimum(sizes, LEAST)).astype(int)
     order = rng.permutation(len(strata))
@@ -21,8 +24,11 @@ def stratified(strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarr
 
 
 def draws(strata: np.ndarray, max_cells: int, n_samples: int) -> list[np.ndarray]:
-    """Places of the cells of each sample: of all, once, where there are no more than `max_cells`.
-    Always the same, so that embeddings are compared on the same cells."""
+    """Indices of the cells of each of `n_samples` samples of `max_cells`; one sample with all cells
+    if there are no more.
+
+    Samples are always the same, so that embeddings are compared on the same cells.
+    """
     if len(strata) <= max_cells:
         return [np.arange(len(strata))]
     seeds = (keyed_seed(0, "sample", k, len(strata)) for k in range(n_samples))
@@ -30,9 +36,11 @@ def draws(strata: np.ndarray, max_cells: int, n_samples: int) -> list[np.ndarray
 
 
 def combined(tables: list[dict]) -> dict:
-    """Mean of each score over samples, and where there are several its interval (`{score}_low`,
-    `{score}_high`: Student's t at LEVEL). A score that some sample does not have is that sample's
-    reason."""
+    """Mean of each score over samples and, for several samples, its confidence interval
+    (`{score}_low`, `{score}_high`: Student's t at LEVEL).
+
+    If a score was skipped in a sample, the reason (a text) is returned instead of the mean.
+    """
     from scipy.stats import t
 
     out, spread = {}, {}

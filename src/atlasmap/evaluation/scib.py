@@ -1,7 +1,7 @@
-"""scib-metrics (Luecken et al. 2022) of one embedding, each metric guarded by what it needs.
+"""scib-metrics (Luecken et al. 2022) of one embedding.
 
-Metrics, neighbour numbers and weights are those of scib_metrics.Benchmarker. A metric that cannot
-be computed is the text `skipped(reason)` and takes no part in an average.
+Metrics, numbers of neighbours and weights are those of scib_metrics.Benchmarker. The value of a
+metric that cannot be computed is the text `skipped(reason)`; averages leave it out.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ AGGREGATES = ("bio_conservation", "batch_correction", "total")
 
 @dataclass(frozen=True)
 class Embedded:
-    """Cells to score: `x` (cells × dimensions), `unintegrated` (cells × components, PCA of the same
-    cells), `batch` and `label` (cells; label None where no cell has one)."""
+    """Cells to score: embedding `x` (cells × dimensions), `unintegrated` (PCA of the same cells,
+    cells × components), `batch` and `label` of each cell (label: None if no cell has one)."""
 
     x: np.ndarray
     unintegrated: np.ndarray
@@ -34,19 +34,20 @@ class Embedded:
 
     @property
     def strata(self) -> np.ndarray:
-        """Which batch and label each cell has, as a number."""
+        """Each cell's combination of batch and label, as a number."""
         label = np.zeros(len(self.batch), int) if self.label is None else self.label
         return pd.DataFrame({"batch": self.batch, "label": label}).groupby(
             ["batch", "label"], observed=True).ngroup().to_numpy()  # fmt: skip
 
     def only(self, keep: np.ndarray) -> "Embedded":
-        """The cells of a mask, or at these places."""
+        """Return a subset of the cells (mask or indices)."""
         label = None if self.label is None else self.label[keep]
         return Embedded(self.x[keep], self.unintegrated[keep], self.batch[keep], label)
 
 
 def neighbors(x: np.ndarray, k: int, exact: bool):
-    """k neighbours of each cell, itself the first: exact, or by NN-descent for many cells."""
+    """k nearest neighbours of each cell, the first being the cell itself: `exact`, or approximate
+    by NN-descent."""
     from scib_metrics.nearest_neighbors import NeighborsResults, pynndescent
     from sklearn.neighbors import NearestNeighbors
 
@@ -57,7 +58,7 @@ def neighbors(x: np.ndarray, k: int, exact: bool):
 
 
 def metric_functions(cells: Embedded, graph) -> dict[str, Callable]:
-    """Each metric as a function of nothing; k-means gives two at once."""
+    """Metric → function without arguments that computes it; `kmeans` computes NMI and ARI."""
     from scib_metrics import metrics as m
 
     x, batch, label = cells.x, cells.batch, cells.label
@@ -96,8 +97,11 @@ def why_not(name: str, cells: Embedded) -> str | None:
 
 @contextlib.contextmanager
 def same_eigenvectors() -> Iterator[None]:
-    """kBET's diffusion map calls eigsh without a start vector, for which scipy then draws fresh
-    entropy: cells at a threshold would fall either way from run to run."""
+    """Context manager that fixes the start vector of scipy's eigsh.
+
+    kBET's diffusion map gives none, and scipy then uses an unseeded random one: results of cells
+    close to a threshold would change from run to run.
+    """
     plain = scipy.sparse.linalg.eigsh
 
     def seeded(matrix, *args, v0=None, **kwargs):
@@ -110,7 +114,7 @@ def same_eigenvectors() -> Iterator[None]:
 
 
 def compute(function: Callable) -> float | str | dict:
-    """The metric, or why it failed."""
+    """Value of a metric, or `skipped(reason)` if it fails."""
     try:
         with same_eigenvectors():
             return function()
@@ -119,7 +123,8 @@ def compute(function: Callable) -> float | str | dict:
 
 
 def aggregate(values: dict[str, float | str]) -> dict[str, float | str]:
-    """Means over what could be computed; total = 0.6 bio + 0.4 batch, as scib weighs them."""
+    """Aggregate scores: means over the metrics that were computed, and total = 0.6 bio conservation
+    + 0.4 batch correction, as in scib."""
     means = []
     for names in (BIO, BATCH):
         numbers = [values[name] for name in names if not isinstance(values[name], str)]
@@ -132,9 +137,10 @@ def aggregate(values: dict[str, float | str]) -> dict[str, float | str]:
 def score_embedding(
     cells: Embedded, labelled: np.ndarray, k: int, *, exact: bool, name: str = ""
 ) -> dict:
-    """All metrics and aggregates of one embedding: numbers, or `skipped(reason)`.
+    """All metrics and aggregate scores of one embedding: numbers, or `skipped(reason)`.
 
-    Metrics that need labels are computed on the cells of the mask `labelled`, others on all.
+    Metrics that need labels are computed on the cells in the mask `labelled`, the others on all
+    cells. `k`: neighbours per cell.
     """
     of_all = [metric for metric in (*BIO, *BATCH) if metric not in NEED_LABELS]
     if labelled.all() or not labelled.any():
@@ -147,7 +153,7 @@ def score_embedding(
 
 
 def score_metrics(cells: Embedded, metrics, k: int, exact: bool, name: str) -> dict:
-    """Some metrics of one set of cells, on one neighbour graph."""
+    """Values of `metrics` for one set of cells, all on the same neighbour graph."""
     graph = neighbors(cells.x, min(k, len(cells.x) - 1), exact)
     functions = metric_functions(cells, graph)
     values: dict[str, float | str] = {}
@@ -168,7 +174,7 @@ def score_metrics(cells: Embedded, metrics, k: int, exact: bool, name: str) -> d
 
 
 def as_value(found) -> float | str:
-    """A finite number, or `skipped(…)`."""
+    """A finite number as float; otherwise `skipped(reason)`."""
     if isinstance(found, str):
         return found
     number = float(found)
@@ -176,7 +182,7 @@ def as_value(found) -> float | str:
 
 
 def unintegrated_pca(counts) -> np.ndarray:
-    """50 components of log1p counts scaled to 10,000 a cell (cells × components)."""
+    """First 50 principal components of log1p counts per 10,000 (cells × components)."""
     import anndata
     import scanpy
 

@@ -1,4 +1,5 @@
-"""Do prediction sets cover, is what is called novel new, are confident labels right?"""
+"""Scores of verdicts: coverage of prediction sets, detection of novel cells, accuracy of confident
+labels."""
 
 import numpy as np
 import pandas as pd
@@ -8,13 +9,15 @@ from atlasmap.labels.verdict import AMBIGUOUS, CONFIDENT, NOVEL, SEPARATOR
 
 
 def mean_of(values: np.ndarray) -> float:
-    """Their mean; NaN of none."""
+    """Mean of values; NaN if there are none."""
     return float(np.mean(values)) if len(values) else np.nan
 
 
 def at_level(cells: pd.DataFrame, level: str, groups: dict[str, str]) -> pd.DataFrame:
-    """What `score_trust` reads of query cells, at a coarser level of labels; `groups`: label →
-    what it is there. A cell is as novel as it was, and known whose group the reference has."""
+    """Replace the columns that `score_trust` reads by those at a coarser level of labels.
+
+    `groups`: label → group at that level. Novelty and verdicts stay as they are.
+    """
     sets = [
         list(dict.fromkeys(groups.get(name, name) for name in said.split(SEPARATOR)))
         for said in cells["prediction_set"]
@@ -28,12 +31,13 @@ def at_level(cells: pd.DataFrame, level: str, groups: dict[str, str]) -> pd.Data
 
 
 def score_trust(cells: pd.DataFrame, known: set[str], unlabeled: str) -> dict | None:
-    """Of query cells (truth, predicted_label, prediction_set, novelty, verdict); None where no
-    cell's true label is in `known`, the reference's.
+    """Score prediction sets and verdicts of query cells; None if no true label is in `known`, the
+    reference's labels.
 
-    coverage and set_size (of all such cells, and of ambiguous ones), known_called_novel and the
-    accuracies are of cells whose true label the reference has; new_called_novel of the others,
-    novel_auroc of `novelty` for one against the other (NaN where there is but one kind).
+    `cells` has columns truth, predicted_label, prediction_set, prediction_set_size, novelty and
+    verdict. Scores are of the cells whose true label the reference has, except new_called_novel (of
+    the cells whose label it lacks) and novel_auroc (AUROC of `novelty` between the two kinds; NaN
+    if there are no cells of the second kind).
     """
     cells = cells[cells["truth"] != unlabeled]
     is_known = cells["truth"].isin(known).to_numpy()

@@ -1,1 +1,1 @@
-"""Models of scvi-tools, in and out: nothing in somebody's file is ever run."""
+"""Import and export of scvi-tools models; no code from a foreign file is ever executed."""

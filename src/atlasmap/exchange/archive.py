@@ -1,4 +1,4 @@
-"""model.pt: a zip of one pickle and the bytes of its tensors, read without torch.load."""
+"""Read model.pt (a zip of one pickle and raw tensor storages) without torch.load."""
 
 import zipfile
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.pickles import Name, Reader, Unreadable, count, need, untrusted
 
-# torch's storages → numpy's reading of their bytes (bfloat16 has none there: as its 16 bits).
+# torch storage class → numpy dtype of its bytes. numpy has no bfloat16, so it is read as uint16.
 STORAGES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -26,19 +26,22 @@ STORAGES = {
     "BoolStorage": np.bool_,
 }
 STORAGE_NAMES = frozenset(f"{m} {name}" for m in ("torch", "torch.cuda") for name in STORAGES)
-SPARE = 64_000_000  # bytes that what is read may take beyond thrice the file's own size
+SPARE = 64_000_000  # bytes; memory budget = 3 × file size + SPARE
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers (one dimension) that a part of the zip holds; made by `Archive.storage` alone."""
+    """A 1-D array read from one part of the zip; created only by `Archive.storage`."""
 
     values: np.ndarray
 
 
 class Archive:
-    """The zip. torch writes its parts uncompressed; anything else is not from torch, and a part
-    that unpacks to more than the file holds is how small files fill disks."""
+    """Reader of a zip written by torch.save; raises Unreadable.
+
+    torch stores its parts uncompressed. Compressed parts, and parts larger than the file, are
+    refused: with them a small file could exhaust the memory (zip bomb).
+    """
 
     def __init__(self, path: Path):
         self.zip = zipfile.ZipFile(path)
@@ -61,11 +64,11 @@ class Archive:
         }
 
     def contents(self) -> Any:
-        """What was saved, tensors as torch tensors on the CPU."""
+        """Returns the saved object, with tensors as torch tensors on the CPU."""
         return self.reader.read(self.zip.read(f"{self.top}data.pkl"))
 
     def storage(self, identity: Any) -> Storage:
-        """The numbers that a persistent id stands for; each part is read once."""
+        """Returns the storage that a persistent id refers to; each part is read only once."""
         need(isinstance(identity, tuple) and len(identity) == 5, "a storage of unknown make")
         _, kind, key, _, n = identity
         need(isinstance(kind, Name) and isinstance(key, str), "a storage of unknown make")
@@ -75,13 +78,13 @@ class Archive:
             data = self.zip.read(f"{self.top}data/{key}")
             need(len(data) == n * dtype.itemsize, "a storage of another size than it says")
             values = np.frombuffer(data, dtype)
-            if kind.name.endswith("BFloat16Storage"):
+            if kind.name.endswith("BFloat16Storage"):  # the upper half of a float32
                 values = (values.astype(np.uint32) << 16).view(np.float32)
             self.storages[key] = Storage(values)
         return self.storages[key]
 
     def tensor(self, storage, offset, size, stride, *_) -> torch.Tensor:
-        """A tensor over a storage, its shape checked against what is there."""
+        """Returns a copied tensor over a storage, checked not to reach beyond the storage."""
         need(isinstance(storage, Storage), "a tensor over something else than a storage")
         shapes = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
         numbers = shapes and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
@@ -99,9 +102,10 @@ class Archive:
 
 
 def read_archive(path: Path, check: Callable[[Any, Path], None] | None = None) -> Any:
-    """What model.pt holds, as plain data; raises SAVE_MISSING, SAVE_BROKEN, SAVE_UNTRUSTED.
+    """Returns the content of model.pt as plain data.
 
-    `check` sees it first and may refuse it, before names of other models' parts are.
+    Raises SAVE_MISSING, SAVE_BROKEN, SAVE_UNTRUSTED. `check(content, path)` runs before the file is
+    refused for names that only saves of other models contain, so it can raise a more exact error.
     """
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*model.pt"))[:5]
@@ -116,7 +120,7 @@ def read_archive(path: Path, check: Callable[[Any, Path], None] | None = None) -
         content = archive.contents()
     except AtlasmapError:
         raise
-    except Exception as error:  # whatever the bytes of a file bring about, they are to blame
+    except Exception as error:  # any error here is caused by the file's bytes
         kind = "" if isinstance(error, Unreadable) else f"{type(error).__name__}: "
         raise AtlasmapError(
             "SAVE_BROKEN",

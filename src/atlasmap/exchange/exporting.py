@@ -1,4 +1,4 @@
-"""From a bundle to what scvi-tools 1.4.2 loads: model.pt, and a minified adata.h5ad beside it."""
+"""Export a bundle for scvi-tools 1.4.2: model.pt and, beside it, a minified adata.h5ad."""
 
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,28 @@ from atlasmap.mapping.latent import LIBRARY, MEAN, TYPE_KEY, VARIANCE
 from atlasmap.models.scanvi import Scanvi
 
 VERSION = "1.4.2"
-TABLE = "protein_expression"  # obsm of prepared cells as scvi-tools takes them
+TABLE = "protein_expression"  # obsm key of protein counts in the exported setup arguments
 
 
 def strings(values: list[str]) -> np.ndarray:
-    """Text as scvi-tools keeps it."""
+    """Returns texts as an object array, the form in which scvi-tools stores them."""
     return np.array(values, dtype=object)
 
 
 def field(attribute: str, key: str, state: dict, stats: dict) -> dict:
-    """A field's registry: where its data are, its state, its counts."""
+    """Returns a field registry of scvi-tools: location of the data, state, summary statistics."""
     data = {"attr_name": attribute, "attr_key": key} if attribute else {}
     return {"data_registry": data, "state_registry": state, "summary_stats": stats}
 
 
 def setup_args(bundle: Bundle) -> dict[str, Any]:
-    """Arguments of setup_anndata: an imported model's own, else the columns of prepared files."""
+    """Returns the arguments of setup_anndata.
+
+    Those that an imported model was saved with, else the columns of prepared files.
+    """
     own = bundle.about.get("origin", {}).get("setup")
     registry, scanvi = bundle.registry, isinstance(bundle.model, Scanvi)
-    if own:  # scVI makes no use of labels
+    if own:  # scVI does not use labels
         return own if scanvi or registry.proteins else own | {"labels_key": None}
     args = {
         "layer": None,
@@ -53,7 +56,7 @@ def setup_args(bundle: Bundle) -> dict[str, Any]:
 
 
 def labels_field(registry: Registry, key: str | None, scanvi: bool) -> dict:
-    """The labels' registry; without labels there is one category, 0."""
+    """Returns the field registry of the labels; scVI gets a single category, 0."""
     known = strings([*registry.labels, registry.unlabeled_category]) if scanvi else np.array([0])
     state = {"categorical_mapping": known, "original_key": key or "_scvi_labels"}
     if scanvi:
@@ -62,7 +65,7 @@ def labels_field(registry: Registry, key: str | None, scanvi: bool) -> dict:
 
 
 def covariate_fields(registry: Registry) -> dict[str, dict]:
-    """Registries of further covariates, empty where there are none."""
+    """Returns the field registries of covariates other than the batch; empty if there are none."""
     categorical, continuous = registry.categorical, registry.continuous
     joint = {
         "mappings": {key: strings(known) for key, known in categorical.items()},
@@ -84,7 +87,10 @@ def covariate_fields(registry: Registry) -> dict[str, dict]:
 
 
 def protein_field(registry: Registry, key: str) -> dict:
-    """The proteins' registry, with the mask of what batches lack, where one does."""
+    """Returns the field registry of the proteins.
+
+    If any batch lacks a protein, it holds a mask per batch of the proteins that were measured.
+    """
     state = {"column_names": list(registry.proteins)}
     measured = registry.measured()
     if not measured.all():
@@ -93,14 +99,14 @@ def protein_field(registry: Registry, key: str) -> dict:
 
 
 def kind_of(bundle: Bundle) -> str:
-    """scvi, scanvi or totalvi: scvi-tools' class in small letters."""
+    """Returns the name of the scvi-tools class in lower case: scvi, scanvi or totalvi."""
     if isinstance(bundle.model, Scanvi):
         return "scanvi"
     return "totalvi" if bundle.registry.proteins else "scvi"
 
 
 def registry_for(bundle: Bundle, n_cells: int, minified: bool) -> dict[str, Any]:
-    """scvi-tools' registry of the data that the model was trained on."""
+    """Returns scvi-tools' registry of the training data; `minified` adds posterior fields."""
     registry, args = bundle.registry, setup_args(bundle)
     scanvi, layer = isinstance(bundle.model, Scanvi), args.get("layer")
     if scanvi:
@@ -143,7 +149,10 @@ def registry_for(bundle: Bundle, n_cells: int, minified: bool) -> dict[str, Any]
 
 
 def init_params(bundle: Bundle) -> dict[str, dict]:
-    """Arguments of the model's class; where the classifier is not the default one, its own too."""
+    """Returns constructor arguments of the scvi-tools class.
+
+    They include arguments of the classifier if it is not the default one.
+    """
     if kind_of(bundle) == "totalvi":
         return totalvi_params(bundle)
     settings = dict(bundle.about["scvi"])
@@ -168,7 +177,10 @@ def init_params(bundle: Bundle) -> dict[str, dict]:
 
 
 def totalvi_params(bundle: Bundle) -> dict[str, dict]:
-    """The same of TOTALVI; what is left out of the mask is told by the registry."""
+    """Returns constructor arguments of TOTALVI.
+
+    `override_missing_proteins` is False: the registry's mask says which proteins a batch lacks.
+    """
     settings = {
         key: value
         for key, value in bundle.about["totalvi"].items()
@@ -183,7 +195,7 @@ def totalvi_params(bundle: Bundle) -> dict[str, dict]:
 
 
 def history_of(bundle: Bundle) -> dict[str, pd.DataFrame]:
-    """Training history under scvi-tools' names."""
+    """Returns the training history as scvi-tools stores it: {metric}_{split} → table by epoch."""
     out = {}
     for (split, metric), rows in bundle.history.groupby(["split", "metric"]):
         name = f"{metric}_{split}"
@@ -192,7 +204,7 @@ def history_of(bundle: Bundle) -> dict[str, pd.DataFrame]:
 
 
 def save_for_scvi_tools(bundle: Bundle, latent: anndata.AnnData | None) -> dict[str, Any]:
-    """The content of model.pt; `latent` is the minified reference that goes beside it, if any."""
+    """Returns the content of model.pt; `latent`: the minified reference written beside it."""
     n_cells = latent.n_obs if latent is not None else bundle.about.get("data", {}).get("n_cells", 0)
     used = weights_out(bundle.model)
     attributes = {
@@ -217,7 +229,7 @@ def save_for_scvi_tools(bundle: Bundle, latent: anndata.AnnData | None) -> dict[
 
 
 def minified_beside(bundle: Bundle, latent: anndata.AnnData) -> anndata.AnnData:
-    """The minified reference with the columns and layers that the model's setup names."""
+    """Returns the minified reference with the columns and layer that the setup arguments name."""
     out, args = latent.copy(), setup_args(bundle)
     for key, ours in ((args.get("batch_key"), "batch"), (args.get("labels_key"), "label")):
         if key:
@@ -230,7 +242,10 @@ def minified_beside(bundle: Bundle, latent: anndata.AnnData) -> anndata.AnnData:
 
 
 def check_input(bundle: Bundle) -> None:
-    """Raise EXPORT_UNSUPPORTED for a TOTALVI whose latent scvi-tools 1.4.2 would get wrong."""
+    """Raise EXPORT_UNSUPPORTED for a TOTALVI without input scaling.
+
+    scvi-tools 1.4.2 would scale the encoder's input and so compute another latent.
+    """
     if bundle.about["totalvi"].get("input_scaling", "mean") != "mean":
         raise AtlasmapError(
             "EXPORT_UNSUPPORTED",
@@ -241,10 +256,10 @@ def check_input(bundle: Bundle) -> None:
 
 
 def write_save(bundle: Bundle, folder: Path, latent: anndata.AnnData | None) -> None:
-    """Write `folder`/model.pt, and adata.h5ad where there is a latent, whole or not at all.
+    """Write `folder`/model.pt, and adata.h5ad if there is a latent, atomically.
 
-    Of TOTALVI there is none: scvi-tools 1.4.2 does not read minified data of it (not even its own:
-    it encodes the empty counts). Raises EXPORT_UNSUPPORTED.
+    For TOTALVI no latent is written: scvi-tools 1.4.2 cannot use minified TOTALVI data, not even
+    its own, because it encodes their empty counts. Raises EXPORT_UNSUPPORTED.
     """
     if bundle.registry.proteins:
         check_input(bundle)

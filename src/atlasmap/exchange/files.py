@@ -1,15 +1,15 @@
-"""Where scvi-tools puts the files of a save. Light: the Snakefile asks, too."""
+"""Paths of the files in a scvi-tools save."""
 
 from pathlib import Path
 
 
 def model_file(folder: Path, prefix: str = "") -> Path:
-    """The file with the model; `folder` may be that file itself, also before it is fetched."""
+    """Returns the path of the model file; `folder` may be that file, even before its download."""
     itself = folder.is_file() or (folder.suffix == ".pt" and not folder.is_dir())
     return folder if itself else folder / f"{prefix}model.pt"
 
 
 def cells_file(model: Path) -> Path | None:
-    """The cells that were saved beside a model file, if they were."""
+    """Returns the path of the AnnData saved beside a model file, or None."""
     beside = model.with_name(model.name.removesuffix("model.pt") + "adata.h5ad")
     return beside if beside.is_file() else None

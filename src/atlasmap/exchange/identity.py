@@ -1,4 +1,4 @@
-"""Which class and version of scvi-tools a save is of: asked before the rest of it is understood."""
+"""Check the class and scvi-tools version of a save, before the rest of it is parsed."""
 
 import re
 from pathlib import Path
@@ -11,18 +11,18 @@ OLDEST, TOO_NEW = (0, 20), (2, 0)
 
 
 def refuse(path: Path, code: str, *, expected: str, found: str, mend: str) -> AtlasmapError:
-    """An error about a save."""
+    """Returns an error about the save at `path`."""
     return AtlasmapError(code, expected=expected, found=f"{path}: {found}", mend=mend)
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Major, minor and, if it is there, third number of a version; (-1,) if it is none."""
+    """Returns (major, minor[, patch]) of a version; (-1,) if it cannot be parsed."""
     found = re.match(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?", version)
     return tuple(int(part) for part in found.groups() if part) if found else (-1,)
 
 
 def registry_in(content: Any) -> dict[str, Any]:
-    """The registry of a save (GIMVI has a list of them); empty if it has none."""
+    """Returns the registry of a save (the first one for GIMVI, which has several), or {}."""
     attributes = content.get("attr_dict") if isinstance(content, dict) else None
     if not isinstance(attributes, dict):
         return {}
@@ -32,9 +32,9 @@ def registry_in(content: Any) -> dict[str, Any]:
 
 
 def check_identity(content: Any, path: Path) -> None:
-    """Raise SAVE_CLASS or SAVE_VERSION for a save of scvi-tools that is not ours to read.
+    """Raise SAVE_CLASS or SAVE_VERSION for a scvi-tools save that cannot be imported.
 
-    What does not say its class and version is none of its saves: nothing is raised.
+    Content without class and version is not from scvi-tools; it passes this check.
     """
     registry = registry_in(content)
     name, version = registry.get("model_name"), registry.get("scvi_version")

@@ -1,4 +1,4 @@
-"""From a save of scvi-tools to a bundle: the same model, and its reference in latent space."""
+"""Convert a scvi-tools save to a bundle: the same model and its reference in latent space."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,11 @@ from atlasmap.training.history import History
 
 
 def weights_of(save: Save) -> Weights:
-    """The save's weights; where TOTALVI had no efficiencies yet, those that change nothing."""
+    """Returns the save's weights.
+
+    For TOTALVI before 1.3.1, which had no per-batch efficiencies, log-efficiencies of 0 are added;
+    they have no effect.
+    """
     if save.model != "TOTALVI" or numbers(save.version) >= SCALED:
         return save.weights
     zeros = torch.zeros(len(save.proteins), len(save.batches))
@@ -41,7 +45,10 @@ def weights_of(save: Save) -> Weights:
 
 
 def library_of(save: Save) -> tuple[tuple[float, ...], ...] | None:
-    """Prior mean and variance of log library size a batch, where it is inferred."""
+    """Returns (prior means, prior variances) of the log library size per batch.
+
+    None if the library size is observed.
+    """
     if "library_log_means" not in save.weights:
         return None
     moments = (save.weights["library_log_means"], save.weights["library_log_vars"])
@@ -49,9 +56,9 @@ def library_of(save: Save) -> tuple[tuple[float, ...], ...] | None:
 
 
 def bundle_of(save: Save, path: Path, symbols: list[str] | None) -> Bundle:
-    """The model of a save of SCVI, SCANVI or TOTALVI, its weights in ours.
+    """Returns a bundle with the model of a SCVI, SCANVI or TOTALVI save and its weights.
 
-    Raises SAVE_UNSUPPORTED, SAVE_WEIGHTS.
+    `symbols`: gene symbols in the model's order, if known. Raises SAVE_UNSUPPORTED, SAVE_WEIGHTS.
     """
     settings, registry = settings_of(save, path), registry_of(save, symbols)
     rng = keyed_generator(0, "import")
@@ -94,10 +101,10 @@ def bundle_of(save: Save, path: Path, symbols: list[str] | None) -> Bundle:
 
 
 def posterior_in(adata: anndata.AnnData, save: Save, kind: str) -> dict[str, np.ndarray] | None:
-    """Mean and variance (cells × latent) and library size (cells) of a minified reference.
+    """Returns posterior mean and variance (cells × latent) and library size (cells).
 
-    None if it holds counts. Names are the save's, else those of scvi-tools' versions for this
-    class; raises LATENT_MISSING, LATENT_WIDTH.
+    None if `adata` is not minified. Keys are those named in the save, else those that versions of
+    scvi-tools use for this class. Raises LATENT_MISSING, LATENT_WIDTH.
     """
     if TYPE_KEY not in adata.uns:
         return None
@@ -132,7 +139,7 @@ AS_SAVED = "the model was saved with this one: give its cells with all their col
 
 
 def texts(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
-    """A column as the save spells its categories, empty where missing; OBS_KEY_MISSING."""
+    """Returns a column of obs as text, "" where it is missing. Raises OBS_KEY_MISSING."""
     values = column(adata, key, what, name, AS_SAVED)
     known = values.notna().to_numpy()
     spelt = np.array([str(value) for value in values.astype(object)], object)
@@ -142,9 +149,10 @@ def texts(adata: anndata.AnnData, key: str, what: str, name: str) -> pd.Series:
 def reference_obs(
     adata: anndata.AnnData, registry: Registry, save: Save, split: bool, name: str
 ) -> pd.DataFrame:
-    """Metadata under our names (batch, label, dataset, split) beside the columns as they were.
+    """Returns obs with atlasmap's columns (batch, label, dataset, split) and the other own ones.
 
-    `split`: whether the cells are in the save's order. Raises OBS_KEY_MISSING, BATCH_MISSING.
+    `split`: whether the cells are in the save's order, so that its split applies; else all are
+    training cells. Test cells count as validation. Raises OBS_KEY_MISSING, BATCH_UNKNOWN.
     """
     keep = [key for key in adata.obs if key not in RESERVED and not key.startswith("_scvi")]
     out = adata.obs[keep].copy()
@@ -182,8 +190,11 @@ def reference_obs(
 
 @dataclass(frozen=True)
 class Cells:
-    """The reference's cells as a user gives them: `name` for messages, `layer` empty for the save's
-    own, `own` if they are in the save's order (the file that was saved with the model)."""
+    """The reference's cells as the user gives them.
+
+    `name` is used in messages. `layer`: "" for the layer named in the save. `own`: the cells are
+    in the save's order, because the file was saved with the model.
+    """
 
     adata: anndata.AnnData
     name: str
@@ -193,9 +204,10 @@ class Cells:
 
 
 def latent_in(cells: Cells, bundle: Bundle, save: Save) -> anndata.AnnData:
-    """The reference in latent space, from the posterior in a minified file or from its counts.
+    """Returns the reference in latent space.
 
-    Raises GENES_DIFFER, OBS_KEY_MISSING, BATCH_UNKNOWN, COUNTS_*, CATEGORY_UNKNOWN, LATENT_*.
+    A minified file provides the posterior; otherwise the counts are encoded. Raises GENES_DIFFER,
+    OBS_KEY_MISSING, BATCH_UNKNOWN, COUNTS_*, CATEGORY_UNKNOWN, LATENT_*.
     """
     adata, registry, kind = cells.adata, bundle.registry, bundle.about["kind"]
     found = posterior_in(adata, save, kind)
@@ -227,8 +239,10 @@ def latent_in(cells: Cells, bundle: Bundle, save: Save) -> anndata.AnnData:
 def proteins_in(
     adata: anndata.AnnData, obs: pd.DataFrame, registry: Registry, save: Save, name: str
 ) -> pd.DataFrame:
-    """Protein counts of the save's proteins, NaN where it says that a batch lacks one; raises
-    PROTEINS_MISSING, PROTEIN_NAMES_MISSING, PROTEINS_DIFFER."""
+    """Returns counts of the model's proteins (cells × proteins), NaN where a batch lacks one.
+
+    Raises PROTEINS_MISSING, PROTEIN_NAMES_MISSING, PROTEINS_DIFFER.
+    """
     key = str(save.setup.get("protein_expression_obsm_key") or "")
     names = str(save.setup.get("protein_names_uns_key") or "")
     row = Dataset(id="reference", path=name, role="reference", proteins=key, protein_names=names)
@@ -248,7 +262,7 @@ def proteins_in(
 
 
 def symbols_in(adata: anndata.AnnData, genes: list[str]) -> list[str] | None:
-    """Symbols of the model's genes, where `adata` has them beside the ids."""
+    """Returns symbols of the model's genes, or None if `adata` has none beside the ids."""
     found = gene_symbols(adata)
     if found is None:
         return None

@@ -1,10 +1,10 @@
-"""Globals that a pickle of scvi-tools may name. None of them is ever looked up or called."""
+"""Globals that a pickle of scvi-tools may refer to. None of them is ever looked up or called."""
 
 import re
 
-# Names that are arguments only.
+# Names that occur only as arguments of calls.
 PLAIN_NAMES = {"__builtin__ dict", "numpy ndarray"}
-# What nothing is built of in a save that is read: tables of the history and their parts.
+# Allowed in an importable save, but not built: tables of the training history and their parts.
 INERT_NAMES = {
     "__builtin__ set",
     "__builtin__ slice",
@@ -34,10 +34,9 @@ INERT_NAMES = {
     "pandas.core.internals.managers SingleBlockManager",
     "pandas.core.series Series",
 }
-# Nor of classes of torch: constraints of pyro's parameters, activations among the settings.
+# Likewise classes of torch: constraints of pyro parameters, activations among the settings.
 TORCH = re.compile(r"torch\.(distributions\.constraints|nn\.modules(\.[a-z]\w*)*) _?[A-Z]\w*")
-# Classes that saves of other models name. They make no file dangerous, and none of them is in a
-# model that can be imported.
+# Classes in saves of other scvi-tools models: harmless, but no importable model has any of them.
 FOREIGN_NAMES = {
     "__builtin__ bytearray",
     "__builtin__ complex",
@@ -62,18 +61,18 @@ FOREIGN = re.compile(
 
 
 def canonical(module: str, name: str) -> str:
-    """One spelling of a global."""
+    """Returns `module name` in one spelling for all versions of Python and numpy."""
     module = {"builtins": "__builtin__"}.get(module, module)
-    if module.startswith("numpy.core."):  # the folder was renamed in numpy 2
+    if module.startswith("numpy.core."):  # renamed in numpy 2
         module = "numpy._core." + module.removeprefix("numpy.core.")
     return f"{module} {name}"
 
 
 def is_inert(full: str) -> bool:
-    """Whether a save that is read may name this, and nothing is built of it."""
+    """Returns whether an importable save may contain this global, which is not built."""
     return full in INERT_NAMES or TORCH.fullmatch(full) is not None
 
 
 def is_foreign(full: str) -> bool:
-    """Whether a harmless save of another model may name this."""
+    """Returns whether this global is harmless, but occurs only in saves of other models."""
     return full in FOREIGN_NAMES or FOREIGN.fullmatch(full) is not None

@@ -1,10 +1,9 @@
-"""Read a pickle as data: a reader of its own that calls nothing the file names.
+"""Read a pickle as plain data, without calling anything that the file names.
 
-Opcodes are decoded by `pickletools` (which runs nothing) and carried out on plain values. A global
-is a name on the stack and never becomes a Python object: what it would build, a rule of ours builds
-(`Reader.rules`), or, for tables and other models' classes, an inert `Unbuilt`. Any other name is
-refused when it is read. What is built is paid for from a budget of bytes, so that a small file
-cannot fill the memory.
+`pickletools` decodes the opcodes (it executes nothing) and `Reader` carries them out on plain
+values. A global is only a name on the stack, never a Python object. A call of a name runs one of
+`Reader.rules`, or, for tables and classes of other models, leaves an inert `Unbuilt`; any other
+name is refused when it is read. A byte budget bounds the memory that a file can make us allocate.
 """
 
 import pickletools
@@ -18,45 +17,45 @@ import numpy as np
 from atlasmap.errors import AtlasmapError
 from atlasmap.exchange.names import PLAIN_NAMES, canonical, is_foreign, is_inert
 
-CONTAINER = 64  # bytes that a list, tuple or dictionary costs at least
-LONGEST_KEY = 2**31  # of numbers as keys: larger ones could be chosen to collide
+CONTAINER = 64  # bytes charged for a list, tuple or dictionary
+LONGEST_KEY = 2**31  # bound of integer keys: larger ones could be chosen to collide as hashes
 DTYPE = re.compile(r"[<>|=]?[biufUS]\d{1,6}")
 
 
 class Unreadable(ValueError):
-    """The bytes are not what they should be."""
+    """The bytes are malformed, or not of a supported form."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A global: `module qualname`, nothing more."""
+    """A reference to a global, kept as the text `module qualname`."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Unbuilt:
-    """What the file would have built from a class that is not needed here."""
+    """Placeholder of an object whose class is not needed; its items and state are discarded."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Array:
-    """A numpy array before its state; `value` once that is there."""
+    """A numpy array under construction; `value` is None until its state has been read."""
 
     value: np.ndarray | None = None
 
 
 @dataclass(eq=False)
 class DType:
-    """A numpy dtype between its two opcodes."""
+    """A numpy dtype under construction: REDUCE gives the code, BUILD the byte order."""
 
     code: str
     order: str = "="
 
     def built(self) -> np.dtype:
-        """The dtype, if it is one of plain values."""
+        """Returns the dtype; raises Unreadable unless it holds plain values or objects."""
         if self.code == "O8":
             return np.dtype(object)
         need(DTYPE.fullmatch(self.code) is not None, "an array of something else than plain values")
@@ -67,13 +66,13 @@ class DType:
 
 
 def need(ok: bool, what: str) -> None:
-    """Raise Unreadable unless `ok`. `what` holds nothing from the file: it may be of any size."""
+    """Raise Unreadable unless `ok`. `what` must not quote the file, whose text may be huge."""
     if not ok:
         raise Unreadable(what)
 
 
 def untrusted(full: str) -> AtlasmapError:
-    """A refusal of a file that names this global."""
+    """Returns the SAVE_UNTRUSTED error for a file that refers to this global."""
     return AtlasmapError(
         "SAVE_UNTRUSTED",
         expected="numbers, texts and tables, as scvi-tools saves them",
@@ -84,11 +83,11 @@ def untrusted(full: str) -> AtlasmapError:
 
 
 class Reader:
-    """The stack machine.
+    """The pickle stack machine.
 
-    `persistent` resolves persistent ids, `names` are further names that are arguments only, and
-    `budget` is how many bytes may be built. Further rules are added to `rules`. `foreign` is the
-    first name, if any, that no model has that can be imported.
+    `persistent` resolves persistent ids. `names` are further names allowed as arguments of calls.
+    `budget`: bytes that may be allocated. `rules` (name → function) can be extended. After `read`,
+    `foreign` is the first name that occurs in no importable model, or None.
     """
 
     def __init__(self, persistent: Callable[[Any], Any], names: frozenset[str], budget: int):
@@ -108,7 +107,7 @@ class Reader:
         self.foreign: str | None = None
 
     def read(self, data: bytes) -> Any:
-        """The value that `data` describes; raises SAVE_UNTRUSTED, Unreadable."""
+        """Returns the value that the pickle `data` describes; raises SAVE_UNTRUSTED, Unreadable."""
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == "STOP":
                 return self.finished(self.pop())
@@ -116,56 +115,56 @@ class Reader:
         raise Unreadable("no end")
 
     def spend(self, n_bytes: int) -> None:
-        """Take from the budget."""
+        """Charge `n_bytes` to the budget; raises Unreadable once it is exceeded."""
         self.budget -= n_bytes
         need(self.budget >= 0, "more than a file of this size can hold")
 
-    # What names build.
+    # Rules: what a call of a name builds.
 
     def dictionary(self, *given) -> dict:
-        """OrderedDict() or defaultdict(dict): a plain one (a default is never asked for)."""
+        """OrderedDict() or defaultdict(dict), as a plain dict; the default factory is not used."""
         need(len(given) == 0 or given == (Name("__builtin__ dict"),), "a dictionary of something")
         self.spend(CONTAINER)
         return {}
 
     def encode(self, text, encoding="latin1") -> bytes:
-        """_codecs.encode, of bytes that protocol 2 writes as text."""
+        """_codecs.encode: protocol 2 writes bytes as latin-1 text."""
         known = isinstance(encoding, str) and encoding in ("latin1", "latin-1")
         need(known and isinstance(text, str), "text in an unknown encoding")
         self.spend(len(text))
         return text.encode("latin1")
 
     def no_bytes(self, *given) -> bytes:
-        """bytes(): none. Others are written by `_codecs.encode`."""
+        """bytes() without arguments; non-empty bytes are written with `_codecs.encode`."""
         need(len(given) == 0, "bytes of something")
         return b""
 
     def array(self, kind, shape, code) -> Array:
-        """numpy's _reconstruct: an empty array, filled by its state."""
+        """numpy's _reconstruct: an empty array, which its state (BUILD) fills."""
         plain = isinstance(kind, Name) and kind.name == "numpy ndarray" and shape == (0,)
         need(plain, "an array built in an unknown way")
         return Array()
 
     def dtype(self, code, align=False, copy=True) -> DType:
-        """A dtype's code; its byte order comes with its state."""
+        """A dtype from its code; its byte order follows in its state (BUILD)."""
         need(isinstance(code, str), "a dtype without a code")
         return DType(code)
 
     def scalar(self, dtype, data=None):
-        """One numpy number or text."""
+        """numpy's scalar: one number or text."""
         need(isinstance(dtype, DType) and isinstance(data, bytes), "a scalar of unknown make")
         built = dtype.built()
         need(built.kind != "O", "a scalar of unknown make")
         return self.from_bytes(built, (1,), data)[0]
 
     def from_bytes(self, dtype: np.dtype, shape: tuple, data: bytes) -> np.ndarray:
-        """The values (flat) of an array of `shape`, if `data` is just as long."""
+        """Returns the flat values of an array of `shape`; `data` must have exactly its size."""
         need(count(shape) * dtype.itemsize == len(data), "an array of another size than its bytes")
         self.spend(len(data))
         return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
 
     def filled(self, state) -> np.ndarray:
-        """An array of its state's parts."""
+        """Returns the array that a state (version, shape, dtype, Fortran order, data) describes."""
         need(isinstance(state, tuple) and len(state) == 5, "an array of unknown state")
         _, shape, dtype, fortran, data = state
         need(isinstance(dtype, DType) and isinstance(shape, tuple), "an array of unknown state")
@@ -182,21 +181,21 @@ class Reader:
             flat = self.from_bytes(built, shape, data)
         return flat.reshape(shape, order="F" if fortran else "C")
 
-    # The machine.
+    # The stack machine: one method per opcode.
 
     def pop(self) -> Any:
-        """The top of the stack, above the last mark."""
+        """Remove and return the top of the stack, not below the last mark."""
         need(len(self.stack) > (self.marks[-1] if self.marks else 0), "an empty stack")
         return self.stack.pop()
 
     def top(self) -> Any:
-        """The same, left there."""
+        """Returns the top of the stack without removing it."""
         value = self.pop()
         self.stack.append(value)
         return value
 
     def pop_mark(self) -> list:
-        """Everything above the last mark."""
+        """Remove the last mark and everything above it; returns the latter."""
         need(len(self.marks) > 0, "no mark")
         at = self.marks.pop()
         taken = self.stack[at:]
@@ -230,34 +229,34 @@ class Reader:
             need(code in ("PROTO", "FRAME"), f"opcode {code}, which no save has")
 
     def finished(self, value: Any) -> Any:
-        """A value, an array only once it is whole."""
+        """Returns the value, or an array's `value`; raises Unreadable if it has no state yet."""
         if not isinstance(value, Array):
             return value
         need(value.value is not None, "an array without its values")
         return value.value
 
     def mark(self, _) -> None:
-        """Remember how high the stack is."""
+        """Push a mark: the current height of the stack."""
         self.spend(8)
         self.marks.append(len(self.stack))
 
     def make_tuple(self, _) -> None:
-        """A tuple of everything above the mark."""
+        """Push a tuple of everything above the last mark."""
         items = self.pop_mark()
         self.spend(CONTAINER + 8 * len(items))
         self.stack.append(tuple(items))
 
     def append(self, _) -> None:
-        """One item of a list."""
+        """Append one item to a list."""
         item = self.pop()
         self.add_to([item])
 
     def appends(self, _) -> None:
-        """Items of a list."""
+        """Append everything above the last mark to a list."""
         self.add_to(self.pop_mark())
 
     def add_to(self, items: list) -> None:
-        """Items of a list; what is unbuilt takes them and forgets them."""
+        """Append items to the list on top of the stack; an `Unbuilt` discards them."""
         target = self.top()
         self.spend(8 * len(items))
         if isinstance(target, list):
@@ -266,16 +265,16 @@ class Reader:
             need(isinstance(target, Unbuilt), "items of something that is no list")
 
     def set_item(self, _) -> None:
-        """One key of a dictionary."""
+        """Set one key of a dictionary."""
         value, key = self.pop(), self.pop()
         self.set_in([key, value])
 
     def set_items(self, _) -> None:
-        """Keys of a dictionary."""
+        """Set keys of a dictionary from everything above the last mark."""
         self.set_in(self.pop_mark())
 
     def set_in(self, items: list) -> None:
-        """Keys and values of a dictionary."""
+        """Set alternating keys and values in the dictionary on top; an `Unbuilt` discards them."""
         target = self.top()
         need(len(items) % 2 == 0, "a key without a value")
         if isinstance(target, Unbuilt):
@@ -289,18 +288,18 @@ class Reader:
             target[key] = value
 
     def named(self, argument: str) -> None:
-        """A global by its two names."""
+        """GLOBAL: push a global named by the opcode's argument."""
         module, name = argument.split(" ", 1)
         self.name(module, name)
 
     def stack_named(self, _) -> None:
-        """A global by names on the stack."""
+        """STACK_GLOBAL: push a global named by the two texts on top of the stack."""
         name, module = self.pop(), self.pop()
         need(isinstance(module, str) and isinstance(name, str), "a name that is no text")
         self.name(module, name)
 
     def name(self, module: str, name: str) -> None:
-        """Put a global on the stack, as a name; raises SAVE_UNTRUSTED."""
+        """Push a global as a `Name`; raises SAVE_UNTRUSTED."""
         full = canonical(module, name)
         known = any(full in names for names in (self.rules, PLAIN_NAMES, self.names))
         if not known and not is_inert(full):
@@ -310,18 +309,18 @@ class Reader:
         self.stack.append(Name(full))
 
     def reduce(self, _) -> None:
-        """A call: of a rule, or nothing at all."""
+        """REDUCE: call the rule of a name, or push an `Unbuilt`."""
         arguments, made = self.pop(), self.pop()
         self.build_of(made, arguments)
 
     def new_object(self, _) -> None:
-        """An object of a class, which stays unbuilt."""
+        """NEWOBJ: push an `Unbuilt` for an object of a class."""
         arguments, made = self.pop(), self.pop()
         need(isinstance(made, Name) and made.name not in self.rules, "an object of unknown make")
         self.build_of(made, arguments)
 
     def build_of(self, made: Any, arguments: Any) -> None:
-        """What a name makes of arguments."""
+        """Push the result of a name's rule, or an `Unbuilt` if it has no rule."""
         need(isinstance(made, Name) and isinstance(arguments, tuple), "a call of something else")
         self.spend(CONTAINER)
         if made.name in self.rules:
@@ -332,7 +331,7 @@ class Reader:
             self.stack.append(Unbuilt(made.name))
 
     def set_state(self, _) -> None:
-        """The state of an array or a dtype; what is unbuilt forgets it."""
+        """BUILD: set the state of an array or a dtype; others discard it."""
         state, target = self.pop(), self.top()
         if isinstance(target, Array):
             target.value = self.stack[-1] = self.filled(state)
@@ -341,16 +340,16 @@ class Reader:
             need(isinstance(state[1], str), "a dtype of unknown state")
             target.order = state[1]
         else:
-            # OrderedDicts of torch carry _metadata; objects of pandas their tables.
+            # OrderedDicts of torch carry _metadata, objects of pandas their tables: not needed.
             need(isinstance(target, Unbuilt | dict), "a state of something else")
 
     def persist(self, _) -> None:
-        """What a persistent id stands for."""
+        """BINPERSID: replace a persistent id by the object it refers to."""
         self.stack.append(self.persistent(self.pop()))
 
 
 def count(shape: Any) -> int:
-    """How many values an array of `shape` has; an empty one has one dimension."""
+    """Returns the number of values in an array of `shape`; an empty one must be 1-D."""
     plain = isinstance(shape, tuple) and all(type(n) is int and 0 <= n < 2**40 for n in shape)
     need(plain and (0 not in shape or len(shape) == 1), "an array of impossible shape")
     n = 1

@@ -1,4 +1,4 @@
-"""What a scvi-tools save says: its class, genes, categories, architecture and classifier."""
+"""Parse a scvi-tools save: its class, genes, categories, architecture and classifier."""
 
 from dataclasses import dataclass
 from itertools import compress
@@ -17,9 +17,9 @@ from atlasmap.exchange.identity import check_identity, numbers, refuse
 from atlasmap.exchange.pickles import Name, Unbuilt
 from atlasmap.settings import ScviSettings, TotalviSettings, Variant
 
-LONGEST = 500  # characters of a text in settings; items of a list there
+LONGEST = 500  # most characters of a text, and most items of a list, in settings
 BACKGROUND = ({"activation_function_bg": "softplus"}, {"activation_function_bg": "exp"})
-# Defaults of scvi-tools' modules, which saves leave out.
+# Defaults of scvi-tools' modules: saves omit arguments that were not given.
 DEFAULTS = {
     "n_hidden": 128,
     "n_latent": 10,
@@ -50,7 +50,7 @@ TOTALVI_DEFAULTS = {
     "use_layer_norm": "none",
     "empirical_protein_background_prior": None,
 }
-# What is read besides, and the values under which it changes nothing.
+# Further arguments, which have no effect at these values; other values are refused.
 HARMLESS = {
     "latent_distribution": ("normal",),
     "log_variational": (True,),
@@ -71,20 +71,20 @@ HARMLESS = {
 IGNORED = {"unlabeled_category", "pretrained_model", "use_cuda"}
 IGNORED |= {"extra_payload_autotune", "linear_classifier", "classifier_parameters"}
 IGNORED |= {"override_missing_proteins"}
-SOFTPLUS = (1, 2)  # before, the background's standard deviation of totalVI was an exp
-SCALED = (1, 3, 1)  # before, totalVI's encoder saw log(1 + count), and batches had no efficiencies
+SOFTPLUS = (1, 2)  # before this version, totalVI's background standard deviation was exp(raw)
+SCALED = (1, 3, 1)  # before, totalVI's encoder saw log(1 + count); no per-batch efficiencies
 
 
 @dataclass(frozen=True)
 class Save:
-    """A save of scvi-tools as data.
+    """A scvi-tools save as plain data.
 
-    `genes`, `batches`, `labels` (the unlabelled category among them), `categorical` and
-    `continuous` covariates and `proteins` in the model's order; `measured` which proteins a batch
-    (its number, as text) has, where one lacks any; `keys` the columns of obs they came from (batch,
-    label); `posterior` the names of a minified reference's mean, variance and library size, where
-    the save tells them; `init` the arguments its model was made with, `setup` those of
-    setup_anndata; `weights` under its own names; `split` cell numbers by part.
+    `genes`, `batches`, `labels` (including the unlabelled category), `categorical` and `continuous`
+    covariates and `proteins` are in the model's order. `measured`: batch index (as text) → mask of
+    the proteins it has; empty if no batch lacks any. `keys`: columns of obs for batch and label.
+    `posterior`: keys of a minified reference's mean, variance and library size, if the save has
+    them. `init`: arguments of the model's class; `setup`: arguments of setup_anndata. `weights`:
+    under scvi-tools' names. `split`: train, validation or test → cell indices.
     """
 
     model: str
@@ -119,7 +119,7 @@ def read_save(folder: Path, prefix: str = "") -> Save:
     content = read_archive(path, check_identity)
     try:
         save = understood(content)
-    except Exception as error:  # whatever is amiss in a file's contents, they are to blame
+    except Exception as error:  # any error here is caused by the file's content
         raise refuse(
             path, "SAVE_BROKEN",
             expected="model_state_dict, var_names and attr_dict of model.save()",
@@ -131,28 +131,28 @@ def read_save(folder: Path, prefix: str = "") -> Save:
 
 
 def names(values: Any) -> list[str]:
-    """A column of texts or numbers as texts, each once."""
+    """Returns 1-D texts or numbers as texts; raises if one occurs twice."""
     if not isinstance(values, list | tuple | np.ndarray) or np.ndim(values) != 1:
         raise TypeError("a list of names is something else")
     if any(isinstance(value, Name | Unbuilt) for value in values):
         raise TypeError("a name that is an object")
     out = [str(plain(value)) for value in values]
     for text in out:
-        text.encode()  # what JSON could not hold
+        text.encode()  # raises for surrogates, which JSON in UTF-8 cannot hold
     if len(set(out)) < len(out):
         raise ValueError("a name more than once")
     return out
 
 
 def text(value: Any) -> str:
-    """A text that must be there."""
+    """Returns `value` as str; raises TypeError if it is no text."""
     if not isinstance(value, str):
         raise TypeError("something else where a text must be")
     return str(value)
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """A setting in the types that JSON has, of a size that settings have."""
+    """Returns a setting in JSON types; raises ValueError if it is too long or too deep."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float) or type(value) is str:
@@ -169,7 +169,10 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 def understood(content: dict[str, Any]) -> Save:
-    """The save in its parts, each of the type it must have."""
+    """Parse the content of model.pt; raises any exception if a part is missing or of a wrong type.
+
+    The caller turns that into SAVE_BROKEN.
+    """
     attributes = content["attr_dict"]
     registry, init = attributes["registry_"], attributes["init_params_"]
     fields, setup = registry["field_registries"], plain(registry.get("setup_args", {}))
@@ -209,7 +212,7 @@ def understood(content: dict[str, Any]) -> Save:
 
 
 def weights_of(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state; numbers that are none are refused."""
+    """Returns the tensors of a state_dict; raises ValueError for values that are not finite."""
     weights = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     for name, value in weights.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -218,7 +221,7 @@ def weights_of(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def split_of(attributes: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Numbers of training, validation and test cells, if together they are each cell once."""
+    """Returns indices of training, validation and test cells; {} unless they form a partition."""
     parts = {
         part: np.asarray(attributes[f"{part}_indices_"])
         for part in ("train", "validation", "test")
@@ -232,7 +235,7 @@ def split_of(attributes: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def flattened(init: dict) -> dict[str, Any]:
-    """Arguments of the model's class and of its module in one."""
+    """Returns the arguments of the model's class and of its module as one dictionary."""
     if "non_kwargs" in init:
         inner = init["kwargs"].values()
         out = dict(init["non_kwargs"])
@@ -245,7 +248,7 @@ def flattened(init: dict) -> dict[str, Any]:
 
 
 def unsupported(path: Path, found: str) -> AtlasmapError:
-    """A refusal of options that are not built here."""
+    """Returns the SAVE_UNSUPPORTED error for options that atlasmap does not implement."""
     return refuse(
         path, "SAVE_UNSUPPORTED", expected="a model that atlasmap can compute", found=found,
         mend="map with scvi-tools, or train a reference without these options",
@@ -253,7 +256,7 @@ def unsupported(path: Path, found: str) -> AtlasmapError:
 
 
 def check_known(save: Save, path: Path) -> None:
-    """Raise SAVE_UNSUPPORTED for what cannot be brought over."""
+    """Raise SAVE_UNSUPPORTED for arguments, labels or covariates that cannot be imported."""
     odd = [
         f"{key}: {value!r}"
         for key, value in save.init.items()
@@ -280,13 +283,16 @@ def check_known(save: Save, path: Path) -> None:
 
 
 def defaults_of(save: Save) -> dict[str, Any]:
-    """What this class's arguments are where a save leaves them out."""
+    """Returns the defaults of arguments that a save of this class may omit."""
     return TOTALVI_DEFAULTS if save.model == "TOTALVI" else DEFAULTS
 
 
 def settings_of(save: Save, path: Path) -> ScviSettings | TotalviSettings:
-    """The architecture; raises SAVE_UNSUPPORTED for likelihoods and dispersions not built here,
-    SAVE_WEIGHTS where the weights are of another size than it says."""
+    """Returns the architecture of the saved model.
+
+    Raises SAVE_UNSUPPORTED for likelihoods and dispersions that atlasmap does not implement,
+    SAVE_WEIGHTS if the sizes of the weights contradict the settings.
+    """
     given = {key: save.init.get(key, default) for key, default in defaults_of(save).items()}
     totalvi = save.model == "TOTALVI"
     told = (save.init.get("extra_decoder_kwargs") or {}).get("activation_function_bg")
@@ -305,7 +311,7 @@ def settings_of(save: Save, path: Path) -> ScviSettings | TotalviSettings:
     sizes = [len(save.weights.get(name, ())) for name in (layers.format(0), latent_bias(save))]
     depth = settings.n_layers_encoder if totalvi else settings.n_layers
     said = (depth, settings.n_hidden, settings.n_latent)
-    if said != (n_layers, *sizes):  # before a model of that size is made
+    if said != (n_layers, *sizes):  # checked before a model of that size is allocated
         raise refuse(
             path, "SAVE_WEIGHTS", expected="weights of the size that its settings say: "
             f"(layers, n_hidden, n_latent) = {said}", found=f"{(n_layers, *sizes)}",
@@ -315,16 +321,16 @@ def settings_of(save: Save, path: Path) -> ScviSettings | TotalviSettings:
 
 
 def latent_bias(save: Save) -> str:
-    """The weights that are as long as the latent."""
+    """Returns the name of the posterior mean's bias, whose length is n_latent."""
     return f"{'encoder.z_' if save.model == 'TOTALVI' else 'z_encoder.'}mean_encoder.bias"
 
 
 def variant_of(save: Save) -> Variant:
-    """Which classifier a SCANVI runs.
+    """Returns the classifier variant of a SCANVI save.
 
-    One without hidden layers is linear. Before scvi-tools 1.1 softmax outputs of the others went
-    into cross-entropy, whatever the settings say; since then `classifier_parameters.logits`
-    decides. (How a linear one was trained makes no difference to what it computes.)
+    linear: no hidden layers. prefix: its softmax outputs went into the cross-entropy, as always
+    before scvi-tools 1.1; since then if `classifier_parameters.logits` is False. fixed: others.
+    The outputs of a linear classifier do not depend on how it was trained.
     """
     if not any(name.startswith("classifier.classifier.0.fc_layers.") for name in save.weights):
         return "linear"
@@ -333,9 +339,9 @@ def variant_of(save: Save) -> Variant:
 
 
 def registry_of(save: Save, symbols: list[str] | None) -> Registry:
-    """Genes, batches, labels and covariates in the model's order.
+    """Returns genes, batches, labels and covariates in the model's order.
 
-    The unlabelled category was swapped with the last one, so the labels are not in the alphabet's.
+    Labels are not sorted: scvi-tools swaps the unlabelled category with the last label.
     """
     scanvi = save.model == "SCANVI"
     return Registry(

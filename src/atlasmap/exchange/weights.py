@@ -1,5 +1,8 @@
-"""The same weights under scvi-tools' names: one matrix over [x, categories] a layer there, a weight
-and a table a covariate here."""
+"""Convert weights from and to scvi-tools' names and shapes.
+
+A layer with covariates has one matrix over [x, one-hot categories] in scvi-tools, and a weight plus
+one table per covariate here.
+"""
 
 from collections.abc import Iterator
 
@@ -18,19 +21,19 @@ Weights = dict[str, Tensor]
 
 
 def whole(table: CategoryTable) -> Tensor:
-    """All rows of a table, surgery's too."""
+    """Returns all rows of a table, including those appended in surgery."""
     return torch.cat([table.reference, table.appended]).detach()
 
 
 def head(theirs: str, parent: str, ours: GaussianHead) -> Iterator[tuple[str, nn.Module]]:
-    """A network with mean and variance."""
+    """Yield (scvi-tools' name, module) of a Gaussian encoder: its stack, mean and log-variance."""
     yield f"{theirs}.fc_layers", ours.stack
     yield f"{parent}.mean_encoder", ours.mean
     yield f"{parent}.var_encoder", ours.log_var
 
 
 def modules(model: Model) -> Iterator[tuple[str, nn.Module]]:
-    """scvi-tools' name for each module of ours that has weights there."""
+    """Yield (scvi-tools' name, module) for every module with weights."""
     if isinstance(model, Totalvi):
         yield from modules_of_totalvi(model)
         return
@@ -52,7 +55,7 @@ def modules(model: Model) -> Iterator[tuple[str, nn.Module]]:
 
 
 def modules_of_totalvi(model: Totalvi) -> Iterator[tuple[str, nn.Module]]:
-    """The same for totalVI; scvi-tools has no classifier there."""
+    """Yield the same for totalVI; a classifier has no counterpart in scvi-tools' TOTALVI."""
     yield "encoder.encoder.fc_layers", model.encoder.stack
     yield "encoder.z_mean_encoder", model.encoder.mean
     yield "encoder.z_var_encoder", model.encoder.log_var
@@ -74,8 +77,10 @@ def modules_of_totalvi(model: Totalvi) -> Iterator[tuple[str, nn.Module]]:
 
 
 def tables(model: Model) -> Iterator[tuple[str, CategoryTable]]:
-    """scvi-tools' name for each table of ours that is a parameter of its own there, features ×
-    batches (or features, where it is not by batch)."""
+    """Yield (scvi-tools' name, table) for tables that are single parameters in scvi-tools.
+
+    Shapes there: features × batches, or (features,) if not per batch.
+    """
     vae = vae_of(model)
     if hasattr(vae, "log_theta"):
         yield "px_r", vae.log_theta
@@ -87,14 +92,17 @@ def tables(model: Model) -> Iterator[tuple[str, CategoryTable]]:
 
 
 def linear_out(name: str, layer: CovariateLinear) -> Weights:
-    """A layer with covariates under their name; one with one category has no column there."""
+    """Returns a layer's weights under scvi-tools' names.
+
+    A covariate with a single category has no column in scvi-tools' matrix.
+    """
     columns = [rows.T for rows in map(whole, layer.tables) if len(rows) > 1]
     weight = torch.cat([layer.weight.detach(), *columns], 1)
     return {f"{name}.weight": weight, f"{name}.bias": layer.bias.detach()}
 
 
 def linear_in(name: str, layer: CovariateLinear, weights: Weights) -> None:
-    """Fill a layer without appended rows from their names."""
+    """Copy scvi-tools' weights into a layer without appended rows, in place."""
     tables = [table.reference for table in layer.tables if len(table.reference) > 1]
     widths = [layer.weight.shape[1], *map(len, tables)]
     n_in, *columns = weights[f"{name}.weight"].split(widths, 1)
@@ -105,7 +113,7 @@ def linear_in(name: str, layer: CovariateLinear, weights: Weights) -> None:
 
 
 def stack_out(name: str, stack: Stack) -> Weights:
-    """A stack under their names."""
+    """Returns a stack's weights under scvi-tools' names."""
     out = {}
     for k, layer in enumerate(stack.layers):
         out |= linear_out(f"{name}.Layer {k}.0", layer)
@@ -116,7 +124,7 @@ def stack_out(name: str, stack: Stack) -> Weights:
 
 
 def stack_in(name: str, stack: Stack, weights: Weights) -> None:
-    """Fill a stack without appended rows from their names."""
+    """Copy scvi-tools' weights into a stack without appended rows, in place."""
     for k, layer in enumerate(stack.layers):
         linear_in(f"{name}.Layer {k}.0", layer, weights)
     for k, norm in enumerate(stack.norms):
@@ -125,7 +133,7 @@ def stack_in(name: str, stack: Stack, weights: Weights) -> None:
 
 
 def weights_out(model: Model) -> Weights:
-    """The model's weights under the names, and in the shapes, of scvi-tools 1.4.2."""
+    """Returns the model's weights under the names and in the shapes of scvi-tools 1.4.2."""
     vae, out = vae_of(model), {}
     for name, module in modules(model):
         if isinstance(module, Linear):
@@ -146,7 +154,7 @@ def weights_out(model: Model) -> Weights:
 
 
 def unused(model: Model) -> Weights:
-    """What scvi-tools 1.4.2 allocates, and wants to load, without computing anything from it."""
+    """Returns zeros for parameters that scvi-tools 1.4.2 has and loads, but never uses."""
     if isinstance(model, Totalvi):
         return unused_of_totalvi(model)
     scvi = vae_of(model)
@@ -167,7 +175,10 @@ def unused(model: Model) -> Weights:
 
 
 def idle_library_encoder(vae: Vae, stack: str, ends: str) -> Weights:
-    """An encoder of the library size that is never asked: a first layer as q(z | x) has it."""
+    """Returns zeros for an unused encoder of the library size, shaped like q(z | x)'s first layer.
+
+    `stack`: name of its layers; `ends`: name of its mean and variance, with a {} for either.
+    """
     out = {
         key: torch.zeros_like(value)
         for key, value in stack_out(stack, vae.encoder.stack).items()
@@ -180,7 +191,7 @@ def idle_library_encoder(vae: Vae, stack: str, ends: str) -> Weights:
 
 
 def unused_of_totalvi(model: Totalvi) -> Weights:
-    """The same for totalVI."""
+    """Returns the same for totalVI."""
     out = {}
     if not hasattr(model, "library_encoder"):
         names = ("encoder.l_gene_encoder.fc_layers", "encoder.l_gene_{}_encoder")
@@ -193,7 +204,7 @@ def unused_of_totalvi(model: Totalvi) -> Weights:
 
 
 def differences(model: Model, weights: Weights) -> list[str]:
-    """What hinders `weights` (their names) from filling the model; nothing if they fit."""
+    """Returns why `weights` (scvi-tools' names) do not fit the model; empty if they do."""
     idle = unused(model)
     wanted = {name: tuple(value.shape) for name, value in weights_out(model).items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
@@ -209,7 +220,10 @@ def differences(model: Model, weights: Weights) -> list[str]:
 
 @torch.no_grad()
 def weights_in(model: Model, weights: Weights) -> None:
-    """Fill a model without appended rows with `weights` (their names, without `differences`)."""
+    """Copy `weights` (scvi-tools' names, without `differences`) into the model, in place.
+
+    The model must have no rows appended in surgery.
+    """
     vae = vae_of(model)
     for name, module in modules(model):
         if isinstance(module, Linear):

@@ -1,1 +1,1 @@
-"""The atlas as one page that opens from disk: a map to colour, search, lasso and read."""
+"""The explorer: an atlas as one self-contained HTML page, to colour, search and select cells."""

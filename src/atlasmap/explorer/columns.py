@@ -1,4 +1,4 @@
-"""What a cell is coloured by, as numbers a page can hold."""
+"""Columns by which the explorer colours cells, packed as integers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pandas as pd
 
 from atlasmap.labels.palette import colors_of
 
-# In this order; other columns of obs follow.
+# Titles of known columns, in the order in which they are shown; other columns of obs follow.
 TITLES = {
     "predicted_label": "Predicted label",
     "pooled_label": "Label, by classifier and genes",
@@ -37,13 +37,13 @@ TITLES = {
     "dataset": "Data set",
     "split": "Split",
 }
-LEFT_OUT = ("barcode",)  # the id says it
+LEFT_OUT = ("barcode",)  # already part of the cell's id
 ON_CARD = ("safe_label", "safe_level", "pooled_label", "predicted_label", "label", "truth",
            "verdict", "shifted", "pooled_confidence", "calibrated_confidence", "confidence",
            "knn_label", "runner_up", "prediction_set", "batch", "role")  # fmt: skip
-MOST_NAMES = 500  # of a legend; columns with more are shown on the card alone
-MISSING, NONE = 65_535, "none"  # of numbers, of categories
-# Of reference cells there is nothing to say.
+MOST_NAMES = 500  # in a legend; columns with more categories are shown on a cell's card only
+MISSING, NONE = 65_535, "none"  # missing values of numbers, of categories
+# Columns without values for reference cells.
 OF_QUERY = ("safe_label", "safe_level", "safe_probability", "verdict", "shifted", "pooled_label",
             "pooled_confidence", "genes_label", "genes_confidence", "knn_label", "knn_uncertainty",
             "prediction_set", "novelty", "truth")  # fmt: skip
@@ -51,7 +51,7 @@ OF_QUERY = ("safe_label", "safe_level", "safe_probability", "verdict", "shifted"
 
 @dataclass(frozen=True)
 class Category:
-    """`codes` (cells) into `names`, with a colour each."""
+    """A categorical column: per cell a code into `names`, which have a colour each."""
 
     key: str
     title: str
@@ -61,22 +61,22 @@ class Category:
 
     @property
     def has_legend(self) -> bool:
-        """Whether cells can be coloured by it."""
+        """Whether cells can be coloured by this column."""
         return len(self.names) <= MOST_NAMES
 
     def about(self) -> dict:
-        """Without the cells."""
+        """Returns the description for the page, without the cells."""
         return {"kind": "category", "names": self.names, "colors": self.colors,
                 "legend": self.has_legend}  # fmt: skip
 
     def packed(self) -> np.ndarray:
-        """As few bytes a cell as will do."""
+        """Returns the codes as uint8 if they fit, else uint16."""
         return self.codes.astype(np.uint8 if len(self.names) < 256 else np.uint16)
 
 
 @dataclass(frozen=True)
 class Number:
-    """`values` (cells; NaN: none) between `low` and `high`."""
+    """A numeric column: `values` per cell (NaN: missing), of the range `low` to `high`."""
 
     key: str
     title: str
@@ -86,17 +86,17 @@ class Number:
 
     @classmethod
     def of(cls, key: str, title: str, values: np.ndarray) -> "Number":
-        """With their own range."""
+        """Returns a column with the range of its finite values (0 to 1 if there are none)."""
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
         return cls(key, title, values, low, high)
 
     def about(self) -> dict:
-        """Without the cells."""
+        """Returns the description for the page, without the cells."""
         return {"kind": "number", "low": self.low, "high": self.high, "legend": True}
 
     def packed(self) -> np.ndarray:
-        """Steps of 1/65,534 of the range; MISSING where there is none."""
+        """Returns values quantised to uint16 (65,534 steps of the range), MISSING for NaN."""
         width = max(self.high - self.low, 1e-12)
         shares = np.clip((self.values - self.low) / width, 0, 1)
         steps = np.where(np.isfinite(self.values), np.rint(shares * (MISSING - 1)), MISSING)
@@ -104,14 +104,14 @@ class Number:
 
 
 def colors_for(names: list[str], stored: np.ndarray | None) -> list[str]:
-    """Stored colours where there is one for each name."""
+    """Returns the stored colours if there is one per name, else colours of the palette."""
     if stored is not None and len(stored) == len(names):
         return [str(color)[:7] for color in stored]
     return list(colors_of(names).values())
 
 
 def columns_of(obs: pd.DataFrame, uns: dict) -> Iterator[Category | Number]:
-    """Columns worth a look, the important ones first."""
+    """Yield the columns of `obs` to show, important ones first; colours are taken from `uns`."""
     order = [key for key in TITLES if key in obs]
     order += [key for key in obs if key not in TITLES and key not in LEFT_OUT]
     for key in order:

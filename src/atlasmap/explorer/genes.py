@@ -1,4 +1,4 @@
-"""Expression of a few genes in the cells of an atlas, from its prepared counts."""
+"""Expression of selected genes in the cells of an atlas, from its prepared counts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +13,12 @@ from scipy import sparse
 from atlasmap.errors import AtlasmapError, listed
 from atlasmap.explorer.columns import Number
 
-CHUNK = 20_000  # cells
+CHUNK = 20_000  # cells read at a time
 N_MARKERS = 12
 
 
 def normalised(path: Path) -> Iterator[tuple[pd.DataFrame, sparse.csr_matrix]]:
-    """obs and ln(1 + counts per 10,000), some cells at a time."""
+    """Yield obs and ln(1 + counts per 10,000), CHUNK cells at a time."""
     adata = anndata.read_h5ad(path, backed="r")
     try:
         for start in range(0, adata.n_obs, CHUNK):
@@ -32,37 +32,40 @@ def normalised(path: Path) -> Iterator[tuple[pd.DataFrame, sparse.csr_matrix]]:
 
 
 def names_in(path: Path) -> list[str]:
-    """Genes of a prepared file."""
+    """Returns the genes of a prepared file."""
     return [str(name) for name in var_of(path).index]
 
 
 def var_of(path: Path) -> pd.DataFrame:
-    """var of a prepared file."""
+    """Returns var of a prepared file, without reading the counts."""
     with h5py.File(path) as file:
         return read_elem(file["var"])
 
 
 def symbols_in(counts: list[Path]) -> dict[str, str]:
-    """Symbol of each gene id, where a file has symbols beside ids."""
+    """Returns gene id → symbol, from files that have symbols beside ids."""
     tables = (var_of(path) for path in counts)
     return {str(gene): str(symbol) for var in tables if "symbol" in var
             for gene, symbol in var["symbol"].items()}  # fmt: skip
 
 
 def places(obs: pd.DataFrame, atlas: pd.Index) -> np.ndarray:
-    """Where cells of prepared counts are in the atlas; −1: they are not in it."""
+    """Returns indices into the atlas of the cells in `obs`; −1 for cells that it lacks."""
     keys = pd.MultiIndex.from_arrays([obs["batch"].astype(str), obs.index.astype(str)])
     return atlas.get_indexer(keys)
 
 
 def cells_of(atlas: pd.DataFrame) -> pd.MultiIndex:
-    """Batch and name of each cell of an atlas's obs."""
+    """Returns batch and name of each cell of an atlas, as an index."""
     return pd.MultiIndex.from_arrays([atlas["batch"].astype(str), atlas.index.astype(str)])
 
 
 def markers(counts: list[Path], atlas: pd.DataFrame, labels: np.ndarray) -> list[str]:
-    """The genes whose mean differs most between labels (`labels`: a code a cell of the atlas): of
-    each label that one of them tells best, until there are enough."""
+    """Returns up to N_MARKERS marker genes; `labels`: a label code per cell of the atlas.
+
+    A label's marker has the largest difference between its mean in the label and the mean of the
+    other labels' means. Labels with the largest differences come first.
+    """
     index, n_labels = cells_of(atlas), int(labels.max()) + 1
     genes = names_in(counts[0])
     sums, n = np.zeros((n_labels, len(genes))), np.zeros(n_labels)
@@ -81,14 +84,16 @@ def markers(counts: list[Path], atlas: pd.DataFrame, labels: np.ndarray) -> list
     means = sums[n > 0] / n[n > 0, None]
     if len(means) < 2:
         return []
-    lead = means - (means.sum(0) - means) / (len(means) - 1)  # over the mean of the others
+    lead = means - (means.sum(0) - means) / (len(means) - 1)  # minus the mean of other labels
     best = lead.argmax(1)[np.argsort(-lead.max(1))]
     return [genes[g] for g in dict.fromkeys(best.tolist())][:N_MARKERS]
 
 
 def expression(counts: list[Path], atlas: pd.DataFrame, genes: list[str]) -> list[Number]:
-    """ln(1 + counts per 10,000) of each gene (its id or symbol) in each cell of the atlas, under
-    its symbol; NaN where it was not measured. Raises EXPLORER_GENES."""
+    """Returns ln(1 + counts per 10,000) of each gene per cell of the atlas, titled by its symbol.
+
+    `genes`: ids or symbols. NaN where a gene was not measured. Raises EXPLORER_GENES.
+    """
     index, symbols = cells_of(atlas), symbols_in(counts)
     ids = {symbol: gene for gene, symbol in symbols.items()}
     genes = [ids.get(gene, gene) for gene in genes]

@@ -1,8 +1,8 @@
-"""The page: cells packed beside the code that draws them, in one file that asks no network.
+"""The explorer page: packed cells and drawing code in one HTML file that needs no network.
 
 Points are drawn by regl-scatterplot (Lekschas 2023, J. Open Source Softw. 8:5275), which pans,
-zooms and lassoes millions on a graphics card. It goes with the package (`atlasmap.vendor`), as
-other candidates fetch their code when a page is made or opened, or need a server.
+zooms and lassoes millions of points on a GPU. It is shipped with the package (`atlasmap.vendor`);
+alternatives download their code when a page is made or opened, or need a server.
 """
 
 import base64
@@ -28,12 +28,12 @@ HERE = files("atlasmap.explorer")
 
 @dataclass(frozen=True)
 class Packed:
-    """Cells as bytes, with a table of what is where."""
+    """Arrays packed into one sequence of bytes."""
 
     parts: list[bytes] = field(default_factory=list)
 
     def add(self, values: np.ndarray | bytes) -> dict:
-        """Put an array (or text) at the end: where it is, aligned for its type."""
+        """Append an array or text, aligned to 8 bytes; returns its offset, length and type."""
         raw = values if isinstance(values, bytes) else values.tobytes()
         at = sum(map(len, self.parts))
         self.parts.append(raw + b"\0" * (-len(raw) % 8))
@@ -41,13 +41,16 @@ class Packed:
         return {"at": at, "bytes": len(raw), "type": kind}
 
     def text(self) -> str:
-        """All, compressed and in letters; the same cells give the same text."""
+        """Returns all bytes, gzipped and base64-encoded; deterministic (mtime is 0)."""
         return base64.b64encode(gzip.compress(b"".join(self.parts), 6, mtime=0)).decode()
 
 
 def chosen(adata: anndata.AnnData, most: int) -> np.ndarray:
-    """Places of the cells that are shown, in random order so that none lie always on top: all, or
-    a sample of each batch and label in proportion (of small ones at least 10 cells)."""
+    """Returns indices of the cells to show: all, or `most` stratified by batch and label.
+
+    Strata are sampled in proportion, small ones with at least 10 cells. The order is random, so
+    that no group is always drawn on top.
+    """
     rng, key = np.random.default_rng(0), "predicted_label"
     at = np.arange(adata.n_obs)
     if adata.n_obs > most:
@@ -58,7 +61,7 @@ def chosen(adata: anndata.AnnData, most: int) -> np.ndarray:
 
 
 def square(positions: np.ndarray) -> np.ndarray:
-    """Positions (cells × 2) between −1 and 1, in their proportions."""
+    """Scale positions (cells × 2) to between −1 and 1, keeping the aspect ratio."""
     low, high = positions.min(0), positions.max(0)
     scale = max(float((high - low).max()), 1e-9) / 1.9
     return ((positions - (low + high) / 2) / scale).astype(np.float32)
@@ -67,7 +70,7 @@ def square(positions: np.ndarray) -> np.ndarray:
 def genes_of(
     adata: anndata.AnnData, counts: list[Path], settings: ExplorerSettings
 ) -> list[Number]:
-    """Expression of the genes asked for, or of some that tell labels."""
+    """Returns expression of the genes in the settings, or of marker genes if there are none."""
     genes = list(settings.genes)
     if not counts:
         return []
@@ -78,7 +81,7 @@ def genes_of(
 
 
 def proteins_of(adata: anndata.AnnData) -> list[Number]:
-    """ln(1 + denoised counts) of each protein, where the atlas has them (CITE-seq)."""
+    """Returns ln(1 + denoised counts) of each protein; empty unless the atlas is of CITE-seq."""
     if PROTEIN not in adata.obsm:
         return []
     names, values = adata.uns[PROTEIN_NAMES], np.asarray(adata.obsm[PROTEIN])
@@ -89,7 +92,7 @@ def proteins_of(adata: anndata.AnnData) -> list[Number]:
 def described(
     packed: Packed, columns: list[Category | Number], group: str, order: np.ndarray
 ) -> list[dict]:
-    """What the page is told of columns, whose cells are packed in their order."""
+    """Pack the columns' cells in the given order; returns the columns' descriptions."""
     out = []
     for column in columns:
         where = packed.add(column.packed()[order])
@@ -102,9 +105,9 @@ def described(
 def explorer_page(
     adata: anndata.AnnData, title: str, counts: list[Path], settings: ExplorerSettings
 ) -> str:
-    """The explorer of an atlas (as `atlas.h5ad` has it: obs, obsm X_umap) as HTML.
+    """Returns the explorer of an atlas (obs and obsm X_umap, as in `atlas.h5ad`) as HTML.
 
-    `counts`: prepared reference and query batches, for the genes.
+    `counts`: files of the prepared reference and query batches, from which genes are read.
     """
     from jinja2 import Environment
 

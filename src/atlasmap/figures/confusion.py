@@ -1,4 +1,4 @@
-"""Confusion matrices, each row the shares of one true label."""
+"""Confusion matrices, normalised per true label."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -37,14 +37,15 @@ def draw_confusion(confusion: pd.DataFrame, split: Literal["validation", "query"
     """Panels of the classifier's confusion matrices, row-normalised, pooled over seeds.
 
     `confusion` is long: seed, variant, strategy, batch, split, method, probabilities, level, truth,
-    predicted, n. `validation`: a panel a variant. `query`: a row a variant and strategy, a column
-    a batch with a truth; with many batches or labels all batches together, strategies side by side.
+    predicted, n. For `validation` there is one panel per variant. For `query`, rows are variants
+    and strategies, and columns are batches with truth; with many batches or labels, there is one
+    panel for all batches together, with strategies side by side.
     """
     if confusion.empty:
         return sentence("No cell has a known label: there is no confusion matrix to draw.")
     table = one_kind(confusion).astype({name: str for name in ("truth", "predicted", "batch")})
     reference = table["truth"][table["split"] != "query"]
-    # Without rows of the reference nothing tells which labels it lacks.
+    # Without rows of the reference, its labels are not known: none is marked as missing.
     known = reference if len(reference) else table["truth"]
     columns = sorted({*known, *table["predicted"]}, key=str.casefold)
     table = table[table["split"] == split]
@@ -57,15 +58,15 @@ def draw_confusion(confusion: pd.DataFrame, split: Literal["validation", "query"
     notes = ["† The model was trained on no cell with this label."] if novel else []
     if (n_seeds := table["seed"].nunique()) > 1:
         notes.append(f"Numbers of cells are means of {n_seeds} seeds.")
-    # Below the figure's edge: what is written includes it.
+    # Below the figure's edge: `save` extends the written area to include it.
     figure.text(0.01, 0, "\n".join(notes), fontsize=8, va="top")
     return figure
 
 
 def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[list[Panel]]:
-    """The panels by rows: of one split's `table`, each with the same labels."""
+    """Grid of panels (list of rows) for the `table` of one split, all with the same labels."""
     runs, batches = runs_in(table), batches_shown(table, len(columns))
-    # Letters of a title a panel is wide enough for, less those of the number of cells.
+    # Letters of a batch's name that fit in a panel's title beside the number of cells.
     room = int(panel_width(len(columns)) / 0.06) - 14
     grid = []
     for variant, strategy in runs:
@@ -83,7 +84,8 @@ def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
         grid.append(line)
     if len(batches) > 1:
         return grid
-    # One panel a run: variants below each other, strategies (or, if one, variants) side by side.
+    # One panel per run: strategies side by side and variants below each other, or variants side by
+    # side if there is only one strategy.
     flat = [line[0] for line in grid]
     wide = len({strategy for _, strategy in runs})
     wide = wide if wide > 1 and len(flat) % wide == 0 else min(len(flat), 3)
@@ -91,23 +93,23 @@ def panels(table: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
 
 
 def shortened(text: str, most: int) -> str:
-    """Text of so many letters at most, its middle left out."""
+    """Shorten text to at most `most` letters by replacing its middle with an ellipsis."""
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def cell_size(n_columns: int) -> float:
-    """Inches of a matrix's cell."""
+    """Side of a matrix's cell, in inches."""
     return 0.28 if n_columns <= MOST_COUNTED else float(np.interp(n_columns, (15, 60), (0.2, 0.13)))
 
 
 def panel_width(n_columns: int) -> float:
-    """Inches of a matrix: a small one is as wide as its title."""
+    """Width of a matrix in inches, at least that of a title."""
     return max(n_columns * cell_size(n_columns), 1.9)
 
 
 def batches_shown(table: pd.DataFrame, n_labels: int) -> list[str]:
-    """Batches that get a panel: each, or only "all" where they would be too many or too wide."""
+    """Batches with a panel: each batch, or only "all" if panels would be too many or too wide."""
     batches = sorted(set(table["batch"]) - {"all"})
     if not batches or len(batches) > MOST_BATCHES:
         return ["all"]
@@ -117,7 +119,8 @@ def batches_shown(table: pd.DataFrame, n_labels: int) -> list[str]:
 
 
 def draw_grid(grid: list[list[Panel]], n_novel: int) -> Figure:
-    """All panels at one scale; true labels left, predicted ones at the bottom, one colour bar."""
+    """Draw all panels at the same scale, with true labels on the left, predicted labels at the
+    bottom, and one colour bar."""
     shape = grid[0][0].counts.shape
     cell = cell_size(shape[1])
     font = float(np.clip(cell * 72 * 0.62, 5.5, 8))
@@ -143,7 +146,7 @@ def draw_grid(grid: list[list[Panel]], n_novel: int) -> Figure:
 
 
 def label_room(counts: pd.DataFrame, font: float) -> tuple[float, float]:
-    """Inches that tick labels and axis titles need at the left and at the bottom."""
+    """Inches that tick labels and axis titles need on the left and at the bottom."""
     figure = new_figure(1, 1)
     wide = [
         max(size_of(figure, figure.text(0, 0, name, fontsize=font))[0] for name in names)
@@ -153,10 +156,11 @@ def label_room(counts: pd.DataFrame, font: float) -> tuple[float, float]:
 
 
 def draw_panel(ax: Axes, panel: Panel, n_novel: int, font: float):
-    """One matrix; true labels the reference lacks are below a line. Gives the image."""
+    """Draw one matrix, with true labels that the reference lacks (the last `n_novel`) below a line;
+    returns the image."""
     counts = panel.counts.to_numpy(float)
     total = counts.sum(axis=1, keepdims=True)
-    # A label without cells here has no shares: blank, not zero.
+    # A label without cells has no fractions: its row is blank, not zero.
     share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     ax.set_facecolor("#f0f0f0")

@@ -1,4 +1,4 @@
-"""The map, coloured by label, batch and role."""
+"""UMAP coloured by label, batch and role."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ from atlasmap.labels.palette import GREY, ROLES, colors_of, colors_of_labels
 SIDE, GAP, LEFT, TOP, LEGEND_GAP = 2.8, 0.12, 0.3, 0.28, 0.25
 LARGE = 4.6  # side of the panels of a single map whose labels are numbered
 PITCH = 0.125  # height of a legend's entry
-NUMBERED_ABOVE = 12
-NUMBER = np.array([0.11, 0.085])  # inches that a label's number takes, and must have to itself
+NUMBERED_ABOVE = 12  # labels are numbered if there are more than these
+NUMBER = np.array([0.11, 0.085])  # width and height of a label's number, in inches
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a column of panels shows: `column` of the cells, `title`, the `colors` of its values,
-    and the `numbers` its values carry on the map (empty: none)."""
+    """What a column of panels shows: `column` of the cells, `title`, `colors` of the values, and
+    `numbers` of the values on the map (may be empty)."""
 
     column: str
     title: str
@@ -33,12 +33,12 @@ class Key:
 
 @styled
 def draw_embeddings(maps: dict[str, pd.DataFrame], unlabeled: str = "Unknown") -> Figure:
-    """A row a map; columns label (if any cell has one), batch and role; one legend for all rows at
-    the right.
+    """Draw one row per map, with columns label (if any cell has one), batch and role, and a common
+    legend on the right.
 
-    `maps` has a title and the cells of each map: x, y, name (the label of a reference cell, what
-    was predicted for a query cell), batch, role (reference or query). Cells called `unlabeled` are
-    grey. Many labels are numbered, on the map and in the legend.
+    `maps`: title → cells with columns x, y, name (label of a reference cell, predicted label of a
+    query cell), batch and role (reference or query). Cells named `unlabeled` are grey. More than 12
+    labels are numbered on the map and in the legend.
     """
     maps = {title: cells for title, cells in maps.items() if len(cells)}
     if not maps:
@@ -57,7 +57,7 @@ def draw_embeddings(maps: dict[str, pd.DataFrame], unlabeled: str = "Unknown") -
 
 
 def draw_grid(maps: dict[str, pd.DataFrame], keys: list[Key]) -> Figure:
-    """Panels by maps and keys, then the legends in as many columns as they need."""
+    """Draw panels (maps × keys), then the legends in as many columns as they need."""
     side = LARGE if len(maps) == 1 and keys[0].numbers else SIDE
     height = TOP + len(maps) * (side + GAP)
     right = LEFT + len(keys) * (side + GAP)
@@ -73,8 +73,8 @@ def draw_grid(maps: dict[str, pd.DataFrame], keys: list[Key]) -> Figure:
 
 
 def draw_panel(ax: Axes, cells: pd.DataFrame, key: Key, side: float) -> None:
-    """One map, `side` inches wide: grey cells first, in the role panel the query last, otherwise in
-    random order."""
+    """Draw one map, `side` inches wide, with cells in random order, but grey cells first and, in
+    the role panel, query cells last."""
     shuffled = cells.iloc[np.random.default_rng(0).permutation(len(cells))]
     codes, values = pd.factorize(shuffled[key.column])
     colors = [key.colors[value] for value in values]
@@ -97,8 +97,8 @@ def draw_panel(ax: Axes, cells: pd.DataFrame, key: Key, side: float) -> None:
 
 
 def draw_numbers(ax: Axes, cells: pd.DataFrame, key: Key, side: float) -> None:
-    """Each label's number beside the cell that is nearest the median of its cells, with a line to
-    it where it had to make room for others."""
+    """Draw each label's number at the cell nearest to the median of its cells; a number that was
+    moved to avoid overlaps has a line to that cell."""
     middles = {}
     for name, own in cells[cells[key.column].isin(list(key.numbers))].groupby(key.column):
         xy = own[["x", "y"]].to_numpy(float)
@@ -118,9 +118,12 @@ def draw_numbers(ax: Axes, cells: pd.DataFrame, key: Key, side: float) -> None:
 
 
 def spread(at: np.ndarray, size: np.ndarray, n_rounds: int = 200) -> np.ndarray:
-    """Places (n × 2) moved apart until boxes of this size around them do not overlap, or the rounds
-    are over: of two that do, each gives way by half, along the axis that costs less."""
-    out = at + np.linspace(-1e-6, 1e-6, len(at))[:, None]  # two at one place have a direction
+    """Move positions (n × 2) apart until boxes of `size` around them do not overlap, for at most
+    `n_rounds` rounds.
+
+    Of two overlapping boxes, each moves by half of the overlap, along the axis where it is smaller.
+    """
+    out = at + np.linspace(-1e-6, 1e-6, len(at))[:, None]  # separates equal positions
     for _ in range(n_rounds):
         apart = out[:, None] - out[None]
         over = size - np.abs(apart)
@@ -135,8 +138,8 @@ def spread(at: np.ndarray, size: np.ndarray, n_rounds: int = 200) -> np.ndarray:
 
 
 def draw_legends(figure: Figure, keys: list[Key], left: float) -> float:
-    """Legends from `left` inches on, below each other while the height lasts; gives where they
-    end."""
+    """Draw legends from `left` inches on, below each other as long as they fit; returns their right
+    end in inches."""
     width, height = figure.get_size_inches()
     end, top = left, TOP
     for key in keys:
@@ -170,5 +173,5 @@ def draw_legends(figure: Figure, keys: list[Key], left: float) -> float:
 
 
 def legends_width(keys: list[Key], height: float) -> float:
-    """Inches the legends take beside panels of a height."""
+    """Width of the legends in inches, beside panels of a given height."""
     return draw_legends(new_figure(1, height), keys, LEGEND_GAP) + 0.1

@@ -1,5 +1,5 @@
-"""Training of the scANVI variants side by side, as in scvi-tools' tutorial on the scANVI fix; or of
-totalVI, a panel a term of its loss."""
+"""Training curves of the scANVI variants side by side, as in scvi-tools' tutorial on the scANVI
+fix; or of totalVI, with one panel per term of its loss."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -28,12 +28,12 @@ WIDTH, HEIGHT, GAP, LEFT, TOP, BOTTOM = 2.3, 1.6, 0.22, 0.65, 0.55, 0.45
 
 @styled
 def draw_loss_curves(history: pd.DataFrame, seed: int | None = None) -> Figure:
-    """Rows: classification loss, calibration error, accuracy; a column a variant. Of totalVI a
-    panel a term of its loss, and its classifier.
+    """Draw classification loss, calibration error and accuracy (rows) of each scANVI variant
+    (columns); for totalVI, one panel per term of its loss and metric of its classifier.
 
-    `history` has columns seed, model, variant, strategy, epoch, split, metric, value; of mappings
-    nothing is drawn.
-    `seed` keeps one seed; otherwise each seed is a thin line and their mean a thick one.
+    `history` has columns seed, model, variant, strategy, epoch, split, metric, value; rows of
+    mappings are ignored. With `seed`, only that seed is drawn; otherwise each seed is a thin line
+    and their mean a thick one.
     """
     if history.empty:
         return sentence("There is no training history to draw.")
@@ -51,7 +51,7 @@ def draw_loss_curves(history: pd.DataFrame, seed: int | None = None) -> Figure:
 
 
 def draw_grid(table: pd.DataFrame) -> Figure:
-    """The grid of panels of the rows of `table`, none of which is without a panel."""
+    """Draw the grid of scANVI's panels (metrics × variants)."""
     variants = in_order(table["variant"], VARIANTS)
     n = len(variants)
     figure = new_figure(
@@ -77,7 +77,7 @@ def draw_grid(table: pd.DataFrame) -> Figure:
 
 
 def draw_terms(table: pd.DataFrame) -> Figure:
-    """Panels of totalVI's terms, three in a row."""
+    """Draw panels of totalVI's terms, three per row."""
     names = [metric for metric in OF_TOTALVI if metric in set(table["metric"])]
     n_rows, wide = -(-len(names) // 3), LEFT + GAP
     figure = new_figure(3 * (WIDTH + wide), TOP + n_rows * (HEIGHT + TOP) - TOP + BOTTOM)
@@ -97,7 +97,8 @@ def draw_terms(table: pd.DataFrame) -> Figure:
 
 
 def draw_panel(ax: Axes, table: pd.DataFrame) -> None:
-    """Curves of one metric of one model: a line a seed and split, and the mean over seeds."""
+    """Draw curves of one metric of one model: one line per seed and split, and the mean over
+    seeds."""
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.grid(axis="y", color="#ebebeb", linewidth=0.5)
     for split, color in SPLITS.items():
@@ -106,7 +107,7 @@ def draw_panel(ax: Axes, table: pd.DataFrame) -> None:
             for one in curves:
                 part = curves[one].dropna()
                 ax.plot(part.index, part, color=color, linewidth=0.5, alpha=0.4)
-            # Past the shortest run the mean would jump.
+            # The mean would jump where the shortest run ends.
             curves = curves.dropna()
             split = f"{split} (mean of {curves.shape[1]} seeds)"
         mean = curves.mean(axis=1)

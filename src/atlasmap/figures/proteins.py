@@ -1,4 +1,4 @@
-"""Proteins of CITE-seq: raw counts against denoised ones, background against foreground."""
+"""Proteins of CITE-seq: raw counts and denoised values, and fractions of foreground."""
 
 import numpy as np
 import pandas as pd
@@ -14,15 +14,16 @@ from atlasmap.labels.palette import BLUE
 ROLES = {"reference": "#9a9a9a", "query": BLUE}
 KINDS = {"raw": "Counts", "denoised": "Denoised (foreground alone)"}
 MOST_PROTEINS = 40
-MOST_CELLS = 20_000  # a density is estimated from
+MOST_CELLS = 20_000  # largest number of cells that a density is estimated from
 PANEL, ROW, GAP, LEFT, TOP, BOTTOM = 2.6, 0.3, 0.3, 1.5, 0.62, 0.5
 GRID = 201  # points of a density
-CELL, LARGEST = 0.2, 0.17  # inches: pitch of the dots, and a dot of probability 1
+CELL, LARGEST = 0.2, 0.17  # inches: distance of dots, and size of a dot of probability 1
 SHARES = (0.25, 0.5, 1.0)
 
 
 def chosen(foreground: pd.DataFrame) -> list[str]:
-    """All proteins, or those whose foreground varies most, in their order."""
+    """Names of all proteins, or of the MOST_PROTEINS whose foreground varies most, in their
+    order."""
     if foreground.shape[1] <= MOST_PROTEINS:
         return list(foreground)
     most = foreground.var().nlargest(MOST_PROTEINS).index
@@ -30,7 +31,7 @@ def chosen(foreground: pd.DataFrame) -> list[str]:
 
 
 def how_many(shown: list[str], of: pd.DataFrame) -> str:
-    """What a title says where some proteins are left out."""
+    """Addition to a title that says how many proteins are left out; empty if none."""
     if len(shown) == of.shape[1]:
         return ""
     return f" ({len(shown)} of {of.shape[1]} proteins, those whose foreground varies most)"
@@ -40,8 +41,11 @@ def how_many(shown: list[str], of: pd.DataFrame) -> str:
 def draw_ridges(
     raw: pd.DataFrame, denoised: pd.DataFrame, foreground: pd.DataFrame, role: pd.Series
 ) -> Figure:
-    """A row a protein: densities of log counts (cells where it was measured) and of log denoised
-    values, reference and query. Tables are cells × proteins; `role` is reference or query."""
+    """Draw one row per protein: densities of log counts (of cells where it was measured) and of log
+    denoised values, for reference and query.
+
+    Tables are cells × proteins; `role` of each cell is reference or query.
+    """
     if not foreground.shape[1]:
         return sentence("There are no proteins to draw.")
     names = chosen(foreground)
@@ -64,7 +68,7 @@ def draw_ridges(
 
 
 def draw_column(ax: Axes, logs: pd.DataFrame, role: pd.Series) -> None:
-    """Ridges of one kind of values, the first protein on top."""
+    """Draw the densities of one kind of values, the first protein on top."""
     grid = np.linspace(0, float(np.nanmax(logs.to_numpy())) * 1.1 + 1e-3, GRID)
     for k, name in enumerate(logs):
         base = logs.shape[1] - 1 - k
@@ -80,7 +84,7 @@ def draw_column(ax: Axes, logs: pd.DataFrame, role: pd.Series) -> None:
 
 
 def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray | None:
-    """Density on the grid, its peak 1; None where there is nothing to tell."""
+    """Density on the grid, scaled to a maximum of 1; None for fewer than 3 or all-equal values."""
     if len(values) < 3 or np.ptp(values) == 0:
         return None
     if len(values) > MOST_CELLS:
@@ -91,8 +95,11 @@ def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray | None:
 
 @styled
 def draw_dots(denoised: pd.DataFrame, foreground: pd.DataFrame, group: pd.Series) -> Figure:
-    """A row a group of cells, a column a protein: how large a share is foreground (size) and the
-    mean denoised value (colour). Proteins alike stand together."""
+    """Draw a dot per group of cells (rows) and protein (columns): mean foreground probability
+    (size) and mean log denoised value (colour).
+
+    Tables are cells × proteins; `group` is that of each cell. Proteins are ordered by clustering.
+    """
     if not foreground.shape[1]:
         return sentence("There are no proteins to draw.")
     names = chosen(foreground)

@@ -1,4 +1,4 @@
-"""Reliability: how often the classifier is right where it is so and so sure."""
+"""Reliability diagrams: accuracy of the classifier against its confidence."""
 
 import numpy as np
 import pandas as pd
@@ -18,22 +18,23 @@ from atlasmap.figures.style import (
 )
 from atlasmap.labels.palette import BLACK, BLUE, GREEN, ORANGE, RED
 
-# training.history.N_BINS, whose import would load torch.
+# Equals training.history.N_BINS, which is not imported as that would load torch.
 N_BINS = 15
 COLORS = {"": BLACK, "per_batch": BLUE, "joint": RED, "frozen": GREEN, "de_novo": ORANGE}
 SIZE, BELOW, GAP, LEFT, TOP, BOTTOM = 2.1, 0.55, 0.3, 0.55, 0.32, 0.75
-ROW = SIZE + 0.1 + BELOW + 0.85  # from one kind of probabilities to the next
+ROW = SIZE + 0.1 + BELOW + 0.85  # height of the row of one kind of probabilities
 
 
 @styled
 def draw_reliability(reliability: pd.DataFrame) -> Figure:
-    """A panel a variant: accuracy against confidence, in bins of as many cells, and beneath it a
-    histogram of confidence; beneath these, where there are any, the same of calibrated
-    probabilities.
+    """Draw one panel per variant: accuracy against confidence in bins of equal numbers of cells,
+    and below it a histogram of confidence; below these, the same for calibrated probabilities, if
+    there are any.
 
     `reliability` has columns seed, variant, strategy, batch, split, method, probabilities, level,
-    bins, bin, confidence, accuracy, n. Validation cells are one line, query cells (all batches) one
-    a strategy; seeds are pooled, each bin weighted by its cells. Upright lines: 95 % intervals.
+    bins, bin, confidence, accuracy, n. There is one line for validation cells, and one per strategy
+    for query cells (all batches). Seeds are pooled, each bin weighted by its cells. Vertical lines
+    are 95 % intervals.
     """
     if reliability.empty:
         return sentence("No cell has a known label: there is no reliability to draw.")
@@ -66,7 +67,7 @@ def draw_reliability(reliability: pd.DataFrame) -> Figure:
 def draw_row(
     figure: Figure, top: float, table: pd.DataFrame, variants: list[str], kind: str
 ) -> dict:
-    """One kind of probabilities, a panel a variant; gives legend handles by name."""
+    """Draw one kind of probabilities, with a panel per variant; returns legend handles by name."""
     handles, first = {}, None
     for i, variant in enumerate(variants):
         left = LEFT + i * (SIZE + GAP)
@@ -82,7 +83,8 @@ def draw_row(
 
 
 def draw_variant(ax: Axes, low: Axes, table: pd.DataFrame) -> dict:
-    """The curves of one variant above, their histograms below; gives legend handles by name."""
+    """Draw the curves of one variant, and their histograms below; returns legend handles by
+    name."""
     ax.plot([0, 1], [0, 1], color="#808080", linewidth=0.8, linestyle=(0, (4, 3)))
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     ax.tick_params(labelbottom=False)
@@ -112,14 +114,15 @@ def draw_variant(ax: Axes, low: Axes, table: pd.DataFrame) -> dict:
         )
         dots = {"color": color, "edgecolor": "white", "linewidth": 0.4, "zorder": 4}
         ax.scatter(x, y, s=14, clip_on=False, **dots)
-        # Validation is drawn last, thin: equal steps below it are still seen.
+        # Validation is drawn last and thin, so that equal steps below it stay visible.
         low.stairs(share, edges, color=color, linewidth=1.8 if strategy else 0.8)
     low.set_ylim(bottom=0)
     return handles
 
 
 def pooled(table: pd.DataFrame) -> pd.DataFrame:
-    """Bins (index) of one curve over all seeds: confidence and accuracy weighted by n, and n."""
+    """Bins (index) of one curve, pooled over seeds: n, and the means of confidence and accuracy
+    weighted by n."""
     weighted = table.assign(
         confidence=table["confidence"] * table["n"], accuracy=table["accuracy"] * table["n"]
     )

@@ -1,4 +1,4 @@
-"""Risk and coverage: how often the surest cells are right, the more of them are kept."""
+"""Risk-coverage curves: accuracy of the most confident cells against the fraction kept."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -23,12 +23,12 @@ DASHES = {"calibrated": "-", "raw": (0, (2, 1.5))}
 
 @styled
 def draw_risk_coverage(table: pd.DataFrame, risk: float | None = None) -> Figure:
-    """A panel a variant: accuracy of the surest share of cells.
+    """Draw one panel per variant: accuracy of the most confident cells against the fraction kept.
 
     `table` has columns seed, variant, strategy, batch, split, method, probabilities, level,
-    coverage, accuracy. Validation cells are one colour, query cells (all batches) one a strategy;
-    seeds are averaged. Where labels were calibrated, raw probabilities are dashed. `risk` is what
-    was asked of confident cells: a line.
+    coverage, accuracy. There is one colour for validation cells, and one per strategy for query
+    cells (all batches). Seeds are averaged. If there are calibrated probabilities, raw ones are
+    dashed. `risk`: requested risk of confident cells, drawn as a horizontal line.
     """
     kinds = {} if table.empty else {kind: one_kind(table, kind) for kind in DASHES}
     kinds = {
@@ -66,7 +66,7 @@ def draw_risk_coverage(table: pd.DataFrame, risk: float | None = None) -> Figure
 
 
 def draw_variant(ax: Axes, kinds: dict[str, pd.DataFrame]) -> dict:
-    """The curves of one variant; gives legend handles by name."""
+    """Draw the curves of one variant; returns legend handles by name."""
     handles = {}
     for kind, rows in kinds.items():
         dashed = DASHES[kind] if len(kinds) > 1 else "-"

@@ -1,4 +1,4 @@
-"""The table of scib-metrics as a picture, after scib_metrics.benchmark.Benchmarker."""
+"""The table of scib-metrics as a figure, in the style of scib_metrics.benchmark.Benchmarker."""
 
 import math
 import re
@@ -47,7 +47,8 @@ BARS = mpl.colormaps["YlGnBu"].resampled(256)
 
 
 class InOrder(Table):
-    """A table whose groups are drawn in the columns' order: a set's order changes by process."""
+    """A plottable.Table with groups in the order of the columns: plottable keeps them in a set,
+    whose order differs between processes."""
 
     def _get_col_groups(self):
         groups = (column.get("group") for column in self.column_definitions.values())
@@ -56,8 +57,8 @@ class InOrder(Table):
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of one table: `mean` and `spread` over seeds (embeddings × metrics; NaN where nothing
-    could be computed), the cells' `title`, and `skipped` (reason → metrics)."""
+    """One table: its `title`, `mean` and `spread` (standard deviation) over seeds (embeddings ×
+    metrics; NaN if not computed), and `skipped` (reason → metrics)."""
 
     title: str
     mean: pd.DataFrame
@@ -67,11 +68,12 @@ class Block:
 
 @styled
 def draw_scib_table(scib: pd.DataFrame) -> Figure:
-    """Circles for metrics, bars for aggregates, sorted by total: of reference cells, then of all.
+    """Draw metrics as circles and aggregate scores as bars, with embeddings sorted by total: one
+    table for reference cells, then one for all cells.
 
     `scib` has columns seed, embedding, model, variant, strategy, cells (reference or atlas), n,
-    the metrics, and scib_metrics (a version). A value is a number or `skipped(reason)`: drawn as a
-    dash, the reason below.
+    the metrics, and scib_metrics (its version). A value is a number, or `skipped(reason)`, which is
+    drawn as a dash with the reason below the table.
     """
     if scib.empty:
         return sentence("There is no scib-metrics table to draw.")
@@ -96,7 +98,8 @@ def draw_scib_table(scib: pd.DataFrame) -> Figure:
 
 
 def block(table: pd.DataFrame, cells: str) -> Block:
-    """The rows of one kind of cells, seeds averaged, best total first."""
+    """The table of one kind of cells (`cells`: reference or atlas), averaged over seeds, best total
+    first."""
     metrics = [name for name in NAMES if name in table]
     numbers = table[metrics].apply(pd.to_numeric, errors="coerce")
     by_name = numbers.assign(embedding=table.apply(embedding_name, axis=1)).groupby("embedding")
@@ -113,14 +116,14 @@ def block(table: pd.DataFrame, cells: str) -> Block:
 
 
 def embedding_name(row: pd.Series) -> str:
-    """An embedding as the table shows it: scANVI fixed, per batch."""
+    """Name of an embedding in the table, for example "scANVI fixed, per batch"."""
     if row["model"] not in MODELS:
         return MODELS.get(row["embedding"], row["embedding"])
     return run_name(f"{MODELS[row['model']]} {row['variant']}".strip(), row["strategy"])
 
 
 def footnotes(blocks: list[Block], scib: pd.DataFrame) -> list[str]:
-    """Why cells of the table are dashes, what bars show, and what computed the values."""
+    """Notes below the tables: reasons for dashes, number of seeds, version of scib-metrics."""
     notes = [
         f"– {reason}: {', '.join(metrics)} ({part.title.split(' (')[0].lower()})"
         for part in blocks
@@ -135,7 +138,8 @@ def footnotes(blocks: list[Block], scib: pd.DataFrame) -> list[str]:
 
 
 def draw_block(ax: Axes, part: Block, first: float) -> None:
-    """One table on axes whose size is already final."""
+    """Draw one table, on axes that have their final size; `first`: width of the first column, in
+    inches."""
     shown = part.mean.copy().astype(object)
     for name in AGGREGATES:
         shown[name] = list(zip(part.mean[name], part.spread[name], strict=True))
@@ -164,7 +168,7 @@ LEFT = {"ha": "left", "weight": "bold"}
 
 
 def circle_column(name: str) -> ColumnDefinition:
-    """A metric, its value in a circle."""
+    """Column of a metric, with its values in circles."""
     style = {"ha": "center", "fontsize": 7.5, "bbox": {"boxstyle": "circle", "pad": 0.3}}
     formatter = "{:.2f}".format
     return ColumnDefinition(
@@ -177,7 +181,8 @@ def circle_column(name: str) -> ColumnDefinition:
 
 
 def color_circles(cells: list, values: pd.Series) -> None:
-    """Colour a column's circles by value, from 0 to 1 in every column; no circle round a dash."""
+    """Colour a column's circles by value, on the same scale (0 to 1) in every column; dashes have
+    no circle."""
     for cell, value in zip(cells, values, strict=True):
         if math.isnan(value):
             cell.text.set_bbox(None)
@@ -189,7 +194,7 @@ def color_circles(cells: list, values: pd.Series) -> None:
 
 
 def bar_column(name: str) -> ColumnDefinition:
-    """An aggregate, as a bar from 0 to 1."""
+    """Column of an aggregate score, with its values as bars from 0 to 1."""
     return ColumnDefinition(
         name,
         title=NAMES[name],
@@ -201,13 +206,14 @@ def bar_column(name: str) -> ColumnDefinition:
 
 
 def draw_bar(ax: Axes, value: tuple[float, float]) -> None:
-    """A bar of (mean, spread) with its text; NaN as mean is a dash, as spread no spread."""
+    """Draw the bar and text of one (mean, spread); a dash if the mean is NaN, and no spread if that
+    is NaN."""
     mean, spread = value
     ax.set(xlim=(-0.04, 1.04), ylim=(0, 1))
     if math.isnan(mean):
         ax.text(0.04, 0.5, "–", ha="left", va="center", fontsize=8)
         return
-    # The light half of the colours: dark text reads on the bar and beside it.
+    # The light half of the colour map, so that dark text is legible on the bar and beside it.
     ax.barh(0.5, mean, height=0.95, color=BARS(float(np.clip(0.55 * mean, 0, 1))))
     text = f"{mean:.2f}" if math.isnan(spread) else f"{mean:.2f} ± {spread:.2f}"
     ax.text(0.04, 0.5, text, ha="left", va="center", fontsize=7.5, color=BLACK)

@@ -1,4 +1,4 @@
-"""Which labels of which query batches moved as a whole, away from the reference's."""
+"""Labels of query batches that are shifted as a whole from the reference's."""
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,11 @@ NOTHING = "No label of any query batch moved as a whole, away from the reference
 
 @styled
 def draw_shifts(shifts: pd.DataFrame) -> Figure:
-    """Query batches × labels that moved in any of them, coloured by the share of cells that did.
+    """Draw query batches × labels that are shifted in any batch, coloured by the fraction of
+    shifted cells.
 
-    `shifts` has columns batch, label, n (cells of a batch called so), n_shifted, of one mapping.
-    Grey: fewer than five cells are called so. Numbers are cells that moved.
+    `shifts`, of one mapping, has columns batch, label, n (cells of the batch with that label) and
+    n_shifted. Grey: fewer than five cells have the label. Numbers are shifted cells.
     """
     moved = shifts[shifts["n_shifted"] > 0] if len(shifts) else shifts
     if moved.empty:

@@ -1,4 +1,4 @@
-"""What the figures share: fonts, colours, sizes in inches, and how they are written."""
+"""Style shared by all figures: fonts, colours, sizes in inches, and how figures are written."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ STYLE = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "text.color": "#1a1a1a",
-    # A label with two dollars in it is no formula.
+    # A label with two dollar signs is not a formula.
     "text.parse_math": False,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -50,14 +50,14 @@ STRATEGIES = ("per_batch", "joint", "frozen", "de_novo")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches that pyplot does not know of: nothing is left open."""
+    """Figure of a size in inches that is not registered with pyplot, so need not be closed."""
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
 
 
 def place(figure: Figure, left: float, top: float, width: float, height: float, **how) -> Axes:
-    """Axes at so many inches from the figure's left and top."""
+    """Add axes; position (from the figure's left and top) and size are in inches."""
     whole, high = figure.get_size_inches()
     box = (left / whole, 1 - (top + height) / high, width / whole, height / high)
     return figure.add_axes(box, **how)
@@ -71,20 +71,20 @@ def size_of(figure: Figure, artist) -> tuple[float, float]:
 
 @styled
 def sentence(text: str) -> Figure:
-    """A figure that says why there is nothing to draw."""
+    """Figure with only a text, which says why there is nothing to draw."""
     figure = new_figure(6, 1.2)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=10, wrap=True)
     return figure
 
 
 def in_order(found, order: tuple[str, ...]) -> list[str]:
-    """The distinct names found: known ones in their order, then the others sorted."""
+    """Distinct names in `found`: those in `order` first, in that order, then the others sorted."""
     found = {str(name) for name in found}
     return [name for name in order if name in found] + sorted(found - set(order))
 
 
 def run_name(variant: str, strategy: str = "") -> str:
-    """How a mapping is called in titles."""
+    """Name of a mapping in titles."""
     return f"{variant}, {strategy.replace('_', ' ')}" if strategy else variant
 
 
@@ -100,10 +100,10 @@ def runs_in(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def one_kind(table: pd.DataFrame, probabilities: str = "raw") -> pd.DataFrame:
-    """Rows of the classifier, at the level of labels, with one kind of probabilities (raw: as the
-    model gave them).
+    """Rows of the classifier at the level of labels, with one kind of probabilities (raw or
+    calibrated).
 
-    No strategy is "", also where pandas read it as missing.
+    A missing strategy is "", also if pandas read it as NaN.
     """
     wanted = {"method": "classifier", "level": "label", "probabilities": probabilities}
     for column, value in wanted.items():

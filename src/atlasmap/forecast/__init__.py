@@ -1,1 +1,1 @@
-"""What a run will cost, and how far it is."""
+"""Forecast of a run's time and memory, and its progress."""

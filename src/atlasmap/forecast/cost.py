@@ -1,9 +1,8 @@
-"""What training and mapping will cost: a short probe of this device, the data's size, the settings;
-corrected by what earlier runs really took.
+"""Forecast time and memory of training and mapping.
 
-Training, surgery and inference are timed with the models themselves on made-up cells of the data's
-size. Other stages are not forecast: they take minutes, and ask for memory by the size of what they
-read.
+The models are timed on simulated cells on this device (`speed_probe`), scaled by the data's size
+and the settings, and corrected by what earlier runs took. Other stages are not forecast: they take
+minutes, and request memory by the size of their inputs.
 """
 
 import json
@@ -25,14 +24,14 @@ from atlasmap.training.loop import epochs_by_size
 RULES = ("train_scvi", "train_scanvi", "train_totalvi", "denoise_reference", "train_held_out",
          "map_per_batch", "map_joint")  # fmt: skip
 SAFE_MEMORY, SAFE_TIME, MORE_MB, MORE_MINUTES = 1.25, 2.0, 300, 5
-# Of a training step's time, to decode a sample: the probe trains, and does not denoise.
+# Time to decode one sample, as a fraction of a training step: the probe does not time denoising.
 DECODING = 0.4
-DENOISED_LAYERS = 4  # mean and interval, and one being put together
+DENOISED_LAYERS = 4  # cells × genes arrays: mean, both interval bounds, and one in assembly
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """One rule: jobs, seconds of the longest job and of all, MB of memory (and of a GPU's)."""
+    """Forecast of a rule: number of jobs, seconds of the longest job and of all, MB per job."""
 
     rule: str
     jobs: int
@@ -43,7 +42,7 @@ class Forecast:
 
 
 def gpu_mb(sizes: Sizes, config: Config, n_cells: int) -> float:
-    """Weights, their gradients and Adam's moments; counts; activations; the CUDA context."""
+    """Returns MB on the GPU: weights with gradients and Adam moments, counts, activations, CUDA."""
     model, decoders = (config.totalvi, 4) if sizes.n_proteins else (config.scvi, 1)
     wide = model.n_hidden * (2 * sizes.n_genes + decoders * 2 * model.n_hidden)
     minibatch = model.train.batch_size * sizes.n_genes * 4 * 24
@@ -52,8 +51,10 @@ def gpu_mb(sizes: Sizes, config: Config, n_cells: int) -> float:
 
 
 def forecast(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> list[Forecast]:
-    """Every rule that trains or maps: epochs × cells × seconds a cell and epoch (`given`: the
-    config as written)."""
+    """Returns a forecast per rule that trains or maps: epochs × cells × seconds per cell and epoch.
+
+    `given`: the config as the user wrote it, without defaults.
+    """
     seeds, trains = len(config.seeds), not config.reference.given
 
     def row(rule: str, jobs: int, cells: int, seconds: float, mb: float = 0):
@@ -104,16 +105,17 @@ def forecast(sizes: Sizes, config: Config, given: dict, speeds: Speeds) -> list[
 
 
 def rule_of(benchmark: Path) -> str | None:
-    """The rule a benchmark file in a result tree belongs to."""
+    """Returns the rule that a log or benchmark file below logs/ belongs to; None for others."""
     parts = benchmark.parts[benchmark.parts.index("logs") + 1 :]
     name = parts[1] if parts[0].startswith("seed") else parts[0]
     return next((rule for rule in RULES if name.startswith(rule)), None)
 
 
 def measured(folder: Path, since: float) -> pd.DataFrame:
-    """Seconds and MB of an atlas's jobs that ended after `since`, from Snakemake's benchmark files.
+    """Returns rule, seconds and MB of jobs that ended after `since`, from Snakemake's benchmarks.
 
-    Jobs that took up a checkpoint, or found batches mapped already, tell nothing of the whole.
+    Jobs that resumed from a checkpoint, or found batches already mapped, are left out: they did
+    only a part of the work.
     """
     rows = []
     for path in sorted((folder / "logs").glob("**/*.tsv")):
@@ -129,9 +131,10 @@ def measured(folder: Path, since: float) -> pd.DataFrame:
 
 
 def corrections(results: Path) -> dict[str, list[float]]:
-    """Rule → by how much time and memory of earlier runs differed from their forecast.
+    """Returns rule → [measured / forecast time, measured / forecast memory] of earlier runs.
 
-    Of each atlas that was forecast: what its jobs took since then, else what was known then.
+    Each atlas with a forecast contributes what its jobs took since, or else the ratios in its
+    forecast. Over atlases: the median of time, the maximum of memory.
     """
     known: dict[str, list[list[float]]] = defaultdict(list)
     for plan in sorted(results.glob("*/forecast.json")):
@@ -152,7 +155,7 @@ def corrections(results: Path) -> dict[str, list[float]]:
 
 
 def compared(folder: Path) -> pd.DataFrame:
-    """The last forecast of an atlas against what its jobs took since: a row a rule that ran."""
+    """Compare an atlas's last forecast with what its jobs took since; one row per rule that ran."""
     plan = folder / "forecast.json"
     said = pd.DataFrame(json.loads(plan.read_text(encoding="utf-8"))["forecast"]).set_index("rule")
     jobs = measured(folder, plan.stat().st_mtime).groupby("rule")
@@ -167,7 +170,7 @@ def compared(folder: Path) -> pd.DataFrame:
 
 
 def corrected(raw: list[Forecast], by: dict[str, list[float]]) -> list[Forecast]:
-    """Forecasts scaled by what earlier runs took; memory is never taken to be less than seen."""
+    """Scale forecasts by the ratios of earlier runs (`corrections`); memory at least by 0.5."""
     out = []
     for row in raw:
         time_ratio, memory = by.get(row.rule, (1.0, 1.0))
@@ -177,7 +180,7 @@ def corrected(raw: list[Forecast], by: dict[str, list[float]]) -> list[Forecast]
 
 
 def resources(forecasts: list[Forecast]) -> dict[str, dict[str, int]]:
-    """What jobs ask for: the forecast and some more."""
+    """Returns rule → mem_mb and runtime (minutes) to request: the forecast with a margin."""
     return {
         row.rule: {
             "mem_mb": int(SAFE_MEMORY * row.mem_mb + MORE_MB),
@@ -190,7 +193,7 @@ def resources(forecasts: list[Forecast]) -> dict[str, dict[str, int]]:
 def as_json(
     raw: list[Forecast], by: dict[str, list[float]], speeds: Speeds, device: torch.device
 ) -> dict:
-    """forecast.json: what the workflow reads (`resources`), and how it came about."""
+    """Returns the content of forecast.json: `resources`, which the workflow reads, and the rest."""
     rows = corrected(raw, by)
     return {
         "device": device.type,

@@ -1,4 +1,4 @@
-"""How fast this device trains: the models themselves, timed on made-up cells of the data's size."""
+"""Measure how fast this device trains the models, on simulated cells of the data's size."""
 
 import resource
 import subprocess
@@ -27,7 +27,7 @@ PROBED_CELLS, PROBE_SECONDS = 2048, 6.0
 
 @dataclass(frozen=True)
 class Sizes:
-    """The data, as contract.json has them; `nonzero` is the share of counts above zero."""
+    """Size of the data, from contract.json; `nonzero` is the fraction of counts above zero."""
 
     n_reference: int
     n_genes: int
@@ -39,10 +39,10 @@ class Sizes:
 
     @classmethod
     def of(cls, contract: dict) -> "Sizes":
-        """From contract.json."""
+        """Returns the sizes in the content of contract.json."""
         reference, queries = contract["reference"], contract["queries"].values()
         labels = reference["labels"]
-        # a reference that was taken over has no counts here
+        # a given (already trained) reference has no counts
         counts = [part["counts"] for part in (reference, *queries) if "counts" in part]
         return cls(
             reference["n_cells"],
@@ -56,18 +56,21 @@ class Sizes:
 
     @property
     def n_query(self) -> int:
-        """Query cells in all."""
+        """Total number of query cells."""
         return sum(self.queries)
 
     def counts_mb(self, n_cells: int) -> float:
-        """Memory of counts as read, encoded and hashed (bytes a stored value: measured)."""
+        """Returns MB needed to read, encode and hash counts (45 bytes per nonzero, measured)."""
         return 45e-6 * n_cells * self.n_genes * self.nonzero
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds a cell and epoch of each training (of scVI or totalVI, of scANVI, of surgery),
-    seconds to start, and the memory (MB) of a process that trains, without its data."""
+    """Measured speed of this device.
+
+    `scvi` (or totalVI), `scanvi`, `surgery`: seconds per cell and epoch. `start`: seconds to start
+    a job. `mb`: memory of a training process without its data.
+    """
 
     scvi: float
     scanvi: float
@@ -77,7 +80,7 @@ class Speeds:
 
 
 def made_up_cells(sizes: Sizes, n: int, device: torch.device, n_batches: int) -> Cells:
-    """Cells of the data's genes and sparsity."""
+    """Returns `n` simulated cells with the data's number of genes and sparsity."""
     rng = np.random.default_rng(0)
     counts = sparse.random(n, sizes.n_genes, sizes.nonzero, "csr", np.float32, rng)
     counts.data[:] = rng.geometric(0.5, len(counts.data))
@@ -95,7 +98,7 @@ def made_up_cells(sizes: Sizes, n: int, device: torch.device, n_batches: int) ->
 
 
 def seconds_per_cell(objective, train: TrainSettings, **how: bool) -> float:
-    """Of one epoch, its validation included; the first epoch warms up."""
+    """Returns seconds per cell of one epoch with validation; an untimed epoch warms up first."""
     how = {"dropout": True, "batch_statistics": True} | how
     training = Training(objective, replace(train, max_epochs=10**6), **how)
     training.train_epoch(lambda: None)
@@ -109,9 +112,9 @@ def seconds_per_cell(objective, train: TrainSettings, **how: bool) -> float:
 
 
 def start_seconds() -> float:
-    """How long this machine takes to start Python with what every job needs."""
+    """Returns the seconds that starting Python and importing torch and anndata takes."""
     took = []
-    for _ in range(2):  # the first reads the disk
+    for _ in range(2):  # the first run reads from disk, the second from the cache
         began = time.monotonic()
         subprocess.run([sys.executable, "-c", "import torch, anndata"], check=True)
         took.append(time.monotonic() - began)
@@ -119,12 +122,12 @@ def start_seconds() -> float:
 
 
 def generator() -> torch.Generator:
-    """For start values, which do not matter here."""
+    """Returns a generator for initial weights, whose values do not matter here."""
     return keyed_generator(0, "probe")
 
 
 def probe(sizes: Sizes, config: Config, device: torch.device) -> Speeds:
-    """Half a minute of training on made-up cells."""
+    """Time training, surgery and start-up on this device; takes about half a minute."""
     n, citeseq, rng = min(sizes.n_reference, PROBED_CELLS), sizes.n_proteins > 0, generator()
     shape = Shape(sizes.n_genes, (sizes.n_batches,), n_proteins=sizes.n_proteins)
     model = Totalvi(config.totalvi, shape, 0, rng) if citeseq else Scvi(config.scvi, shape, rng)

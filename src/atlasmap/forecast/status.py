@@ -1,4 +1,4 @@
-"""How far a run is: what its logs, records and measurements say, and what the forecast leaves."""
+"""Progress of a run, from its logs and failure records, and the time left by the forecast."""
 
 import json
 import re
@@ -21,8 +21,11 @@ STATES = ("done", "running", "failed")
 
 @dataclass(frozen=True)
 class Job:
-    """A job by its log: the command it runs, its state, minutes since it last said something, and
-    why it failed."""
+    """A job, as its log shows it.
+
+    `state` is one of STATES; `quiet`: minutes since the log last changed; `why`: the error code of
+    a failed job.
+    """
 
     log: Path
     command: str
@@ -32,7 +35,7 @@ class Job:
 
 
 def job_of(log: Path) -> Job | None:
-    """What a log says of its job; None of one that never began."""
+    """Returns the job of a log; None if it never began."""
     command = command_of(log)
     if not command:
         return None
@@ -44,7 +47,7 @@ def job_of(log: Path) -> Job | None:
 
 
 def jobs_of(folder: Path) -> list[Job]:
-    """Every job of an atlas that began; raises STATUS_NONE."""
+    """Returns all jobs of results/{atlas} that have begun; raises STATUS_NONE."""
     logs = sorted((folder / "logs").rglob("*.log"))
     found = [job for log in logs if ".attempt" not in log.name and (job := job_of(log))]
     if not found:
@@ -58,7 +61,7 @@ def jobs_of(folder: Path) -> list[Job]:
 
 
 def latest_atlas(results: Path = Path("results")) -> Path:
-    """The atlas whose jobs spoke last; raises STATUS_NONE."""
+    """Returns the folder of the atlas whose logs changed last; raises STATUS_NONE."""
     logs = [path for path in results.glob("*/logs") if path.is_dir()]
     if not logs:
         raise AtlasmapError(
@@ -72,7 +75,7 @@ def latest_atlas(results: Path = Path("results")) -> Path:
 
 
 def by_command(jobs: list[Job]) -> pd.DataFrame:
-    """Jobs done, running and failed, a row a command, in the order in which they last spoke."""
+    """Count jobs per command (rows) and state (columns), rows ordered by earliest log change."""
     table = pd.DataFrame({"command": [j.command for j in jobs], "state": [j.state for j in jobs]})
     counts = pd.crosstab(table["command"], table["state"]).reindex(columns=STATES, fill_value=0)
     first = {}
@@ -82,7 +85,7 @@ def by_command(jobs: list[Job]) -> pd.DataFrame:
 
 
 def seconds_left(folder: Path, jobs: list[Job]) -> float | None:
-    """Seconds of jobs that the forecast has and that are not done; None without a forecast."""
+    """Returns forecast seconds of jobs that are not done yet; None without a forecast."""
     plan = folder / "forecast.json"
     if not plan.is_file():
         return None
@@ -93,19 +96,19 @@ def seconds_left(folder: Path, jobs: list[Job]) -> float | None:
 
 
 def said_last(log: Path) -> str:
-    """The last line of a log on how far a training is; empty where it has none."""
+    """Returns the last line of a log on training progress; "" if there is none."""
     found = EPOCH.findall(log.read_text(encoding="utf-8", errors="replace"))
     return found[-1] if found else ""
 
 
 def lost_results(folder: Path) -> list[str]:
-    """Results that a finished run had and that are no longer there."""
+    """Returns results listed in a finished run's manifest that no longer exist."""
     names = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
     return [name for name in names if not (folder / name).exists()]
 
 
 def status_text(folder: Path) -> str:
-    """The table, what failed, what has long been quiet, and the time that is left."""
+    """Returns the status as text: jobs per state, failures, silent jobs, and the time left."""
     jobs = jobs_of(folder)
     lines = [by_command(jobs).rename_axis(columns=None).to_string(), ""]
     for job in jobs:

@@ -1,1 +1,1 @@
-"""Living on a cluster: its commands, leaving in time, failures with names, preflight."""
+"""Jobs on a cluster: Slurm's commands, partitions, classified failures, preflight checks."""

@@ -1,4 +1,4 @@
-"""A look before the leap: is everything there that a run on this cluster needs?"""
+"""Preflight checks: whether this cluster has everything that a run needs."""
 
 import os
 import re
@@ -29,7 +29,7 @@ GRES = re.compile(r"\bgpu(?::[^:,()]+)*:(\d+)(?=[(,]|$)")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `mend` says what to do where it is not `ok`."""
+    """The result of one check; `mend` says what to do if its level is not "ok"."""
 
     level: Literal["ok", "note", "error"]
     what: str
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Need:
-    """What the jobs of a rule ask for."""
+    """The most resources that jobs of a rule ask for: MB, minutes, GPUs."""
 
     rule: str
     mem_mb: int = 0
@@ -53,7 +53,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition as Slurm describes it: minutes, MB a node, GPUs a node (inf: no limit)."""
+    """A Slurm partition: time limit (minutes), MB and GPUs per node (inf: no limit)."""
 
     name: str
     up: bool
@@ -62,12 +62,12 @@ class Partition:
     gpus: int
 
     def within(self, limits: Limits) -> "Partition":
-        """What is left of it under the partition file's own limits."""
+        """Returns the partition with the lower of its own and the given limits."""
         minutes, mem_mb = min(self.minutes, limits.minutes), min(self.mem_mb, limits.mem_mb)
         return replace(self, minutes=minutes, mem_mb=mem_mb, gpus=int(min(self.gpus, limits.gpus)))
 
     def lacks(self, need: Need) -> str | None:
-        """Why a job does not fit; None if it does."""
+        """Returns why a job does not fit into the partition; None if it does."""
         for asked, limit, unit in [
             (need.runtime, self.minutes, "min"),
             (need.mem_mb, self.mem_mb, "MB"),
@@ -79,7 +79,7 @@ class Partition:
 
 
 def partitions() -> list[Partition]:
-    """The cluster's partitions: limits from scontrol, sizes of nodes from sinfo."""
+    """Returns the cluster's partitions: time limits from scontrol, node sizes from sinfo."""
     nodes: dict[str, tuple[float, int]] = {}
     for line in (ask("sinfo", "-h", "-N", "-o", "%R|%m|%G") or "").splitlines():
         name, memory, gres = line.split("|")
@@ -98,7 +98,7 @@ def partitions() -> list[Partition]:
 
 
 def of_commands() -> Iterator[Finding]:
-    """Slurm's commands, accounting, and how long squeue remembers."""
+    """Check Slurm's commands, accounting, and how long squeue remembers finished jobs."""
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
         mend = "run this on a login node of the cluster, or load its Slurm module"
@@ -129,7 +129,7 @@ def of_commands() -> Iterator[Finding]:
 
 
 def of_partitions(chosen: Path, needs: list[Need]) -> Iterator[Finding]:
-    """The partitions that jobs may go to, against the cluster's and against what rules ask."""
+    """Check that the partitions in the file `chosen` exist, and that jobs with `needs` fit."""
     there = {partition.name: partition for partition in partitions()}
     listed = ", ".join(there) or "none"
     again = f"atlasmap doctor --write_partitions writes {chosen} anew; the cluster has: {listed}"
@@ -158,7 +158,7 @@ def of_partitions(chosen: Path, needs: list[Need]) -> Iterator[Finding]:
 
 
 def of_packages() -> Iterator[Finding]:
-    """What is installed."""
+    """Check that the required packages are installed."""
     installed = {distribution.name for distribution in metadata.distributions()}
     versions = {name: metadata.version(name) for name in PACKAGES if name in installed}
     missing = [name for name in PACKAGES if name not in versions]
@@ -170,7 +170,7 @@ def of_packages() -> Iterator[Finding]:
 
 
 def of_gpu(wanted: bool) -> Iterator[Finding]:
-    """Whether torch can compute on a GPU, in a job that has one."""
+    """Check whether torch can use a GPU on this node; an error if a GPU is `wanted`."""
     import torch
 
     from atlasmap.device import usable_cuda
@@ -190,7 +190,7 @@ def of_gpu(wanted: bool) -> Iterator[Finding]:
 
 
 def of_disk(folder: Path, what: str) -> Iterator[Finding]:
-    """Write access, free space, and whether the disk's clock is this machine's."""
+    """Check write access, free space, and the clock skew between file system and this machine."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
@@ -212,7 +212,7 @@ def of_disk(folder: Path, what: str) -> Iterator[Finding]:
 
 
 def profile_flags(profile: Path, gpu: bool) -> list[str]:
-    """What the profile adds to each job: account, QoS, constraint, and a GPU job's GPU."""
+    """Returns the sbatch flags that the profile implies: account, QoS, constraint, and the GPU."""
     given = yaml.safe_load(profile.read_text(encoding="utf-8")) if profile.is_file() else {}
     listed = given.get("default-resources") or []
     pairs = listed.items() if isinstance(listed, dict) else (str(x).split("=", 1) for x in listed)
@@ -227,7 +227,7 @@ def profile_flags(profile: Path, gpu: bool) -> list[str]:
 
 
 def in_a_job(chosen: Path, results: Path, gpu: bool) -> list[str]:
-    """Look around in a job of a minute; what it said, line by line."""
+    """Run the checks inside a short Slurm job; returns the lines that it printed."""
     usable = {partition.name: partition for partition in partitions()}
     need = Need("", gpu=int(gpu))
     allowed = read_partitions(chosen)
@@ -257,7 +257,7 @@ def in_a_job(chosen: Path, results: Path, gpu: bool) -> list[str]:
 
 
 def write_partitions(path: Path) -> Finding:
-    """The partition file from what Slurm says of its partitions."""
+    """Write the partition file `path` from the limits of Slurm's partitions that are up."""
     found = {
         partition.name: {
             key: value

@@ -1,7 +1,7 @@
-"""Failures have names: an exit code each, and one line of JSON beside the log.
+"""Classify failures: each kind has an exit code, and is recorded as one line of JSON at the log.
 
-Snakemake sees neither exit codes nor reasons. A retry reads the record of the attempt before it and
-leaves at once if nothing could have changed.
+Snakemake passes neither exit codes nor reasons on to a retry. A retry therefore reads the record of
+the previous attempt, and exits at once if it could only fail in the same way.
 """
 
 import errno
@@ -39,7 +39,7 @@ EXIT_CODES = {
     "crash": 12,
     "interrupted": 13,
 }
-# Another attempt may succeed: it is given more memory and time, or another node.
+# Kinds for which a retry may succeed: it gets more memory and time, or another node.
 TRANSIENT = {"host_memory", "preempted", "interrupted", "walltime", "missing_gpu", "io"}
 KIND_OF_CODE = {"TRAINING_NAN": "nan", "GPU_UNUSABLE": "missing_gpu", "DOWNLOAD_FAILED": "io"}
 KIND_OF_ERRNO = {
@@ -53,7 +53,7 @@ KIND_OF_ERRNO = {
     errno.ESTALE: "io",
     errno.ETIMEDOUT: "io",
 }
-# What torch and HDF5 say in words alone.
+# Errors of torch and HDF5 that are recognised by their message only.
 KIND_OF_WORDS = {
     "can't allocate memory": "host_memory",
     "No space left on device": "disk_full",
@@ -77,14 +77,15 @@ MEND = {
     "crash": "another attempt would crash again: try another node (a broken disk or memory), make "
     "the environment anew (a broken library); else please report it with the log",
 }
-# What Python's faulthandler writes when a signal of the process's own making ends it.
-NO_MEMORY = "std::bad_alloc"  # then more memory may help
+# CRASHED: what Python's faulthandler writes when a fatal signal (SIGSEGV, …) ends the process.
+# NO_MEMORY: in such a log it means that more memory may help.
+NO_MEMORY = "std::bad_alloc"
 CRASHED = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What failed and why, in one line of JSON."""
+    """The record of a failure, written as one line of JSON."""
 
     kind: str
     code: str
@@ -102,7 +103,11 @@ class Failure:
 
 
 def kind_of(error: BaseException) -> str:
-    """Which of EXIT_CODES an error is; what caused an AtlasmapError counts before its code."""
+    """Returns the kind of an error (a key of EXIT_CODES).
+
+    For an AtlasmapError: by its code if that is in KIND_OF_CODE, else the kind of its cause, else
+    bad_input.
+    """
     if isinstance(error, Stopped):
         return "walltime" if error.kind == "preempted" and slurm.near_end() else error.kind
     if isinstance(error, BatchesFailed):
@@ -126,7 +131,7 @@ def kind_of(error: BaseException) -> str:
 
 
 class BatchesFailed(AtlasmapError):
-    """Some batches of a job could not be mapped; `kind` is the one that decides on a retry."""
+    """Some batches of a job could not be mapped; `kind` is transient if any of `kinds` is."""
 
     def __init__(self, kinds: list[str], **said: str):
         transient = [kind for kind in kinds if kind in TRANSIENT]
@@ -135,7 +140,7 @@ class BatchesFailed(AtlasmapError):
 
 
 def failure_of(error: BaseException, arguments: list[str], attempt: int) -> Failure:
-    """The record of an error."""
+    """Returns the record of an error; `arguments` are those of the atlasmap command."""
     kind = kind_of(error)
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if kind == "bug" and last else ""
@@ -158,8 +163,10 @@ def failure_of(error: BaseException, arguments: list[str], attempt: int) -> Fail
 
 
 def inputs_hash(arguments: list[str]) -> str:
-    """Of the command, atlasmap's version, and size and time of every file it names. Folders count
-    by the files in them (a bundle), contents not at all: this must take no time."""
+    """Hash the command, atlasmap's version, and size and mtime of every file it names.
+
+    For a folder (a bundle) these are the files in it. Contents are not read, to be fast.
+    """
     digest = hashlib.sha256(atlasmap.__version__.encode())
     for word in arguments:
         digest.update(word.encode() + b"\0")
@@ -167,19 +174,19 @@ def inputs_hash(arguments: list[str]) -> str:
         try:
             files = sorted(path.iterdir()) if path.is_dir() else [path]
             facts = [f.stat() for f in files if f.is_file() and not f.name.startswith(".")]
-        except OSError:  # JSON is too long a name
+        except OSError:  # an argument in JSON may be too long for a file name
             continue
         digest.update("".join(f"{f.st_size} {f.st_mtime_ns};" for f in facts).encode())
     return digest.hexdigest()
 
 
 def failure_path(log: Path) -> Path:
-    """Where the record of a job with this log is."""
+    """Returns the path of the failure record that belongs to a log."""
     return log.with_suffix(".failure.json")
 
 
 def read_failure(log: Path) -> Failure | None:
-    """The record beside a log; None if the job did not fail or could not say why."""
+    """Returns the failure record of a log; None if there is none or it is unreadable."""
     try:
         return Failure(**json.loads(failure_path(log).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
@@ -187,7 +194,7 @@ def read_failure(log: Path) -> Failure | None:
 
 
 def write_failure(failure: Failure, log: Path) -> None:
-    """One line beside the log."""
+    """Write the record beside the log, atomically."""
     aside = failure_path(log).with_suffix(f".{os.getpid()}.partial")
     aside.write_text(json.dumps(asdict(failure), ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(aside, failure_path(log))
@@ -198,14 +205,17 @@ class Crashed(Exception):
 
 
 def crash_of(log: Path) -> str | None:
-    """How the job with this log crashed, if its log says so; no record could be written then."""
+    """Returns the crash reported in a log; None if there is none, or memory ran out.
+
+    A crashed process could not write a failure record.
+    """
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     said = CRASHED.findall(text)
     return said[-1] if said and NO_MEMORY not in text else None
 
 
 def hopeless(log: Path, arguments: list[str], attempt: int) -> Failure | None:
-    """The failure of an earlier attempt that this one would only repeat."""
+    """Returns the failure of the previous attempt if a retry would only repeat it, else None."""
     kept = sorted(log.parent.glob(f"{glob.escape(log.stem)}.attempt{attempt - 1}*{log.suffix}"))
     crash = crash_of(kept[-1]) if kept else None
     if crash:

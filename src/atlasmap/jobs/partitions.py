@@ -1,4 +1,4 @@
-"""The partition file: what the profile lets a job ask for."""
+"""The partition file of the Slurm profile: the most that a job may ask for, per partition."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ NO_LIMIT = float("inf")
 
 
 def minutes_of(text: str | float) -> float:
-    """Slurm's [days-]hours:minutes:seconds in minutes; a number is minutes already."""
+    """Convert Slurm's [days-]hours:minutes:seconds to minutes; a number is taken as minutes."""
     if isinstance(text, int | float):
         return float(text)
     if text in ("UNLIMITED", "infinite", "NONE", ""):
@@ -35,7 +35,10 @@ class Limits:
 
 
 def read_partitions(path: Path) -> dict[str, Limits]:
-    """Partition → limits, as the Slurm plugin reads them; raises PARTITIONS_INVALID."""
+    """Returns partition → limits, as Snakemake's Slurm plugin reads them.
+
+    Raises PARTITIONS_INVALID.
+    """
     try:
         listed = yaml.safe_load(path.read_text(encoding="utf-8"))["partitions"]
         return {

@@ -1,4 +1,4 @@
-"""What Slurm knows: asked of its own commands, with None for an answer that is not to be had."""
+"""Query Slurm through its commands; where it gives no answer, functions return None or {}."""
 
 import os
 import re
@@ -14,7 +14,7 @@ SECONDS_OF_GRACE = 15.0
 
 
 def ask(*command: str) -> str | None:
-    """Output of a Slurm command; None if it is not there, fails, or does not answer."""
+    """Returns the output of a Slurm command; None if it is missing, fails or times out."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -27,17 +27,17 @@ def ask(*command: str) -> str | None:
 
 
 def record(text: str) -> dict[str, str]:
-    """Key → value of one line of `scontrol --oneliner show`."""
+    """Parse one line of `scontrol --oneliner show` into key → value."""
     return dict(re.findall(r"(\S+?)=(.*?)(?=\s+\S+?=|\s*$)", text))
 
 
 def job(job_id: str) -> dict[str, str]:
-    """What scontrol knows of a job; empty once it has forgotten it."""
+    """Returns scontrol's record of a job; {} once scontrol has forgotten the job."""
     return record(ask("scontrol", "--oneliner", "show", "job", job_id) or "")
 
 
 def accounted(job_id: str) -> dict[str, str]:
-    """What sacct knows of a job, its steps' worst memory included; empty without accounting."""
+    """Returns sacct's record of a job, with MaxRSS over all its steps; {} without accounting."""
     keys = ["JobID", "State", "ExitCode", "MaxRSS", "ReqMem", "Elapsed", "Timelimit", "NodeList"]
     text = ask("sacct", "-j", job_id, "-n", "-P", "--units=M", f"--format={','.join(keys)}")
     rows = [dict(zip(keys, line.split("|"), strict=False)) for line in (text or "").splitlines()]
@@ -48,7 +48,7 @@ def accounted(job_id: str) -> dict[str, str]:
 
 
 def moment(text: str) -> float | None:
-    """Slurm's local time as seconds since 1970; None for Unknown, None, UNLIMITED."""
+    """Convert Slurm's local time to a Unix timestamp; None for Unknown, None, UNLIMITED."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
@@ -56,9 +56,10 @@ def moment(text: str) -> float | None:
 
 
 def job_times(anew: bool = False, environment=os.environ) -> JobTimes | None:
-    """Start and end of the job this process is in; None outside of one or without a limit.
+    """Returns start and end of the current Slurm job; None outside a job or without a limit.
 
-    SLURM_JOB_END_TIME is there from Slurm 23 on; before that, and `anew`, scontrol is asked.
+    Read from SLURM_JOB_START_TIME and SLURM_JOB_END_TIME (set since Slurm 23); where these are
+    missing, or with `anew`, scontrol is asked.
     """
     job_id = environment.get("SLURM_JOB_ID")
     if job_id is None:
@@ -71,13 +72,13 @@ def job_times(anew: bool = False, environment=os.environ) -> JobTimes | None:
 
 
 def near_end() -> bool:
-    """Whether this job's walltime is what ends it: Slurm's SIGTERM comes at the limit."""
+    """Returns whether the walltime is about to end: a SIGTERM then comes from the time limit."""
     times = job_times()
     return times is not None and time.time() > times.end - SECONDS_OF_GRACE
 
 
 def asked_times(job_id: str) -> JobTimes | None:
-    """Start and end as scontrol says now: a limit may be raised while the job runs."""
+    """Returns start and end as scontrol reports them now; a limit may change during the job."""
     facts = job(job_id)
     start, end = moment(facts.get("StartTime", "")), moment(facts.get("EndTime", ""))
     return None if start is None or end is None else JobTimes(start, end)

@@ -1,4 +1,4 @@
-"""Why a job failed: its log, its record, Slurm's log and what Slurm knows, in one paragraph."""
+"""Explain why a job failed, from its log, its failure record, Slurm's log and Slurm's records."""
 
 import fcntl
 import glob
@@ -24,9 +24,9 @@ LOG_OF_JOB = re.compile(r"^ +log: ([^\s,]+\.log)", re.MULTILINE)
 SHELL_OF_JOB = re.compile(r"^ +(atlasmap --log .+)$", re.MULTILINE)
 CAUSE = re.compile(r"^(?:\w+(?:Error|Exception): .+|slurmstepd.*: .+|.*not found)$", re.MULTILINE)
 COMMAND = re.compile(r"^\d\d:\d\d:\d\d (atlasmap .+)$", re.MULTILINE)
-NEARLY_ALL = 0.9  # of the memory asked for
+NEARLY_ALL = 0.9  # fraction of the requested memory
 
-# What Slurm writes into a job's log, or calls its state → the kind of failure.
+# Patterns in Slurm's job state or log → kind of failure.
 SIGNS = {
     r"\bRUNNING|\bPENDING|COMPLETING": "running",
     r"out.of.memory|oom.?kill|memory limit": "host_memory",
@@ -53,7 +53,7 @@ CHANGE = MEND | {
 
 @dataclass(frozen=True)
 class Traces:
-    """What a job left: its log's text, its record, Slurm's log, and Slurm's facts."""
+    """What a job left behind: its log, its failure record, Slurm's log and Slurm's records."""
 
     log: Path
     text: str
@@ -64,15 +64,17 @@ class Traces:
 
 
 def unfinished(log: Path) -> bool:
-    """Whether a job's last attempt failed or is still running: success removes these traces."""
+    """Returns whether a job's last attempt failed or still runs; success removes these traces."""
     if failure_path(log).exists():
         return True
     return any(path.samefile(log) for path in attempts(log))
 
 
 def written_to(log: Path) -> bool:
-    """Whether a process still writes to a log: it holds a lock until its end, however that comes.
-    Where there are no locks (some network disks) nothing is known of it."""
+    """Returns whether a process still writes to a log, which it locks until the process ends.
+
+    Always False on file systems without locks (some network disks).
+    """
     with open(log, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -84,14 +86,16 @@ def written_to(log: Path) -> bool:
 
 
 def attempts(log: Path) -> list[Path]:
-    """Logs of a job's attempts that did not succeed."""
+    """Returns the logs of a job's attempts that did not succeed."""
     return sorted(log.parent.glob(f"{glob.escape(log.stem)}.attempt*{log.suffix}"))
 
 
 def find_log(asked: str | None, results: Path) -> Path:
-    """The log that is meant by a path, the name of a rule or command, or nothing: of the jobs that
-    failed the one that wrote last, else of those that run, else (of a rule) the last at all; raises
-    WHY_NO_LOG."""
+    """Returns the log to explain: `asked` is a path, the name of a rule or command, or None.
+
+    Among logs that match: the most recent of a failed job, else of a running job, else, if `asked`
+    is given, of any job. Raises WHY_NO_LOG.
+    """
     if asked and Path(asked).is_file():
         return Path(asked)
     logs = [log for log in results.glob("*/logs/**/*.log") if ".attempt" not in log.name]
@@ -110,19 +114,19 @@ def find_log(asked: str | None, results: Path) -> Path:
 
 
 def of_rule(log: Path, asked: str) -> bool:
-    """Whether a log is of a job of the rule that is `asked` for, by where it is."""
+    """Returns whether a log belongs to the rule `asked`, by its path below logs/."""
     rule = asked.replace("-", "_")
     return any(part.startswith(rule) for part in log.parts[log.parts.index("logs") + 1 :])
 
 
 def command_of(log: Path) -> str | None:
-    """The command that a log begins with: map-batches."""
+    """Returns the atlasmap command named in a log (such as map-batches), or None."""
     found = COMMAND.search(log.read_text(encoding="utf-8", errors="replace"))
     return found.group(1).split()[1] if found else None
 
 
 def traces(log: Path) -> Traces:
-    """Gather what a job left behind."""
+    """Collect what a job left behind."""
     text, failure = log.read_text(encoding="utf-8", errors="replace"), read_failure(log)
     started = STARTED.findall(text)
     job = failure.slurm_job if failure else None
@@ -134,7 +138,7 @@ def traces(log: Path) -> Traces:
 
 
 def megabytes(text: str) -> float:
-    """Slurm's 1500M, 2G, 2Gn in MB; 0 if it is none."""
+    """Convert Slurm's sizes (1500M, 2G, 2Gn) to MB; 0 if the text is no size."""
     found = re.match(r"([\d.]+)([KMGT]?)", text or "")
     return (
         float(found[1]) * {"K": 2**-10, "M": 1, "G": 2**10, "T": 2**20}[found[2] or "M"]
@@ -144,9 +148,9 @@ def megabytes(text: str) -> float:
 
 
 def kind(found: Traces) -> str:
-    """The job's own word, else Slurm's, else what its memory suggests."""
+    """Returns the kind of failure: by the job's record or log, else Slurm's, else memory use."""
     said = found.failure.kind if found.failure else None
-    if said not in (None, "preempted"):  # a signal says nothing of who sent it
+    if said not in (None, "preempted"):  # a signal does not tell who sent it
         return said
     if not said and written_to(found.log):
         return "running"
@@ -170,7 +174,7 @@ def kind(found: Traces) -> str:
 
 
 def slurms_word(found: Traces) -> str:
-    """What Slurm says of the job, in a sentence."""
+    """Returns a sentence with Slurm's record of the job; "" if it did not run under Slurm."""
     if not found.slurm_job:
         return ""
     if not found.facts:
@@ -182,13 +186,13 @@ def slurms_word(found: Traces) -> str:
 
 
 def name_of(log: Path) -> str:
-    """A job's name, from where its log is."""
+    """Returns a job's name: the path of its log below logs/, without suffix."""
     parts = log.with_suffix("").parts
     return "/".join(parts[parts.index("logs") + 1 :]) if "logs" in parts else log.stem
 
 
 def where_and_when(found: Traces) -> str:
-    """Attempt, node, time."""
+    """Returns attempt, node and, if it was recorded, time of the failure as text."""
     if found.failure:
         failure = found.failure
         return f"attempt {failure.attempt}, on {failure.host}, {failure.time}"
@@ -197,7 +201,7 @@ def where_and_when(found: Traces) -> str:
 
 
 def paragraph(found: Traces) -> str:
-    """What failed, why, what to change, and the command to run it by hand."""
+    """Returns what failed, why, what to change, and the command to run the job by hand."""
     failure, what = found.failure, kind(found)
     commands = [failure.command] if failure else COMMAND.findall(found.text)
     hand = f"Log: {found.log}\nBy hand: {commands[-1] if commands else 'see the log'}"
@@ -225,9 +229,9 @@ def paragraph(found: Traces) -> str:
 
 
 def never_began(asked: str | None) -> Path | None:
-    """Slurm's log of the job that failed last, if it failed before atlasmap said anything.
+    """Returns Slurm's log of the last failed job if it failed before atlasmap wrote its own log.
 
-    Snakemake keeps Slurm's logs of failed jobs only.
+    `asked`: the rule, or None for any. Snakemake keeps Slurm's logs of failed jobs only.
     """
     logs = list(SLURM_LOGS.glob(f"rule_{asked or ''}*/**/*.log"))
     if not logs:
@@ -239,7 +243,7 @@ def never_began(asked: str | None) -> Path | None:
 
 
 def explain(asked: str | None, results: Path) -> str:
-    """Why the job that is meant failed; raises WHY_NO_LOG."""
+    """Returns an explanation of why the job `asked` (see `find_log`) failed; raises WHY_NO_LOG."""
     slurms = None if asked and Path(asked).is_file() else never_began(asked)
     if slurms is None:
         return paragraph(traces(find_log(asked, results)))

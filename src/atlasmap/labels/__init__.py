@@ -1,5 +1,4 @@
-"""The atlas and its names: labels by classifier and kNN, the map, and how far to trust a label.
+"""The atlas and its labels: classifier, kNN, UMAP, and calibration of how far to trust a label.
 
-What is learned about trust is learned from reference cells whose whole batch was held out, never
-from a query.
+Calibration is learned from held-out reference cells, never from a query.
 """

@@ -1,4 +1,4 @@
-"""The atlas: reference and query in one space, with labels and a map, without counts."""
+"""The atlas: reference and query cells in one latent space, with labels and UMAP but no counts."""
 
 import itertools
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ ID, NO_ID = "ontology_term_id", "unknown"  # as CELLxGENE's schema says
 
 @dataclass(frozen=True)
 class Named:
-    """Tables of query cells, as an `Atlas` has them."""
+    """Label tables of query cells; the fields are those of `Atlas`."""
 
     labels: pd.DataFrame
     soft_labels: pd.DataFrame
@@ -54,17 +54,20 @@ class Named:
 
     @classmethod
     def together(cls, parts: list["Named"]) -> "Named":
-        """Those of several mappings, where all have them."""
+        """Concatenate the tables of several mappings; a table that the first one lacks is None."""
         tables = ([getattr(part, key) for part in parts] for key in cls.__dataclass_fields__)
         return cls(*(None if of[0] is None else pd.concat(of) for of in tables))
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """`adata`: obs batch, role, label, predicted_label …, obsm X_latent, X_umap, for CITE-seq also
+    """An atlas and its label tables.
+
+    `adata`: obs batch, role, label, predicted_label …; obsm X_latent, X_umap, and for CITE-seq
     denoised proteins and foreground probabilities (columns in uns protein_names). `labels`,
-    `soft_labels` (None without labels) and `calibrated` (None without a calibration): query cells,
-    a row each. `shifts` (None without a calibration): query batches × labels, a row each."""
+    `soft_labels` (None without labels) and `calibrated` (None without a calibration): one row per
+    query cell. `shifts` (None without a calibration): one row per query batch and label.
+    """
 
     adata: anndata.AnnData
     labels: pd.DataFrame | None = None
@@ -77,10 +80,13 @@ def knn_labels(
     reference: anndata.AnnData, query: anndata.AnnData, levels: list[str], unlabeled: str,
     n_neighbors: int, nearest: Nearest,
 ) -> Iterator[tuple[str, SoftLabels]]:  # fmt: skip
-    """Soft labels of the query at each label column of the reference, by its nearest cells that
-    have one (of all cells `nearest` is known); raises OBS_KEY_MISSING."""
+    """Yield each label column in `levels` with the query's soft labels there, by weighted kNN.
+
+    Neighbours are the nearest reference cells that have a label in that column; `nearest` are the
+    nearest among all reference cells. Raises OBS_KEY_MISSING.
+    """
     all_of_them = np.ones(reference.n_obs, bool).tobytes()
-    # Levels mostly have the same labelled cells.
+    # Cached by mask, as most columns have the same labelled cells.
     found: dict[bytes, Neighbors] = {all_of_them: weighted(nearest.first(n_neighbors))}
     for level in levels:
         said = "`label_levels` in the config"
@@ -97,7 +103,11 @@ def query_labels(
     settings: TransferSettings, trust: Trust | None, coarse: Levels | None = None,
     nearest: Nearest | None = None,
 ) -> Named:  # fmt: skip
-    """Tables of query cells; kNN asks labelled cells (of all cells `nearest` may be known)."""
+    """Return the label tables of a mapping's query cells.
+
+    `levels`: further label columns for kNN; `coarse`: levels at which the classifier's
+    probabilities are summed; `nearest`: nearest among all reference cells, if already computed.
+    """
     latents = reference.obsm["X_latent"], query.obsm["X_latent"]
     nearest = nearest or Nearest.of(*latents, settings.n_neighbors)
     soft = soft_labels_of(query)
@@ -123,7 +133,7 @@ def query_labels(
 def by_batch(
     trust: Trust, query: anndata.AnnData, reference: np.ndarray, tree: LabelTree | None
 ) -> Weighed:
-    """`verdicts` of each batch of a mapping, in the order of its cells."""
+    """Run `verdicts` on each batch of a mapping; rows of cells stay in the order of the query."""
     batch = query.obs["batch"].astype(str).to_numpy()
     at = [np.flatnonzero(batch == name) for name in np.unique(batch)]
     found = [verdicts(trust, query[own], reference, tree) for own in at]
@@ -139,8 +149,12 @@ def at_level(
     table: pd.DataFrame, soft: SoftLabels, calibrated: pd.DataFrame | None, level: str,
     to: dict[str, str],
 ) -> None:  # fmt: skip
-    """Add predicted_{level}, confidence_{level} and calibrated_confidence_{level} (of that group),
-    pooled_{level} and pooled_confidence_{level}: probabilities are summed over a group's labels."""
+    """Add columns for a coarser level (`to`: label → group) to `table`, in place.
+
+    Probabilities are summed per group. Columns: predicted_{level} and confidence_{level}; with
+    `calibrated` also calibrated_confidence_{level} (of the predicted group), pooled_{level} and
+    pooled_confidence_{level}.
+    """
     to = {name: to.get(name, name) for name in soft.names}
     coarse = SoftLabels(*rolled_up(soft.probabilities, soft.names, to))
     predicted = coarse.predicted().astype(str)
@@ -155,25 +169,30 @@ def at_level(
 
 
 def by_cell(soft: SoftLabels, query: anndata.AnnData) -> pd.DataFrame:
-    """Soft labels as they are written: a row a cell, first what it is called elsewhere."""
+    """Table of soft labels as it is written: one row per cell, after the columns of `beside`."""
     return beside(query, soft.frame(query.obs_names))
 
 
 def beside(query: anndata.AnnData, table: pd.DataFrame) -> pd.DataFrame:
-    """A table of query cells with cell_id, and before its own columns barcode (as in the file),
-    dataset and batch."""
+    """Return a table of query cells with index cell_id and, before its own columns, barcode (the
+    cell's name in the input file), dataset and batch."""
     names = query.obs.reindex(columns=BESIDE).astype(object)
     return pd.concat([names, table], axis=1).rename_axis(index="cell_id")
 
 
 def with_columns(obs: pd.DataFrame, table: pd.DataFrame) -> None:
-    """Add a table's columns, row by row (cells of several batches may share a name)."""
+    """Add a table's columns to `obs` by position, since cells of several batches may share a name;
+    in place."""
     for key in table:
         obs[key] = table[key].to_numpy()
 
 
 def with_truth(query: anndata.AnnData, truth: pd.Series, unlabeled: str) -> None:
-    """Add obs `truth`; batches without any are unlabelled. Raises CELLS_DIFFER."""
+    """Add obs `truth`, in place; cells of batches without any truth are `unlabeled`.
+
+    `truth` is indexed by batch and cell name. Raises CELLS_DIFFER if a cell of a batch with truth
+    is not in it.
+    """
     batch = query.obs["batch"].astype(str)
     found = truth.reindex(pd.MultiIndex.from_arrays([batch, query.obs_names])).to_numpy()
     lost = pd.isna(found) & batch.isin(truth.index.get_level_values(0)).to_numpy()
@@ -188,7 +207,7 @@ def with_truth(query: anndata.AnnData, truth: pd.Series, unlabeled: str) -> None
 
 
 def with_cell_ids(reference: anndata.AnnData) -> None:
-    """Cells of a reference that was not prepared here are named dataset:barcode, too."""
+    """Name cells dataset:barcode, in place, if the reference was not prepared by atlasmap."""
     if "barcode" in reference.obs:
         return
     names = reference.obs_names.to_numpy(object)
@@ -199,7 +218,7 @@ def with_cell_ids(reference: anndata.AnnData) -> None:
 
 
 def check_ids(names: pd.Index) -> None:
-    """Every cell of an atlas has an id of its own; raises CELLS_DUPLICATED."""
+    """Check that no cell id occurs twice in an atlas; raises CELLS_DUPLICATED."""
     twice = names[names.duplicated()].unique()
     if len(twice):
         raise AtlasmapError(
@@ -214,7 +233,8 @@ def shared_neighbors(
     fitted: FittedMap, reference: anndata.AnnData, query: anndata.AnnData,
     settings: TransferSettings,
 ) -> Nearest | None:  # fmt: skip
-    """Reference cells that the map and labels both ask; None where the map is of a sample."""
+    """Nearest reference cells of each query cell, for both UMAP and labels; None if UMAP was fitted
+    on a sample of the reference."""
     latent = reference.obsm["X_latent"]
     if not np.array_equal(fitted.latent, latent):
         return None
@@ -223,7 +243,7 @@ def shared_neighbors(
 
 
 def positions(fitted: FittedMap, latent: anndata.AnnData, nearest: Nearest | None) -> np.ndarray:
-    """Where cells are in the map, each batch placed by itself (joint mappings hold several)."""
+    """UMAP positions (cells × 2), each batch placed by itself (joint mappings hold several)."""
     out = np.empty((latent.n_obs, 2), np.float32)
     batches = latent.obs["batch"].astype(str).to_numpy()
     for batch in np.unique(batches):
@@ -234,7 +254,8 @@ def positions(fitted: FittedMap, latent: anndata.AnnData, nearest: Nearest | Non
 
 
 def in_latent_space(reference: anndata.AnnData, columns: list[str]) -> anndata.AnnData:
-    """A minified reference as queries are: no genes, obsm X_latent, those of obs's `columns`."""
+    """Reference in the form of a mapped query: no genes, obsm X_latent (and soft labels and
+    proteins, if it has them), and the obs `columns` that it has."""
     kept = {
         key: reference.obsm[key] for key in ("soft_labels", *OF_PROTEINS) if key in reference.obsm
     }
@@ -250,12 +271,13 @@ def assemble(
     fitted: FittedMap, settings: TransferSettings, levels: list[str],
     trust: Trust | None = None, coarser: Levels | None = None,
 ) -> Atlas:  # fmt: skip
-    """Put the reference's latent and the queries' together.
+    """Build the atlas from the reference and the mapped queries.
 
-    `truth` (by batch and cell name) is copied into obs for scoring and colouring, nothing else.
-    `levels` are further label columns of the reference, which kNN transfers. The classifier's
-    probabilities are summed at levels that are `coarser`, or else at those columns that are, or
-    those of the tree that the reference has.
+    `truth` (indexed by batch and cell name) is copied into obs and used only for scoring and
+    colouring. `levels` are further label columns of the reference, which kNN transfers. The
+    classifier's probabilities are summed at the levels in `coarser`; without it, at those of
+    `levels` that are coarser than the labels, or else at the levels of the reference's label tree.
+    Raises OBS_KEY_MISSING, CELLS_DIFFER, CELLS_DUPLICATED.
     """
     parts, tables, unlabeled = [], [], unlabeled_in(reference)
     coarse = coarser or levels_of(reference, levels, unlabeled)
@@ -296,7 +318,7 @@ def assemble(
     whole.uns[UNLABELED] = unlabeled
     if proteins:
         whole.uns[PROTEIN_NAMES] = reference.uns[PROTEIN_NAMES]
-    whole.X = sparse.csr_matrix(whole.shape, dtype=np.float32)  # cellxgene wants one, of no genes
+    whole.X = sparse.csr_matrix(whole.shape, dtype=np.float32)  # cellxgene requires an X
     check_ids(whole.obs_names)
     with_ids(whole.obs, ids)
     tidy_obs(whole.obs, unlabeled)
@@ -305,15 +327,15 @@ def assemble(
 
 
 def with_ids(obs: pd.DataFrame, ids: dict[str, str]) -> None:
-    """Add the ids of labels and predicted labels, where there are any."""
+    """Add ontology term ids of labels and predicted labels, in place; nothing if `ids` is empty."""
     for key in LABELS[:2] if ids else ():
         if key in obs:
             obs[f"{key}_{ID}"] = [ids.get(name, NO_ID) for name in obs[key]]
 
 
 def with_colors(whole: anndata.AnnData, unlabeled: str) -> None:
-    """Colours of labels, batches, roles and verdicts under scanpy's keys (uns `{key}_colors`, a
-    colour a category); a label has one colour in all columns."""
+    """Store colours of labels, batches, roles and verdicts under scanpy's keys (uns `{key}_colors`,
+    one colour per category), in place. A label has the same colour in all columns."""
     obs = whole.obs
     of_labels = [key for key in LABELS if key in obs]
     names = {name for key in of_labels[:2] for name in obs[key].cat.categories}
@@ -329,7 +351,8 @@ def with_colors(whole: anndata.AnnData, unlabeled: str) -> None:
 
 
 def levels_of(reference: anndata.AnnData, columns: list[str], unlabeled: str) -> Levels | None:
-    """Coarser levels of the reference's labels, from its columns or the tree that it has."""
+    """Coarser levels of the reference's labels, from obs `columns` or else from its label tree;
+    None if it has neither."""
     there = [column for column in columns if column in reference.obs]
     if there:
         return levels_of_columns(reference.obs, there, unlabeled)
@@ -338,14 +361,17 @@ def levels_of(reference: anndata.AnnData, columns: list[str], unlabeled: str) ->
 
 
 def labels_above(reference: anndata.AnnData, coarse: Levels | None) -> set[str]:
-    """What stands above labels of the classifier."""
+    """Ancestors of the classifier's labels."""
     labels = [str(name) for name in reference.uns.get("soft_label_names", [])]
     return set(coarse.tree.labels_below(labels)) if coarse else set()
 
 
 def with_levels(part: anndata.AnnData, key: str, coarse: Levels | None, unlabeled: str) -> None:
-    """Add obs {key}_{level} where there is a `key`: a label without a group is its own, one that
-    stands above groups of a level says nothing there."""
+    """Add obs {key}_{level} for each coarser level, in place, if obs has `key`.
+
+    A label without a group is its own group. A cell whose original label is an ancestor of groups
+    of a level is unlabelled at that level.
+    """
     if coarse is None or key not in part.obs:
         return
     own, given = part.obs[key].astype(str), given_in(part.obs, key)
@@ -357,7 +383,7 @@ def with_levels(part: anndata.AnnData, key: str, coarse: Levels | None, unlabele
 def reference_labels(
     reference: anndata.AnnData, trust: Trust | None, coarse: Levels | None
 ) -> pd.DataFrame | None:
-    """What the classifier calls the reference's own cells, at all levels, and how sure it is; None
+    """The classifier's labels and confidence for the reference's own cells, at all levels; None
     without a classifier."""
     if "soft_labels" not in reference.obsm:
         return None
@@ -371,7 +397,8 @@ def reference_labels(
 
 
 def tidy_obs(obs: pd.DataFrame, unlabeled: str) -> None:
-    """Text columns as categories without gaps (nulls are what other readers stumble over)."""
+    """Convert text columns to categories, with `unlabeled` for missing values, which other readers
+    cannot handle; in place."""
     for key in obs:
         if key != "barcode" and obs[key].dtype.kind not in "fiub":
             obs[key] = pd.Categorical(obs[key].astype(object).fillna(unlabeled).astype(str))

@@ -1,7 +1,7 @@
-"""What a reference learned about its own labels: calibration.json, and beside it profiles.npz.
+"""Calibration of a reference's labels: calibration.json, and profiles.npz in the same folder.
 
-Both are made of sums over cells; nobody's counts are in them. What is learned depends on how deep a
-query is sequenced: a `View` is for batches of about one depth.
+Both hold sums over cells, never the counts of single cells. Calibration depends on the query's
+library size: there is a `View` for each of several library sizes.
 """
 
 import json
@@ -33,10 +33,13 @@ BATCHES, PARTS, VALIDATION = "batches held out", "parts of one batch held out", 
 
 @dataclass(frozen=True)
 class View:
-    """For query batches whose median depth is about `depth`; learned on `n_cells` cells. By the
-    weights `naming` cells are given labels, which `cut_offs` and `confidence` are about; `levels`
-    are probabilities from which on a label is safe at a level of the tree; `opinions` are the
-    weights of opinions in their majority."""
+    """Calibration for query batches with a median library size near `depth`; learned on `n_cells`
+    cells.
+
+    `naming`: weights of classifier and genes, by which a cell gets the label that `cut_offs` and
+    `confidence` refer to; `levels`: level of the label tree → probability from which a label is
+    safe there; `opinions`: weight of each opinion in the majority.
+    """
 
     depth: float
     n_cells: int
@@ -49,11 +52,13 @@ class View:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Learned on reference cells of `batches` (`scheme` says how they were spared), for `labels`.
+    """Calibration for `labels`, learned on reference cells of `batches`; `scheme` says how these
+    were held out.
 
-    `told_apart`: score → label → AUROC of its cells if it were missing; `left_out`: what of each
-    label would then be found (label, n, detected, low, high); `batch_fit`: how far whole batches
-    may be (None where that is not known); `label_parents`: the tree of labels.
+    `told_apart`: novelty score → label → AUROC of the label's cells if the reference lacked it;
+    `left_out`: fraction of each label's cells that would then be called novel (label, n, detected,
+    low, high, auroc); `batch_fit`: scale of the batch shift (None if not known); `label_parents`:
+    the label tree.
     """
 
     scheme: str
@@ -71,21 +76,21 @@ class Calibration:
 
     @property
     def tree(self) -> LabelTree:
-        """Of labels, at whose levels `View.levels` are."""
+        """The label tree, whose levels are the keys of `View.levels`."""
         return LabelTree(self.label_parents)
 
     def view(self, depth: float) -> View:
-        """The one for batches of such a median depth."""
+        """View whose library size is nearest to `depth` (a batch's median), on a log scale."""
         return min(self.views, key=lambda view: abs(np.log(view.depth / depth)))
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write as JSON."""
         said = {"format": FORMAT} | asdict(self)
         path.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_calibration(path: Path) -> Calibration:
-    """What `write` wrote; raises CALIBRATION_FORMAT."""
+    """Read what `Calibration.write` wrote; raises CALIBRATION_FORMAT."""
 
     def no_number(word: str) -> None:
         raise ValueError(f"{word} is no number")
@@ -106,11 +111,11 @@ def read_calibration(path: Path) -> Calibration:
         ) from error
 
 
-FILE_KEYS = {"coefficients": "slopes"}  # arrays in the file that are named otherwise
+FILE_KEYS = {"coefficients": "slopes"}  # field → its name in the file, if it differs
 
 
 def save_profiles(profiles: list[Profiles], path: Path) -> None:
-    """As .npz, a set of arrays a depth."""
+    """Write as .npz, one set of arrays per profile (one profile per view)."""
     keys = Profiles.__dataclass_fields__
     arrays = {
         f"{FILE_KEYS.get(key, key)} {k}": getattr(one, key)
@@ -122,8 +127,8 @@ def save_profiles(profiles: list[Profiles], path: Path) -> None:
 
 
 def read_profiles(path: Path, n_labels: int, n_genes: int) -> list[Profiles]:
-    """What `save_profiles` wrote, of a model of so many labels and genes; raises
-    PROFILES_UNREADABLE."""
+    """Read what `save_profiles` wrote; raises PROFILES_UNREADABLE, also if the profiles are not of
+    `n_labels` labels × `n_genes` genes."""
     try:
         with np.load(path, allow_pickle=False) as file:
             n = 1 + max(int(key.rsplit(" ", 1)[1]) for key in file)
@@ -136,7 +141,7 @@ def read_profiles(path: Path, n_labels: int, n_genes: int) -> list[Profiles]:
             if not all(np.isfinite(value).all() for value in vars(one).values()):
                 raise ValueError("values that are no finite numbers")
         return out
-    except Exception as error:  # numpy, zipfile and zlib raise what they like
+    except Exception as error:  # numpy, zipfile and zlib raise many types
         raise AtlasmapError(
             "PROFILES_UNREADABLE",
             expected=f"{path}, profiles of {n_labels} labels in {n_genes} genes",
@@ -150,7 +155,11 @@ def learned_view(
     depth: float, held: list[Batch], settings: CalibrationSettings, tree: LabelTree, *,
     by_label: bool,
 ):  # fmt: skip
-    """A view, from held-out batches thinned to a depth; and its batches, named by it."""
+    """Learn a view from held-out batches thinned to one library size.
+
+    Returns the view, the batches with the labels it gives, and the AUROCs of
+    `Calibration.told_apart`. `by_label`: whether novelty has a cut-off per label.
+    """
     naming = fit_weights([batch.told for batch in held])
     named = [batch.named(naming) for batch in held]
     score, told_apart = choose_score(named, settings.min_cells_per_label)
@@ -169,10 +178,10 @@ def calibrate(
     held: dict[float, list[Batch]], labels: list[str], batches: list[str], scheme: str,
     settings: CalibrationSettings, batch_fit: BatchFit | None, tree: LabelTree,
 ) -> Calibration:  # fmt: skip
-    """Learn from held-out batches (depth → the batches thinned to it); raises CALIBRATION_CELLS.
+    """Learn a calibration from held-out batches (library size → the batches thinned to it).
 
-    Of parts of one batch there is one cut-off for all labels: what another batch does to each is
-    not known.
+    If no whole batches were held out, novelty has one cut-off for all labels, as the effect of a
+    new batch on each label is not known. Raises CALIBRATION_CELLS.
     """
     first = held[max(held)]
     n = sum(len(batch.known) for batch in first)

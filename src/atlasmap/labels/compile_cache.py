@@ -1,4 +1,4 @@
-"""What JAX and numba compile, kept between processes: of a small job it is most of the time."""
+"""On-disk caches for JAX's and numba's compiled functions; small jobs spend most time compiling."""
 
 import contextlib
 import inspect
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def keep_jax() -> None:
-    """JAX keeps what it compiles in the user's cache folder."""
+    """Let JAX cache compiled functions in the user's cache folder."""
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "atlasmap" / "jax"
@@ -17,9 +17,10 @@ def keep_jax() -> None:
 
 
 def keep_numba(*packages: str) -> None:
-    """Functions of imported `packages` are kept where numba keeps what asks for it itself.
+    """Turn on numba's on-disk cache for the compiled functions of the imported `packages`.
 
-    Not those that take a function `dist`: numba would not know it again, and add one each time.
+    Functions with an argument `dist` (a function itself) are left out: numba would not recognise it
+    in the next process, and would add a cache entry each time.
     """
     from numba.core.dispatcher import Dispatcher
 
@@ -28,5 +29,5 @@ def keep_numba(*packages: str) -> None:
              if isinstance(value, Dispatcher)}  # fmt: skip
     for function in found:
         if "dist" not in inspect.signature(function.py_func).parameters:
-            with contextlib.suppress(RuntimeError):  # no folder that can be written
+            with contextlib.suppress(RuntimeError):  # no writable cache folder
                 function.enable_caching()

@@ -1,8 +1,8 @@
-"""How sure a label is: classifier and genes pooled, and what that is worth on held-out batches.
+"""Calibrated label probabilities, and thresholds on them learned on held-out batches.
 
-The probability that a label is right is a log-linear pool (Genest & Zidek 1986) of the
-classifier's, averaged over the posterior, and of the regression's on genes; its two weights are
-learned on held-out batches, and soften where they are below one.
+The probability of a label is a log-linear pool (Genest & Zidek 1986) of two opinions: that of the
+classifier, averaged over the posterior, and that of a logistic regression on genes. The two weights
+are learned on held-out batches; weights below one make probabilities less extreme.
 """
 
 from dataclasses import dataclass
@@ -13,35 +13,37 @@ from scipy.special import softmax
 
 EPS = 1e-9
 LEAST_P = 1e-6
-MOST_TOLD = 20_000  # cells that weights are learned from
-MIN_UNSURE = 30  # cells from which sets are learned, at least
-START, TIED = np.log(0.5), 1e-3  # of logarithms of weights, and how much they are held together
+MOST_TOLD = 20_000  # cells that weights are learned from: with more, every n-th cell
+MIN_UNSURE = 30  # fewest cells that prediction sets are learned from
+START, TIED = np.log(0.5), 1e-3  # log weights: initial value, and strength of their L2 penalty
 
-Weights = list[float]  # of opinions, here the classifier's and the genes'
-# Probabilities by each opinion (cells × labels), last the true labels (codes).
+Weights = list[float]  # one per opinion, here the classifier's and the genes'
+# Probabilities of each opinion (cells × labels), then the true labels (codes).
 Told = tuple[np.ndarray, ...]
 
 
 def logs_of(opinion: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities (cells × labels), all alike where an opinion is NaN."""
+    """Logarithms of probabilities (cells × labels); 0 for NaN, so that such an opinion has no
+    effect in a pool."""
     return np.nan_to_num(np.log(np.clip(opinion, LEAST_P, 1)))
 
 
 def pooled(weights: Weights, *opinions: np.ndarray) -> np.ndarray:
-    """Probabilities of labels (cells × labels) by weighted opinions (cells × labels each)."""
+    """Log-linear pool (cells × labels) of weighted opinions (each cells × labels)."""
     parts = zip(weights, opinions, strict=True)
     return softmax(sum(weight * logs_of(opinion) for weight, opinion in parts), axis=1)
 
 
 def fit_weights(told: list[Told]) -> Weights:
-    """Those under which true labels are most probable, over all parts (of many cells some)."""
+    """Fit the weights that maximise the likelihood of the true labels over all parts; of many
+    cells a subsample is used."""
     step = max(1, sum(len(truth) for *_, truth in told) // MOST_TOLD)
     some = [[values[::step] for values in one] for one in told]
     parts = [(np.stack([logs_of(p) for p in opinions]), truth) for *opinions, truth in some]
     n_cells = sum(len(truth) for _, truth in parts)
 
     def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
-        """And its gradient, both by the logarithms of weights."""
+        """Penalised mean negative log-likelihood and its gradient, as functions of log weights."""
         value, gradient, weights = 0.0, np.zeros_like(logs), np.exp(logs)
         for of_opinions, truth in parts:
             rows = np.arange(len(truth))
@@ -57,15 +59,18 @@ def fit_weights(told: list[Told]) -> Weights:
 
 
 def weights_of_others(told: list[Told], folds: list[int]) -> dict[int, Weights]:
-    """Of each fold the weights that the others teach; those of all where there are no others."""
+    """For each fold, the weights learned on all other folds (on all cells if there is one fold)."""
     parts = list(zip(told, folds, strict=True))
     others = {fold: [one for one, of in parts if of != fold] for fold in sorted(set(folds))}
     return {fold: fit_weights(of_others or told) for fold, of_others in others.items()}
 
 
 def risk_threshold(p: np.ndarray, right: np.ndarray, risk: float) -> float:
-    """The least probability such that of the cells that have at least that much no more than `risk`
-    are wrong (one more than are seen, divided by one cell more)."""
+    """Smallest probability from which at most a fraction `risk` of labels is wrong, estimated as
+    (wrong + 1) / (n + 1); a value above 1 if there is none.
+
+    `p`: probability of each cell's label; `right`: whether the label is right (mask).
+    """
     order = np.argsort(-p, kind="stable")
     n = np.arange(2, len(p) + 2)
     fine = np.flatnonzero((np.cumsum(~right[order]) + 1) / n <= risk)
@@ -73,8 +78,8 @@ def risk_threshold(p: np.ndarray, right: np.ndarray, risk: float) -> float:
 
 
 def set_threshold(p_of_truth: np.ndarray, unsure: np.ndarray, coverage: float) -> float:
-    """1 − p up to which labels are in a set, so that it holds the truth of `unsure` cells (mask) as
-    often as asked (split conformal: Vovk et al. 2005)."""
+    """Largest 1 − p of labels in a prediction set, such that the sets of a fraction `coverage` of
+    the `unsure` cells (mask) contain the true label (split conformal: Vovk et al. 2005)."""
     scores = np.sort(1 - p_of_truth[unsure])
     rank = int(np.ceil((len(scores) + 1) * coverage)) - 1
     return float(scores[min(rank, len(scores) - 1)])
@@ -82,16 +87,16 @@ def set_threshold(p_of_truth: np.ndarray, unsure: np.ndarray, coverage: float) -
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out cells: what is `told` of them, and the labels (codes) that they were `given`, and
-    that the classifier `predicted`."""
+    """Held-out cells: opinions and true labels (`told`), the labels (codes) that they were `given`
+    by the pool, and those that the classifier `predicted`."""
 
     told: Told
     given: np.ndarray
     predicted: np.ndarray
 
     def weighed(self, weights: Weights) -> tuple[np.ndarray, ...]:
-        """The probability of the given label, whether the classifier says the same, whether it is
-        right, and the probability of the true label."""
+        """Per cell: probability of the given label, whether the classifier agrees with it, whether
+        it is right, and probability of the true label."""
         by_model, by_genes, truth = self.told
         p, rows = pooled(weights, by_model, by_genes), np.arange(len(truth))
         agree, right = self.given == self.predicted, self.given == truth
@@ -100,8 +105,11 @@ class Held:
 
 @dataclass(frozen=True)
 class Confidence:
-    """From `threshold` on a pooled probability is sure, where classifier and genes agree; of other
-    cells labels are in the set whose 1 − p is at most `in_set`."""
+    """Thresholds on pooled probabilities p.
+
+    A label with p ≥ `threshold` is confident, if it is also the classifier's. The prediction set of
+    other cells has the labels with 1 − p ≤ `in_set`.
+    """
 
     weights: Weights
     threshold: float
@@ -112,8 +120,8 @@ class Confidence:
         cls, held: list[Held], folds: list[int], of_others: dict[int, Weights], risk: float,
         coverage: float,
     ):  # fmt: skip
-        """From held-out batches, each by weights of the other folds; of the folds' thresholds the
-        largest."""
+        """Learn from held-out batches (`folds`: their folds), each weighted by `of_others`, the
+        weights of the other folds; `threshold` is the largest over folds."""
         thresholds, known = [], []
         for fold in sorted(set(folds)):
             own = [one for one, of in zip(held, folds, strict=True) if of == fold]
@@ -128,8 +136,8 @@ class Confidence:
         return cls(weights, threshold, set_threshold(of_truth, unsure, coverage))
 
     def sets(self, p: np.ndarray, *given: np.ndarray) -> np.ndarray:
-        """Labels in each cell's set (cells × labels, bool): those probable enough, and those that
-        it was given (codes)."""
+        """Prediction sets (cells × labels, bool): labels with 1 − p ≤ `in_set`, and each cell's
+        `given` labels (codes)."""
         out = 1 - p <= self.in_set
         for codes in given:
             out[np.arange(len(p)), codes] = True

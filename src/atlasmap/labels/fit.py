@@ -1,5 +1,5 @@
-"""Does a reference fit a batch? How far its cells are, as a whole, from the reference's in the
-latent space: beside held-out batches, and beside labels that the reference lacks."""
+"""Does a reference fit a batch? Its distance to the reference in latent space is compared with that
+of held-out batches, and with that of cells whose label the reference lacks."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,11 @@ N_NEIGHBORS = 15
 
 
 def local_distance(reference: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Mean distance of `query` cells to their nearest `reference` cells (both cells × latent), over
-    the distance that these have among themselves: about 1 inside the reference."""
+    """Mean distance of each `query` cell to its nearest `reference` cells (both cells × latent),
+    divided by the mean distance of these to their own nearest reference cells.
+
+    About 1 inside the reference.
+    """
     n_neighbors = min(N_NEIGHBORS, len(reference) - 1)
     search = NearestNeighbors(n_neighbors=n_neighbors).fit(reference)
     distances, at = search.kneighbors(query)
@@ -23,7 +26,8 @@ def local_distance(reference: np.ndarray, query: np.ndarray) -> np.ndarray:
 def distances_if_missing(
     reference: np.ndarray, reference_labels: np.ndarray, query: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """`local_distance` of each query cell to the reference without the cell's own label."""
+    """`local_distance` of each query cell to the reference without the cells that have its label;
+    NaN if fewer than two cells remain."""
     out = np.empty(len(query))
     for label in np.unique(labels):
         own, others = labels == label, reference[reference_labels != label]
@@ -33,15 +37,18 @@ def distances_if_missing(
 
 @dataclass(frozen=True)
 class BatchFit:
-    """typical: largest median distance among held-out batches; missing: median over labels of the
-    median distance when that label is left out of the reference."""
+    """Scale of the batch shift, in units of `local_distance`.
+
+    typical: largest median distance of a held-out batch; missing: median over labels of the median
+    distance of the label's cells if it is left out of the reference.
+    """
 
     typical: float
     missing: float
 
     def batch_shift(self, distance: np.ndarray) -> float:
-        """Of a batch whose cells are so far: 0 no farther than a held-out batch, 1 as far as cells
-        of a label that the reference lacks."""
+        """Batch shift of a batch from the `local_distance` of its cells: 0 if it is no farther than
+        a held-out batch, 1 if it is as far as cells of a label that the reference lacks."""
         beyond = float(np.median(distance)) - self.typical
         return max(beyond / (self.missing - self.typical), 0.0)
 
@@ -49,8 +56,11 @@ class BatchFit:
 def fit_batches(
     distances: list[np.ndarray], if_missing: np.ndarray, labels: np.ndarray
 ) -> BatchFit | None:
-    """From the distances of each held-out batch, and those of labelled cells (all batches) without
-    the cell's own label; None where missing labels are no farther."""
+    """Fit the scale of the batch shift; None if missing labels are no farther than batches.
+
+    `distances`: `local_distance` of the cells of each held-out batch; `if_missing`:
+    `distances_if_missing` of the labelled cells of all batches, and their `labels`.
+    """
     typical = max(float(np.median(one)) for one in distances)
     far = [np.median(if_missing[labels == label]) for label in np.unique(labels)]
     missing = float(np.nanmedian(far)) if np.isfinite(far).any() else typical

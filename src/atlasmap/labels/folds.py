@@ -1,5 +1,7 @@
-"""Which reference batches are held out together, each once, so that what is learned of trust meets
-cells of batches that a model has not seen."""
+"""Calibration folds: groups of reference batches that are held out together, each batch once.
+
+Calibration is thus learned on batches that the model has not seen.
+"""
 
 from dataclasses import dataclass
 
@@ -11,20 +13,21 @@ from scipy import sparse
 from atlasmap.config import LEAST_HELD_OUT, MOST_HELD_OUT, n_folds
 from atlasmap.models.random import keyed_seed
 
-STAND_IN = "held out"  # begins the names of batches that stand in for whole ones
+STAND_IN = "held out"  # prefix of the names of parts of a batch
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Cells of a reference that are `kept` to train on (mask), the `asked` among the others
-    (places: of large batches some), and their `batch` as it is held out."""
+    """A fold: reference cells `kept` to train on (mask), the held-out cells to map (`asked`:
+    indices; a sample of large batches), and the `batch` of each of these."""
 
     kept: np.ndarray
     asked: np.ndarray
     batch: np.ndarray
 
     def held_out(self, cells: anndata.AnnData, batch: str | None = None) -> anndata.AnnData:
-        """The cells that are asked (of one batch), in memory, obs `batch` as held out."""
+        """Return the held-out cells to map (of one batch, if given), in memory, with the fold's
+        obs `batch`."""
         of_batch = slice(None) if batch is None else self.batch == batch
         out = cells[self.asked[of_batch]]
         out = out.to_memory() if out.isbacked else out.copy()
@@ -33,7 +36,7 @@ class Fold:
 
 
 def some_of_each(batch: np.ndarray, most: int) -> np.ndarray:
-    """Places of at most so many cells of each batch, in their order."""
+    """Sorted indices of a random sample of at most `most` cells per batch."""
     out = []
     for name in np.unique(batch):
         at, rng = np.flatnonzero(batch == name), np.random.default_rng(keyed_seed(0, "asked", name))
@@ -42,10 +45,10 @@ def some_of_each(batch: np.ndarray, most: int) -> np.ndarray:
 
 
 def folds_of(cells: anndata.AnnData, asked: int | None = None) -> list[Fold]:
-    """Groups of batches (obs `batch`) of about the same size, each held out once.
+    """Split batches (obs `batch`) into folds with similar numbers of cells.
 
-    Of one batch random parts stand in for batches: easier than a real query, and said so (they are
-    called "held out: …").
+    A single batch is split into random parts, called "held out: …". They are easier to map than a
+    real query.
     """
     batch = cells.obs["batch"].astype(str).to_numpy()
     sizes = pd.Series(batch).value_counts()
@@ -57,7 +60,7 @@ def folds_of(cells: anndata.AnnData, asked: int | None = None) -> list[Fold]:
         return [fold_of(part == k, names, MOST_HELD_OUT // n) for k in range(n)]
     order = sorted(sizes.index, key=lambda name: (-sizes[name], keyed_seed(0, "held out", name)))
     groups, totals = [[] for _ in range(n)], np.zeros(n)
-    for name in order:  # the largest first, each to the smallest group
+    for name in order:  # largest batch first, into the smallest group
         k = int(totals.argmin())
         groups[k].append(name)
         totals[k] += sizes[name]
@@ -66,14 +69,14 @@ def folds_of(cells: anndata.AnnData, asked: int | None = None) -> list[Fold]:
 
 
 def fold_of(held: np.ndarray, batch: np.ndarray, most: int) -> Fold:
-    """Without the `held` cells (mask), of which at most so many a batch are asked."""
+    """Fold without the `held` cells (mask), of which at most `most` per batch are mapped."""
     asked = np.flatnonzero(held)[some_of_each(batch[held], most)]
     return Fold(~held, asked, batch[asked])
 
 
 def thinned(cells: anndata.AnnData, depth: float) -> anndata.AnnData:
-    """Cells (obs `batch`: one) whose counts are brought binomially to a median of `depth`, where
-    they are deeper; those left without any count are left out."""
+    """Thin the counts of one batch binomially to a median library size of `depth`, if it is larger;
+    cells left without counts are removed."""
     counts = sparse.csr_matrix(cells.X)
     share = min(1.0, depth / float(np.median(np.asarray(counts.sum(1)).ravel())))
     if share == 1:

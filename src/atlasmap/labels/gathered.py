@@ -1,4 +1,4 @@
-"""What an atlas is put together from: latents of mappings, their proteins, known labels."""
+"""Inputs of an atlas: latents of mappings, their denoised proteins, known labels."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def read_truth(queries: list[Path]) -> pd.Series | None:
 
 
 def check_mapped(latents: tuple[Path, ...]) -> None:
-    """Raise MAPPING_MISSING for latents (or what lies beside them) that are not there."""
+    """Raise MAPPING_MISSING if any of these files of mappings does not exist."""
     missing = [str(path) for path in latents if not path.is_file()]
     if missing:
         raise AtlasmapError(
@@ -39,7 +39,8 @@ def check_mapped(latents: tuple[Path, ...]) -> None:
 
 
 def with_proteins(latent: Path) -> anndata.AnnData:
-    """A latent with what totalVI says of the proteins, where that lies beside it."""
+    """Read a latent, with totalVI's denoised proteins if they are in the same folder; raises
+    CELLS_DIFFER."""
     out, beside = read_reference(latent), latent.parent / FILE
     if beside.is_file():
         denoised = anndata.read_h5ad(beside, backed="r")
@@ -56,7 +57,10 @@ def with_proteins(latent: Path) -> anndata.AnnData:
 
 
 def read_latents(latents: tuple[Path, ...], reference: anndata.AnnData) -> list[anndata.AnnData]:
-    """Latents of mappings, with proteins if the reference has them; raises MAPPING_MISSING."""
+    """Read the latents of mappings, with denoised proteins if the reference has them.
+
+    Raises MAPPING_MISSING, CELLS_DIFFER.
+    """
     check_mapped(latents)
     if OF_PROTEINS[0] in reference.obsm:
         check_mapped(tuple(path.parent / FILE for path in latents))
@@ -64,7 +68,8 @@ def read_latents(latents: tuple[Path, ...], reference: anndata.AnnData) -> list[
 
 
 def agreement(labels: list[pd.DataFrame]) -> np.ndarray:
-    """Share of label tables (all of the same cells) that name each cell of the first as it does."""
+    """For each cell of the first label table, the fraction of tables (all of the same cells) that
+    predict the same label as the first."""
     keys = [pd.MultiIndex.from_frame(table[["batch", "cell_id"]].astype(str)) for table in labels]
     first = labels[0]["predicted_label"].to_numpy()
     same = [

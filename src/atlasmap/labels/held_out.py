@@ -1,5 +1,4 @@
-"""From held-out batches, as they are mapped onto models trained without them, to what a reference
-learns of its labels."""
+"""Learn a reference's calibration from held-out batches mapped onto models trained without them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,13 @@ from atlasmap.mapping.embed import posterior_soft_labels
 from atlasmap.mapping.latent import latent_of, variance_of
 from atlasmap.settings import CalibrationSettings, TransferSettings
 
-LEAST = 10  # cells of a batch that anything is learned from
+LEAST = 10  # batches with fewer held-out cells are ignored
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """A fold: its number, the `latent` of the cells that a model was trained on (.h5ad), and the
-    cells held out as they were `mapped` onto it (.h5ad, obs depth)."""
+    """Files of a fold: `latent` of the cells that its model was trained on (.h5ad), and held-out
+    cells `mapped` onto that model (.h5ad; obs depth: the library size they were thinned to)."""
 
     fold: int
     latent: Path
@@ -40,18 +39,18 @@ def counts_of(cells: anndata.AnnData) -> sparse.csr_matrix:
 
 
 def profiles_of(cells: anndata.AnnData, names: list[str], depth: float) -> Profiles:
-    """Of the labels of prepared cells, in memory or not."""
+    """Profiles of the labels `names` from prepared cells, in memory or backed."""
     return Profiles.of(cells.X, cells.obs["label"].astype(str).to_numpy(), names, depth)
 
 
 def mapped_at(path: Path, depth: float) -> anndata.AnnData:
-    """Held-out cells as they were mapped at a depth."""
+    """Held-out cells as they were mapped after thinning to library size `depth`."""
     said = anndata.read_h5ad(path)
     return said[(said.obs["depth"] == depth).to_numpy()].copy()
 
 
 def fitted_of(latent: anndata.AnnData, unlabeled: str) -> dict[str, Fitted]:
-    """Classifiers on the latent of labelled cells."""
+    """Fit the classifiers of `ON_LATENT` on the latent of labelled cells."""
     labels = latent.obs["label"].astype(str).to_numpy()
     known = labels != unlabeled
     return fitted_on(latent_of(latent)[known], labels[known], TransferSettings().n_neighbors)
@@ -60,14 +59,15 @@ def fitted_of(latent: anndata.AnnData, unlabeled: str) -> dict[str, Fitted]:
 def opinions_on(
     part: anndata.AnnData, fitted: dict[str, Fitted], names: list[str]
 ) -> dict[str, np.ndarray]:
-    """What the classifier and those on the latent say of mapped cells (name → cells × names)."""
+    """Label probabilities of mapped cells by the model's classifier and by those `fitted` on the
+    latent (name → cells × names)."""
     said = {name: aligned(ask(latent_of(part)), names) for name, ask in fitted.items()}
     return {"classifier": np.asarray(part.obsm["soft_labels"], np.float64), **said}
 
 
 def labels_kept(reference: anndata.AnnData, fold: Fold) -> np.ndarray:
-    """Labels of the reference's cells as they are known without a fold's batches; those held out
-    have none."""
+    """Labels of the reference's cells as in the fold's training; held-out cells have an empty
+    label."""
     obs = reference.obs[fold.kept].copy()
     at_new_depth(obs, tree_in(reference), unlabeled_in(reference))
     labels = np.full(reference.n_obs, "", object)
@@ -78,8 +78,8 @@ def labels_kept(reference: anndata.AnnData, fold: Fold) -> np.ndarray:
 def batches_of(
     run: Mapped, depth: float, fitted: dict[str, Fitted], reference: anndata.AnnData, fold: Fold
 ) -> list[Batch]:
-    """The held-out batches of a fold at a depth, seen from the other batches of the reference (on
-    whose latent classifiers were `fitted`)."""
+    """Held-out batches of a fold, thinned to library size `depth` and compared with the reference's
+    other batches, on whose latent the classifiers were `fitted`."""
     said = mapped_at(run.mapped, depth)
     names = [str(name) for name in said.uns["soft_label_names"]]
     profiles, out = Profiles.of(reference.X, labels_kept(reference, fold), names, depth), []
@@ -102,7 +102,7 @@ def batches_of(
 
 
 def fit_of(runs: list[Mapped], depth: float) -> BatchFit | None:
-    """How far whole batches are, at a depth."""
+    """Fit the scale of the batch shift on held-out batches thinned to library size `depth`."""
     distances, missing, labels = [], [], []
     for run in runs:
         said, kept = mapped_at(run.mapped, depth), anndata.read_h5ad(run.latent)
@@ -120,8 +120,10 @@ def fit_of(runs: list[Mapped], depth: float) -> BatchFit | None:
 def from_batches(
     reference: anndata.AnnData, runs: list[Mapped], settings: CalibrationSettings, tree: LabelTree
 ) -> tuple[Calibration, list[Profiles]]:
-    """Learned from batches held out in turn, and the profiles of the whole reference (prepared
-    cells), one a view."""
+    """Learn the calibration from batches held out in turn; `reference` are prepared cells.
+
+    Returns the calibration, and the profiles of the whole reference, one per view.
+    """
     labels = Registry.of(reference).labels
     said = [anndata.read_h5ad(run.mapped, backed="r").obs for run in runs]
     depths = sorted({float(depth) for obs in said for depth in obs["depth"]})
@@ -142,7 +144,8 @@ def from_validation(
     model, reference: anndata.AnnData, latent: anndata.AnnData, depth: float,
     settings: CalibrationSettings, tree: LabelTree,
 ) -> tuple[Calibration, list[Profiles]]:  # fmt: skip
-    """The same from the reference's validation cells; `latent` is the reference's own."""
+    """As `from_batches`, from the reference model's own validation cells (obs `split` of `latent`,
+    the reference's latent); there is one view, at library size `depth`."""
     labels = Registry.of(reference).labels
     seen = (latent.obs["split"] == "validation").to_numpy()
     others = np.where(seen, "", reference.obs["label"].astype(str))

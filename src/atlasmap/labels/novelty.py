@@ -1,9 +1,11 @@
-"""Novelty: like no label that the reference has. By which score, the reference itself is asked.
+"""Novelty: query cells that resemble none of the reference's labels.
 
-`correlation`: a cell and its like correlate with no label's profile. `misfit`: the decoder explains
-them poorly. Neither is right everywhere, so each label is left out of what held-out cells are
-compared with, and the score is taken that tells its cells apart. Cut-offs come from held-out
-batches, by the label that a cell was given: the largest over folds, shrunk to that of all labels.
+There are two scores. `correlation`: the cell, averaged with similar cells of its batch, correlates
+with no label's profile. `misfit`: the decoder reconstructs the cell poorly. Which one works better
+depends on the reference, so each label is left out in turn of what held-out cells are compared
+with, and the score with the higher mean AUROC for the left-out labels is used. Cut-offs are learned
+on held-out batches, per label that a cell was given: the largest over folds, shrunk towards the
+cut-off of all labels.
 """
 
 from dataclasses import dataclass, field
@@ -16,26 +18,28 @@ from atlasmap.labels.confidence import Held, Told, Weights, pooled
 from atlasmap.labels.profiles import Seen
 
 SCORES = ("correlation", "misfit")
-SHRINK = 10  # cells that the cut-off of all labels counts as, beside a label's own
+SHRINK = 10  # weight, in cells, of the cut-off of all labels against a label's own
 LEAST_RESIDUAL = 1e-6
-ABOVE_ONE = 1.02  # so that a correlation of 1 has a logarithm
+ABOVE_ONE = 1.02  # keeps log(ABOVE_ONE − correlation) finite
 
 
 def relative(values: np.ndarray, to: np.ndarray | None = None) -> np.ndarray:
-    """Over a batch's median (of `to`; its own)."""
+    """Values divided by the median of `to` (default: of the values themselves)."""
     return values / max(float(np.median(values if to is None else to)), LEAST_RESIDUAL)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as a model maps it. `names` are the model's labels, `predicted` the classifier's
-    (codes), `by_model` its probabilities averaged over the posterior (cells × names), `seen` the
-    cells' genes, `residual` the decoder's residual score over the batch's median (None without
-    counts).
+    """A mapped batch.
 
-    Of a held-out batch also its `fold`, true `labels` (names), `residual_if_missing`: that of each
-    cell if the model lacked its label, and `opinions` on its labels (name → cells × names), those
-    of genes left out.
+    `names`: the model's labels; `predicted`: the classifier's labels (codes); `by_model`: its
+    probabilities averaged over the posterior (cells × names); `seen`: the comparison of the cells'
+    genes with the reference; `residual`: residual score relative to the batch's median (None
+    without counts).
+
+    Of a held-out batch also: `fold`; true `labels` (names); `residual_if_missing`: residual score
+    of each cell if the model lacked its label; `opinions` on labels (name → cells × names) besides
+    that of the genes.
     """
 
     names: list[str]
@@ -49,49 +53,50 @@ class Batch:
     opinions: dict[str, np.ndarray] = field(default_factory=dict)
 
     def named(self, weights: Weights) -> "Batch":
-        """The same with cells named (`seen.codes`) as classifier and genes together say."""
+        """Return the batch with the labels (`seen.codes`) of the pool of classifier and genes."""
         codes = pooled(weights, self.by_model, self.seen.by_genes).argmax(1)
         return Batch(**vars(self) | {"seen": self.seen.renamed(codes)})
 
     @property
     def known(self) -> np.ndarray:
-        """Cells (places) whose true label the model has."""
+        """Indices of the cells whose true label the model has."""
         return np.flatnonzero(np.isin(self.labels, self.names))
 
     @property
     def truth(self) -> np.ndarray:
-        """Codes of true labels of the `known`."""
+        """True labels (codes) of the `known` cells."""
         number = {name: k for k, name in enumerate(self.names)}
         return np.array([number[label] for label in self.labels[self.known]], int)
 
     @property
     def told(self) -> Told:
-        """What weights are learned from."""
+        """Input of `fit_weights` for classifier and genes, from the `known` cells."""
         return self.by_model[self.known], self.seen.by_genes[self.known], self.truth
 
     @property
     def all_told(self) -> tuple[list[str], Told]:
-        """What weights of all opinions are learned from, and whose they are."""
+        """Names of all opinions, and the input of `fit_weights` for them, from the `known`
+        cells."""
         said = self.opinions | {"genes": self.seen.opinion}
         return list(said), (*(p[self.known] for p in said.values()), self.truth)
 
     @property
     def held(self) -> Held:
-        """The known cells, as confidence is learned from them."""
+        """The `known` cells in the form from which `Confidence` is learned."""
         return Held(self.told, self.seen.codes[self.known], self.predicted[self.known])
 
     def has(self, score: str) -> bool:
-        """Whether there is such a score."""
+        """Whether a score can be computed."""
         return score == "correlation" or self.residual is not None
 
     def score(self, score: str) -> np.ndarray:
-        """How unlike all labels each cell is (cells), on a logarithmic scale."""
+        """Novelty score of each cell on a log scale: larger for cells less like any label."""
         if score == "misfit":
             return np.log(np.maximum(self.residual, LEAST_RESIDUAL))
         return np.log(ABOVE_ONE - self.seen.like.max(1))
 
     def score_if_missing(self, score: str) -> np.ndarray:
-        """The same of the known cells, if their label were not among those compared with."""
+        """The same for the `known` cells, with their true label left out of the comparison."""
         if score == "misfit":
             return np.log(np.maximum(self.residual_if_missing[self.known], LEAST_RESIDUAL))
         like = self.seen.like[self.known]
@@ -101,15 +106,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class CutOffs:
-    """A cell is novel whose `score` is above the cut-off of the label it was given (`by_label`), or
-    of a label that no held-out cell was given above that `of_all`."""
+    """Cut-offs of a novelty `score`: a cell is novel above the cut-off of the label it was given
+    (`by_label`), or above `of_all` if no held-out cell was given that label."""
 
     score: str
     of_all: float
     by_label: dict[str, float]
 
     def novelty(self, scores: np.ndarray, names: list[str], codes: np.ndarray) -> np.ndarray:
-        """Above 1 where a cell (named by codes) is novel; a ratio of what the logarithms are of."""
+        """exp(score − cut-off) of cells that were given the labels `codes`; novel above 1."""
         cuts = np.array([self.by_label.get(name, self.of_all) for name in names])
         return np.exp(scores - cuts[codes])
 
@@ -117,7 +122,12 @@ class CutOffs:
 def cut_offs(
     held: list[Batch], score: str, false_novel: float, *, by_label: bool = True
 ) -> CutOffs:
-    """Under which at most `false_novel` of the known cells of each fold are novel."""
+    """Learn cut-offs: the 1 − `false_novel` quantile of the scores of each fold's known cells, and
+    of these the largest.
+
+    For all labels together and, if `by_label`, per label that cells were given, shrunk towards the
+    cut-off of all labels.
+    """
     folds = sorted({batch.fold for batch in held})
     scores = {k: [] for k in folds}
     given = {k: [] for k in folds}
@@ -139,8 +149,11 @@ def cut_offs(
 
 
 def told_apart(held: list[Batch], score: str, least: int) -> dict[str, float]:
-    """AUROC of the cells of each label (of at least so many cells), if it were missing, against
-    those of all others as they are."""
+    """Label → AUROC of its cells, scored as if the label were missing, against the known cells of
+    all other labels.
+
+    Labels with fewer than `least` cells are left out. Empty if a batch lacks the score.
+    """
     if not all(batch.has(score) for batch in held):
         return {}
     labels = np.concatenate([batch.labels[batch.known] for batch in held])
@@ -156,8 +169,8 @@ def told_apart(held: list[Batch], score: str, least: int) -> dict[str, float]:
 
 
 def choose_score(held: list[Batch], least: int) -> tuple[str, dict[str, dict[str, float]]]:
-    """The score that tells labels apart best, on average over labels, and what each does (score →
-    label → AUROC)."""
+    """Return the score with the largest mean AUROC over labels, and the AUROCs of both scores
+    (score → label → AUROC)."""
     found = {score: told_apart(held, score, least) for score in SCORES}
     found = {score: of_labels for score, of_labels in found.items() if of_labels}
     best = max(found, key=lambda score: np.mean(list(found[score].values())), default=SCORES[0])
@@ -167,12 +180,15 @@ def choose_score(held: list[Batch], least: int) -> tuple[str, dict[str, dict[str
 def would_be_found(
     held: list[Batch], cuts: CutOffs, weights: Weights, least: int
 ) -> list[dict[str, str | int | float]]:
-    """Of each label, how many of its held-out cells were novel if the reference lacked it: label,
-    n, detected, and its 95 % interval (Wilson 1927)."""
+    """Fraction of each label's held-out cells that would be called novel if the reference lacked
+    the label: rows label, n, detected, and its 95 % interval low, high (Wilson 1927).
+
+    Labels with fewer than `least` cells are left out.
+    """
     labels, found = [], []
     for batch in held:
         p = pooled(weights, *batch.told[:2])
-        p[np.arange(len(p)), batch.truth] = -1  # and the label that it would be given instead
+        p[np.arange(len(p)), batch.truth] = -1  # so that another label is given
         scores = batch.score_if_missing(cuts.score)
         found.append(cuts.novelty(scores, batch.names, p.argmax(1)) > 1)
         labels.append(batch.labels[batch.known])

@@ -1,5 +1,5 @@
-"""Opinions on labels besides the classifier's: by other classifiers on the same latent; and the
-majority of all opinions, weighted as held-out batches teach."""
+"""Opinions on labels besides the model's classifier: other classifiers on the same latent, and the
+majority of all opinions, with weights learned on held-out batches."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ from atlasmap.models.random import keyed_seed
 
 N_TREES = 100
 MAX_ITERATIONS = 1000
-MOST_FITTED = 20_000  # cells of a held-out reference that classifiers are fitted on
+MOST_FITTED = 20_000  # largest number of cells that `fitted_on` fits classifiers on
 
-Fitted = Callable[[np.ndarray], SoftLabels]  # names cells (cells × latent)
+Fitted = Callable[[np.ndarray], SoftLabels]  # a fitted classifier: latent (cells × latent) → labels
 
 
 def knn(latent: np.ndarray, labels: np.ndarray, n_neighbors: int, seed: int) -> Fitted:
@@ -45,7 +45,8 @@ ON_LATENT = {"knn": knn, "random_forest": random_forest, "logistic": logistic}
 def fitted_on(
     latent: np.ndarray, labels: np.ndarray, n_neighbors: int, seed: int = 0
 ) -> dict[str, Fitted]:
-    """Every classifier on the latent (cells × latent) of labelled cells, of many cells some."""
+    """Fit every classifier on the latent (cells × latent) of labelled cells, or on a random sample
+    of MOST_FITTED of them."""
     at = np.arange(len(latent))
     if len(at) > MOST_FITTED:
         rng = np.random.default_rng(keyed_seed(seed, "opinions"))
@@ -54,7 +55,8 @@ def fitted_on(
 
 
 def aligned(soft: SoftLabels, names: list[str]) -> np.ndarray:
-    """Probabilities of these labels (cells × names), zero for those that `soft` does not have."""
+    """Reorder probabilities to the labels `names` (cells × names); zero for labels that `soft`
+    lacks."""
     place = {name: k for k, name in enumerate(names)}
     out = np.zeros((len(soft.probabilities), len(names)), np.float32)
     out[:, [place[name] for name in soft.names]] = soft.probabilities
@@ -62,8 +64,8 @@ def aligned(soft: SoftLabels, names: list[str]) -> np.ndarray:
 
 
 def majority(opinions: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
-    """What all `opinions` (cells × labels) say together: a log-linear pool by their `weights`, or
-    where none were learned by equal ones. An opinion abstains where it is NaN."""
+    """Log-linear pool of all `opinions` (cells × labels) that have `weights`, with equal weights if
+    none were learned. An opinion has no effect where it is NaN."""
     equal = dict.fromkeys(opinions, 1 / len(opinions))
     by_name = weights or equal
     known = [name for name in opinions if name in by_name]

@@ -1,8 +1,9 @@
-"""Does a label that stands above others have cells that are none of the labels below it?
+"""Does an ancestor label have cells that belong to none of the labels below it?
 
-Batches are held out in turn. If more of a label's cells than could be by chance are less like any
-label below it than nearly all cells of these labels are, seen from batches that neither is of,
-those cells are a label of their own: it keeps a place among the labels that a model learns.
+Batches are held out in turn, and their cells compared with label profiles of the other batches. A
+cell of an ancestor label is unlike the labels below it if it is less similar to them than nearly
+all cells of these labels are. If there are more such cells than expected by chance, the ancestor
+label is learned by the model as a label of its own, for these cells.
 """
 
 from dataclasses import dataclass
@@ -18,47 +19,50 @@ from atlasmap.labels.folds import folds_of
 from atlasmap.labels.novelty import ABOVE_ONE
 from atlasmap.labels.profiles import Profiles, Seen, some_of
 
-USUAL = 0.95  # share of cells of the labels below that are as like them as asked
-FARTHER = 1.1  # than those, on the scale of novelty
-SHARE = 0.1  # of a label's cells, from which on they are no chance (seen where all were: 0.01)
-LEAST = 10  # such cells, cells of the labels below, and of a batch
+USUAL = 0.95  # quantile of the score over cells of the labels below
+FARTHER = 1.1  # an unlike cell's novelty exceeds that quantile by this factor
+SHARE = 0.1  # fraction of unlike cells above which they are not chance (by chance: 0.01 seen)
+LEAST = 10  # fewest unlike cells, cells of the labels below, and cells of a batch
 
 
 @dataclass(frozen=True)
 class OwnLeaf:
-    """A label above others: how many of its cells were `asked`, which of all cells (places) are
-    `unlike` the labels below it, and whether these are a label of their own (`kept`)."""
+    """An ancestor label: the number of its cells that were compared (`asked`), the indices of those
+    that are `unlike` all labels below it, and whether these form a label of their own (`kept`)."""
 
     asked: int
     unlike: np.ndarray
 
     @property
     def share(self) -> float:
-        """Of the cells that were asked."""
+        """Fraction of the compared cells that are unlike all labels below."""
         return len(self.unlike) / self.asked
 
     @property
     def kept(self) -> bool:
-        """Whether they are no chance."""
+        """Whether there are more unlike cells than expected by chance."""
         return self.share > SHARE and len(self.unlike) >= LEAST
 
 
 def sampled(cells: anndata.AnnData) -> np.ndarray:
-    """Places of some cells of each label as it was given, in order."""
+    """Sorted indices of a sample of cells per original label."""
     codes = given_in(cells.obs).astype("category").cat.codes.to_numpy()
     return np.sort(np.concatenate([some_of(codes, code) for code in np.unique(codes)]))
 
 
 def counts_at(cells: anndata.AnnData, at: np.ndarray) -> sparse.csr_matrix:
-    """Counts of some cells, in memory."""
+    """Read the counts of the cells at indices `at` into memory (also from dask arrays)."""
     chosen = cells.X[at]
     return sparse.csr_matrix(chosen.compute() if hasattr(chosen, "compute") else chosen)
 
 
 def unlikeness(cells: anndata.AnnData, registry: Registry) -> np.ndarray:
-    """Of prepared cells (in memory) minus the correlation of each with each label of the registry
-    (cells × labels), seen from other folds' batches; NaN for cells that were not asked, infinite
-    for labels that those batches lack."""
+    """Negative correlation of each cell with each label of the registry (cells × labels), using
+    profiles of the batches of other folds.
+
+    NaN for cells that were not compared, infinite for labels that those batches lack. `cells` are
+    prepared cells in memory.
+    """
     labels, names = cells.obs["label"].astype(str).to_numpy(), registry.labels
     depth = float(np.median(np.asarray(cells.X.sum(1)).ravel()))
     out = np.full((cells.n_obs, len(names)), np.nan)
@@ -79,8 +83,12 @@ def unlikeness(cells: anndata.AnnData, registry: Registry) -> np.ndarray:
 
 
 def own_leaves(cells: anndata.AnnData) -> dict[str, OwnLeaf]:
-    """Of each label above others that cells of a prepared reference have. Nothing can be said of
-    labels below it that are in one batch alone, nor in batches of nothing else."""
+    """`OwnLeaf` of each ancestor label in a prepared reference.
+
+    Cells are not compared if all labels below theirs occur only in the held-out batches, or if
+    fewer than LEAST cells of their batch have unrelated labels. Ancestor labels are left out if
+    none of their cells, or too few cells of the labels below, can be compared.
+    """
     registry, at = Registry.of(cells), sampled(cells)
     part = anndata.AnnData(counts_at(cells, at), obs=cells.obs.iloc[at], uns=dict(cells.uns))
     unlike, labels = unlikeness(part, registry), part.obs["label"].astype(str).to_numpy()
@@ -99,8 +107,8 @@ def own_leaves(cells: anndata.AnnData) -> dict[str, OwnLeaf]:
 
 
 def keep_own_leaves(cells: anndata.AnnData, facts: dict) -> None:
-    """Give cells that are none of the labels below theirs that label, in place, in a reference's
-    facts too."""
+    """Set obs `label` to the ancestor label for cells that belong to none of the labels below it,
+    and record this in the reference's `facts`; both in place."""
     if not facts.get("labels_above"):
         return
     labels = cells.obs["label"].astype(str).to_numpy(object)

@@ -1,10 +1,10 @@
-"""Colours that readers tell apart, also colour-blind ones, on every figure and page alike."""
+"""Colours of all figures and pages, distinguishable also for colour-blind readers."""
 
 BLUE, RED, BLACK, GREY = "#0072b2", "#d55e00", "#1a1a1a", "#d9d9d9"
 GREEN, ORANGE = "#009e73", "#e69f00"
 
-# Okabe and Ito's seven, then each next colour the one farthest in OKLab from all before it, from
-# white and from GREY, as seen by normal, deuteranopic and protanopic eyes (Machado 2009).
+# Okabe and Ito's seven; each further colour is the one farthest in OKLab from all before it, from
+# white and from GREY, for normal, deuteranopic and protanopic vision (Machado 2009).
 HEX = """
 0072b2 e69f00 009e73 cc79a7 d55e00 56b4e9 f0e442 66001f 1f0099 4700ff a31f5c 857aff 66cc8f 703d00
 471f5c 660ac2 cc0a99 a35233 ff4770 99ccff e029d6 adeb99 70297a 85c2c2 f5c252 29667a 1f523d f5703d

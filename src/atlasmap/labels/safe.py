@@ -1,5 +1,5 @@
-"""The deepest safe label: at the deepest level of the tree of labels at which no more than the risk
-that was asked for of held-out cells were wrong."""
+"""The deepest safe label: at the deepest level of the label tree at which the fraction of held-out
+cells with a wrong label is at most the requested risk."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,9 @@ LABEL, NONE = "label", "none"  # levels: a label of the model, and no label at a
 def at_level(
     p: np.ndarray, names: list[str], codes: np.ndarray, tree: LabelTree, level: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Of cells whose label (codes of `names`) is below a level: their places, the probability that
-    their label has there (`p`: cells × labels), and what each label is there."""
+    """For cells whose label (`codes` of `names`) is below `level`: their indices, the summed
+    probability (of `p`, cells × labels) of their label's ancestor at that level, and label →
+    ancestor at that level."""
     to = {name: tree.at_level(name, level) for name in names}
     summed, groups = rolled_up(p, names, to)
     at = np.flatnonzero(np.array([tree.depth(name) > level for name in names])[codes])
@@ -26,8 +27,8 @@ def at_level(
 
 @dataclass
 class Asked:
-    """Known cells of a held-out batch: pooled probabilities `p` (cells × labels), and which cells
-    have no safe label yet (`left`)."""
+    """Known cells of a held-out batch: pooled probabilities `p` (cells × labels), and the cells
+    without a safe label so far (`left`, mask)."""
 
     batch: Batch
     p: np.ndarray
@@ -35,14 +36,15 @@ class Asked:
 
     @classmethod
     def of(cls, batch: Batch, weights: Weights, threshold: float) -> "Asked":
-        """All of them left but those whose label is confident."""
+        """Start with all known cells left except those with a confident label."""
         p = pooled(weights, *batch.told[:2])
         given, predicted = batch.seen.codes[batch.known], batch.predicted[batch.known]
         sure = p[np.arange(len(p)), given] >= threshold
         return cls(batch, p, ~(sure & (given == predicted)))
 
     def at(self, tree: LabelTree, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cells left that are below a level: places, probability there, and whether it is right."""
+        """Cells left whose label is below `level`: their indices, the probability of its ancestor
+        there, and whether that ancestor is right."""
         names, given = self.batch.names, self.batch.seen.codes[self.batch.known]
         at, own, to = at_level(self.p, names, given, tree, level)
         group, left = np.array([to[name] for name in names], object), self.left[at]
@@ -53,10 +55,12 @@ class Asked:
 def level_thresholds(
     held: list[Batch], of_others: dict[int, Weights], tree: LabelTree, threshold: float, risk: float
 ) -> dict[str, float]:
-    """Level → probability from which on a label is safe there, learned from those cells of held-out
-    batches (as they are named, weighed by the other folds' weights) that have no label from
-    `threshold` on and none safe at a deeper level. A level that held-out cells say nothing about is
-    not in it."""
+    """Learn level → probability from which a label is safe at that level.
+
+    Levels are processed from the deepest up. Each is learned on the held-out cells that have
+    neither a confident label (p ≥ `threshold`) nor a safe one at a deeper level, with p pooled by
+    `of_others`, the weights of the other folds. A level without such cells is left out.
+    """
     n_levels = tree.levels([name for batch in held for name in batch.names])
     asked = [Asked.of(batch, of_others[batch.fold], threshold) for batch in held]
     out: dict[str, float] = {}
@@ -73,7 +77,8 @@ def level_thresholds(
 
 @dataclass(frozen=True)
 class Safe:
-    """Of each cell a `label`, its `level` (label, level0, … or none), `probability` (or NaN)."""
+    """Safe `label` of each cell, its `level` (label, level0, … or none) and its `probability` (NaN
+    for none)."""
 
     label: np.ndarray
     level: np.ndarray
@@ -84,16 +89,19 @@ def safe_labels(
     p: np.ndarray, names: list[str], given: np.ndarray, sure: np.ndarray, may_have: np.ndarray,
     tree: LabelTree, thresholds: dict[str, float], unlabeled: str,
 ) -> Safe:  # fmt: skip
-    """Of cells with pooled probabilities `p` (cells × labels) and labels `given` (codes): that
-    label where it is `sure`, else what is safe above it; `unlabeled` where nothing is, or a cell (a
-    novel one) may not have any."""
+    """Return each cell's safe label: its `given` label (codes) if that is `sure`, else the deepest
+    ancestor whose probability reaches the level's threshold, else `unlabeled`.
+
+    `p`: pooled probabilities (cells × labels); `may_have`: mask of cells that may get a label
+    (novel cells may not).
+    """
     label, level = np.full(len(p), unlabeled, object), np.full(len(p), NONE, object)
     probability = np.full(len(p), np.nan)
 
     def take(at: np.ndarray, what: list[str], where: str, how_sure: np.ndarray) -> None:
         label[at], level[at], probability[at] = np.array(what, object)[given[at]], where, how_sure
 
-    for k in range(tree.levels(names)):
+    for k in range(tree.levels(names)):  # from the top: deeper labels overwrite
         where = f"level{k}"
         at, own, to = at_level(p, names, given, tree, k)
         fine = may_have[at] & (own >= thresholds.get(where, np.inf))

@@ -1,7 +1,8 @@
-"""The map: UMAP (McInnes et al. 2018) fitted on reference cells, everyone else placed into it.
+"""The map: UMAP (McInnes et al. 2018), fitted on reference cells; all other cells are placed in it.
 
-The fitted map is kept as data (.npz), never as a pickle. Neighbours are exact (scikit-learn), and
-query batches are placed one by one, so a cell's place depends on its own batch and the reference.
+The fitted map is stored as arrays (.npz), never as a pickle. Neighbours are exact (scikit-learn),
+and query batches are placed one by one, so a cell's position depends only on its own batch and the
+reference.
 """
 
 import operator
@@ -18,12 +19,13 @@ from atlasmap.labels.knn import Nearest
 from atlasmap.models.random import keyed_seed
 from atlasmap.settings import UmapSettings
 
-LARGEST = 1e15  # of a map's numbers: squares of larger ones leave float32
+LARGEST = 1e15  # bound on a map's values, so that their squares are finite in float32
 
 
 @dataclass(frozen=True)
 class FittedMap:
-    """`latent` (fitted cells × latent) and `positions` (fitted cells × 2), UMAP's curve a, b."""
+    """A fitted map: `latent` (fitted cells × latent), `positions` (fitted cells × 2), and the
+    parameters `a`, `b` of UMAP's low-dimensional similarity curve."""
 
     latent: np.ndarray
     positions: np.ndarray
@@ -52,7 +54,7 @@ class FittedMap:
                     raise ValueError("values that are no finite numbers")
             if not (1 <= out.n_neighbors < max(len(out.latent), 2) and 0 <= out.seed < 2**32):
                 raise ValueError(f"{out.n_neighbors} neighbours, seed {out.seed}")
-        except Exception as error:  # numpy, zipfile and zlib raise what they like
+        except Exception as error:  # numpy, zipfile and zlib raise many types
             raise AtlasmapError(
                 "UMAP_UNREADABLE",
                 expected=f"{path}, a fitted map",
@@ -63,7 +65,7 @@ class FittedMap:
 
 
 def umap_unfitted(**settings):
-    """umap.UMAP, and what it compiles is kept."""
+    """Return an unfitted umap.UMAP; its compiled functions are cached on disk."""
     import umap
 
     keep_numba("umap", "pynndescent")
@@ -71,7 +73,7 @@ def umap_unfitted(**settings):
 
 
 def fit_map(latent: np.ndarray, settings: UmapSettings, seed: int) -> FittedMap:
-    """Fit UMAP on (at most `max_cells` of) `latent` (cells × latent)."""
+    """Fit UMAP on `latent` (cells × latent), or on a random sample of `max_cells` of its cells."""
     seed32 = keyed_seed(seed, "umap") % 2**32
     if len(latent) > settings.max_cells:
         rng = np.random.default_rng(seed32)
@@ -83,10 +85,10 @@ def fit_map(latent: np.ndarray, settings: UmapSettings, seed: int) -> FittedMap:
 
 
 def place(fitted: FittedMap, latent: np.ndarray, nearest: Nearest | None = None) -> np.ndarray:
-    """Positions (cells × 2) of `latent` (cells × latent) in the fitted map; `nearest` of the cells
-    that it was fitted on, where they are known.
+    """Positions (cells × 2) of `latent` (cells × latent) in the fitted map.
 
-    Cells the map was fitted on keep their fitted position when they are all of `latent`.
+    `nearest`: nearest cells among those that the map was fitted on, if already computed. If
+    `latent` are exactly the fitted cells, their fitted positions are returned.
     """
     if np.array_equal(latent, fitted.latent):
         return fitted.positions
@@ -94,7 +96,7 @@ def place(fitted: FittedMap, latent: np.ndarray, nearest: Nearest | None = None)
         n_neighbors=fitted.n_neighbors, metric="precomputed", a=fitted.a, b=fitted.b,
         random_state=fitted.seed, transform_seed=fitted.seed,
     )  # fmt: skip
-    # What fit() would have left behind; transform() reads nothing else.
+    # Attributes that fit() would have set; transform() reads no others.
     model.embedding_, model._raw_data = fitted.positions, fitted.latent
     model._n_neighbors, model._a, model._b = fitted.n_neighbors, fitted.a, fitted.b
     model._initial_alpha, model._input_hash = model.learning_rate, None
@@ -105,6 +107,6 @@ def place(fitted: FittedMap, latent: np.ndarray, nearest: Nearest | None = None)
     ends = fitted.n_neighbors * np.arange(len(latent) + 1)
     parts = nearest.distances.ravel(), nearest.at.ravel(), ends
     distances = sparse.csr_matrix(parts, (len(latent), len(fitted.latent)))
-    with warnings.catch_warnings():  # that distances are taken for what they are
+    with warnings.catch_warnings():  # precomputed distances are intended
         warnings.filterwarnings("ignore", "Transforming new data with precomputed", UserWarning)
         return np.asarray(model.transform(distances))

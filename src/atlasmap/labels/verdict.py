@@ -1,5 +1,5 @@
-"""A verdict a cell: confident, ambiguous (between which labels), or novel; and one a batch: does
-the reference fit it?"""
+"""Verdicts: each cell is confident, ambiguous (with a set of possible labels) or novel; and for
+each batch, whether the reference fits it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ SEPARATOR = " | "
 
 @dataclass(frozen=True)
 class Trust:
-    """What labels are weighed with: the reference's classifier, its `genes` (as people call them),
-    what cells without a label are called, what it learned of itself, profiles of its labels (one a
-    view), and prepared query cells by batch."""
+    """What verdicts are computed from: the reference's `model`, its `genes` (symbols if known, else
+    ids), its label for cells without one (`unlabeled`), its `calibration`, the `profiles` of
+    its labels (one per view), and a function from batch name to that batch's query `cells`."""
 
     model: Scanvi
     genes: list[str]
@@ -39,7 +39,7 @@ class Trust:
     cells: Callable[[str], anndata.AnnData]
 
     def counts(self, part: anndata.AnnData) -> sparse.csr_matrix:
-        """Of the cells of a mapped batch (cells × genes), in their order."""
+        """Counts of a mapped batch (cells × genes), in the order of `part`."""
         whole = self.cells(str(part.obs["batch"].iloc[0]))
         same = list(whole.obs_names) == list(part.obs_names)
         at = slice(None) if same else whole.obs_names.get_indexer(part.obs_names)
@@ -48,8 +48,8 @@ class Trust:
 
 @dataclass(frozen=True)
 class Weighed:
-    """A mapped batch: `cells` (a row a cell), pooled `probabilities` (cells × labels), and `shifts`
-    (a row a label)."""
+    """Verdicts on a mapped batch: `cells` (one row per cell), pooled `probabilities` (cells ×
+    labels), and `shifts` (one row per label)."""
 
     cells: pd.DataFrame
     probabilities: np.ndarray
@@ -57,13 +57,14 @@ class Weighed:
 
 
 def set_names(sets: np.ndarray, probabilities: np.ndarray, names: list[str]) -> list[list[str]]:
-    """Labels of each cell's set, the most probable first."""
+    """Names of the labels in each cell's prediction set, the most probable first."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     return [[names[k] for k in row if chosen[k]] for row, chosen in zip(order, sets, strict=True)]
 
 
 def seen_by(trust: Trust, part: anndata.AnnData) -> tuple[View, Batch]:
-    """What the reference learned for batches as deep as this, and the batch, named by it."""
+    """Return the calibration view for the batch's library size, and the batch with the labels that
+    it gives."""
     names = [str(name) for name in part.uns["soft_label_names"]]
     learned, counts = trust.calibration, trust.counts(part)
     view = learned.view(float(np.median(np.asarray(counts.sum(1)).ravel())))
@@ -78,13 +79,14 @@ def seen_by(trust: Trust, part: anndata.AnnData) -> tuple[View, Batch]:
 def judged(
     view: View, batch: Batch, index: pd.Index, tree: LabelTree, unlabeled: str
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """A row a cell of a batch named by a view, and pooled probabilities (cells × labels).
+    """Verdicts on a batch labelled by a view: a table with one row per cell, and pooled
+    probabilities (cells × labels).
 
-    Columns: pooled_label and pooled_confidence (by classifier and genes), genes_label and
-    genes_confidence (by genes alone), calibrated_confidence (of the predicted label),
-    prediction_set, prediction_set_size, novelty (novel above 1), shifted, verdict, safe_label,
-    safe_level, safe_probability. Confident is a cell that is sure enough, and whose classifier and
-    genes agree: its label is safe.
+    Columns: pooled_label and pooled_confidence (classifier and genes), genes_label and
+    genes_confidence (genes alone), calibrated_confidence (of the predicted label), prediction_set,
+    prediction_set_size, novelty (novel above 1), shifted, verdict, safe_label, safe_level,
+    safe_probability. A cell is confident if its pooled label reaches the threshold and is also the
+    classifier's, and it is neither novel nor shifted; its label is then safe.
     """
     names, predicted, given = batch.names, batch.predicted, batch.seen.codes
     p = pooled(view.confidence.weights, batch.by_model, batch.seen.by_genes)
@@ -117,11 +119,12 @@ def judged(
 def verdicts(
     trust: Trust, part: anndata.AnnData, reference: np.ndarray, tree: LabelTree | None
 ) -> Weighed:
-    """Of the cells of one mapped batch, as `judged` has them, with strangeness (of the batch; above
-    1 nobody is confident) and (with a tree) common_ancestor (of the set).
+    """Verdicts on the cells of one mapped batch.
 
-    `part`: obs batch (and misfit), obsm X_latent, latent_var, soft_labels, uns soft_label_names;
-    `reference` the reference's latent.
+    Columns are those of `judged`, strangeness (the batch shift; above 1 no cell is confident) and,
+    with a `tree`, common_ancestor (of the labels in the prediction set). `part`: obs batch (and
+    misfit), obsm X_latent, latent_var, soft_labels, uns soft_label_names; `reference`: the
+    reference's latent (cells × latent).
     """
     view, batch = seen_by(trust, part)
     table, p = judged(view, batch, part.obs_names, trust.calibration.tree, trust.unlabeled)
@@ -142,11 +145,15 @@ def verdicts(
 
 
 def fitness(cells: pd.DataFrame) -> dict:
-    """Of the query cells of a batch (as `verdicts` has them): does the reference fit? `fits`: no
-    farther than half-way from a held-out batch to cells that the reference lacks; `doubtful`: no
-    farther than those; `does not fit`: farther, and none of its labels is to be believed; `not
-    known`: no whole batch of the reference could be held out."""
-    shift, verdict = float(cells["strangeness"].iloc[0]), cells["verdict"]  # one a batch
+    """Summarise the verdicts on a batch's query cells (the table of `verdicts`), and whether the
+    reference fits the batch (`reference`).
+
+    With the batch shift (0: as far as a held-out batch, 1: as far as cells of a label that the
+    reference lacks): `fits` up to 0.5, `doubtful` up to 1, `does not fit` above, where no label
+    should be trusted. `not known`: the calibration has no scale of the batch shift, for instance
+    because no whole batch could be held out.
+    """
+    shift, verdict = float(cells["strangeness"].iloc[0]), cells["verdict"]  # one per batch
     shares = {name: float((verdict == name).mean()) for name in (CONFIDENT, AMBIGUOUS, NOVEL)}
     said = "fits" if shift <= 0.5 else "doubtful" if shift <= 1 else "does not fit"
     return {

@@ -1,1 +1,1 @@
-"""scvi-tools beside us, where it is installed."""
+"""Comparison with scvi-tools, where it is installed."""

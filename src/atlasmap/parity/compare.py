@@ -1,4 +1,4 @@
-"""A finished run against scvi-tools on the same cells, splits, settings and seeds."""
+"""Compare a finished run with scvi-tools on the same cells, splits, settings and seeds."""
 
 import logging
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ SCORES = ("accuracy", "macro_f1", "ece")
 
 @dataclass(frozen=True)
 class Run:
-    """One seed of a finished run: its folder, prepared cells, what the models were told."""
+    """One seed of a finished run: its folder, the prepared cells, the model's registry."""
 
     folder: Path
     seed: int
@@ -49,12 +49,12 @@ class Run:
 
     @property
     def unlabeled(self) -> str:
-        """What cells without a label are called."""
+        """Name of the unlabelled category."""
         return self.registry.unlabeled_category
 
 
 def runs_in(results: Path) -> Iterator[Run]:
-    """The seeds of results/{atlas}; raises RESULTS_MISSING."""
+    """Yield a `Run` per seed of results/{atlas}; raises RESULTS_MISSING."""
     models = ("scvi", "totalvi")
     seeds = sorted(
         file for model in models for file in results.glob(f"seed*/reference/{model}/settings.json")
@@ -78,30 +78,30 @@ def runs_in(results: Path) -> Iterator[Run]:
 
 
 def of_validation(folder: Path) -> pd.DataFrame:
-    """Validation metrics in a bundle's history (epochs × metrics)."""
+    """Returns the validation metrics in a bundle's history (epochs × metrics)."""
     history = read_table(folder / "history.csv")
     validation = history[history["split"] == "validation"]
     return validation.pivot(index="epoch", columns="metric", values="value").sort_index()
 
 
 def last(folder: Path, metric: str) -> float:
-    """A validation metric's last value."""
+    """Returns the last value of a validation metric."""
     return float(of_validation(folder)[metric].dropna().iloc[-1])
 
 
 def best(folder: Path, metric: str) -> float:
-    """A validation metric where the validation ELBO is best."""
+    """Returns a validation metric at the epoch with the best (lowest) validation ELBO loss."""
     table = of_validation(folder)
     return float(table.loc[table["elbo"].idxmin(), metric])
 
 
 def settings_in(folder: Path, key: str, cls: type) -> Any:
-    """Settings of a bundle."""
+    """Returns the settings under `key` in a bundle's settings.json, as an instance of `cls`."""
     return TypeAdapter(cls).validate_python(read_about(folder)[key])
 
 
 def check_split(ours: np.ndarray, theirs: peer.Trained, what: str) -> None:
-    """Both must have validated on the same cells: PARITY_SPLIT."""
+    """Raise PARITY_SPLIT unless both sides validated on the same cells."""
     if not np.array_equal(np.sort(ours), theirs.validation):
         raise AtlasmapError(
             "PARITY_SPLIT",
@@ -112,33 +112,33 @@ def check_split(ours: np.ndarray, theirs: peer.Trained, what: str) -> None:
 
 
 def scored(truth, soft: pd.DataFrame, run: Run) -> dict[str, float]:
-    """Accuracy, macro-F1 and calibration error of soft labels (cells × labels)."""
+    """Returns accuracy, macro-F1 and calibration error of soft labels (cells × labels)."""
     predicted, confidence = soft.columns.to_numpy()[soft.to_numpy().argmax(1)], soft.max(axis=1)
     return of_labels(truth, predicted, confidence.to_numpy(), run)
 
 
 def of_labels(truth, predicted, confidence, run: Run) -> dict[str, float]:
-    """The same of labels and their confidence; empty where nothing can be scored."""
+    """Returns the same scores from labels and their confidence; {} if no cell can be scored."""
     truth, known = np.asarray(truth, str), set(run.registry.labels)
     found = score(truth, np.asarray(predicted, str), confidence, known, run.unlabeled)
     return {} if found is None else found.summary.iloc[0][list(SCORES)].to_dict()
 
 
 def rows(run: Run, ours: dict, theirs: dict, **where: str | int) -> list[dict]:
-    """A row a metric that both sides have."""
+    """Returns one row (PAIR_COLUMNS) per metric that both sides have."""
     start = dict.fromkeys(PAIR_COLUMNS, "") | {"seed": run.seed} | where
     both = [metric for metric in ours if metric in theirs]
     return [start | {"metric": m, "ours": ours[m], "theirs": theirs[m]} for m in both]
 
 
 def validation_cells(folder: Path) -> tuple[anndata.AnnData, np.ndarray]:
-    """The reference in latent space and its validation cells."""
+    """Returns the reference in latent space, and the indices of its validation cells."""
     latent = anndata.read_h5ad(folder / "reference_latent.h5ad")
     return latent, np.flatnonzero(latent.obs["split"] == "validation")
 
 
 def compare_reference(run: Run) -> Iterator[tuple[str, peer.Trained, list[dict]]]:
-    """scVI and each variant: its name, scvi-tools' model, and the pairs."""
+    """Yield (name, scvi-tools' model, pairs) for scVI and each scANVI variant."""
     folder = run.folder / "reference/scvi"
     settings = settings_in(folder, "scvi", ScviSettings)
     epochs = epochs_by_size(run.reference.n_obs)
@@ -169,13 +169,13 @@ def compare_reference(run: Run) -> Iterator[tuple[str, peer.Trained, list[dict]]
 
 
 def trained_atlases(run: Run, variant: str) -> list[Path]:
-    """Atlases of the strategies by surgery that trains."""
+    """Returns the atlases of the strategies that train in surgery (joint, per_batch)."""
     names = (run.folder / f"mapping/{variant}/{way}/atlas.h5ad" for way in ("joint", "per_batch"))
     return [path for path in names if path.is_file()]
 
 
 def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator[list[dict]]:
-    """Surgery of a variant by each strategy that the run has."""
+    """Yield the pairs of a variant's surgery, for each strategy and mapping of the run."""
     for top in trained_atlases(run, variant):
         strategy = top.parent.name
         groups = {name: [name] for name in run.queries}
@@ -207,8 +207,11 @@ def compare_mapping(run: Run, variant: str, reference: peer.Trained) -> Iterator
 
 
 def compare_totalvi(run: Run) -> Iterator[list[dict]]:
-    """totalVI and surgery by each strategy that the run has, each where its validation ELBO is
-    best: with few cells totalVI is overfitted soon, and its last epoch is chance."""
+    """Yield the pairs of totalVI and of its surgery, for each strategy and mapping of the run.
+
+    Metrics are those of the epoch with the best validation ELBO: with few cells totalVI overfits
+    early, and the last epoch is arbitrary.
+    """
     folder = run.folder / "reference/totalvi"
     settings = settings_in(folder, "totalvi", TotalviSettings)
     n = run.reference.n_obs
@@ -239,7 +242,7 @@ def compare_totalvi(run: Run) -> Iterator[list[dict]]:
 
 
 def compare_seed(run: Run) -> list[dict]:
-    """All pairs of one seed."""
+    """Returns all pairs of one seed."""
     if run.registry.proteins:
         return [pair for pairs in compare_totalvi(run) for pair in pairs]
     found = []
@@ -253,7 +256,9 @@ def compare_seed(run: Run) -> list[dict]:
 
 
 def compare(results: Path, cores: int) -> pd.DataFrame:
-    """All pairs of results/{atlas} (columns PAIR_COLUMNS); trains scvi-tools for each seed, as many
-    at a time as there are `cores`."""
+    """Returns all pairs of results/{atlas} (columns PAIR_COLUMNS).
+
+    Trains scvi-tools' models for every seed, `cores` seeds in parallel.
+    """
     found = Parallel(n_jobs=cores)(delayed(compare_seed)(run) for run in runs_in(results))
     return pd.DataFrame([pair for pairs in found for pair in pairs], columns=PAIR_COLUMNS)

@@ -1,23 +1,23 @@
-"""The same model twice, ours and scvi-tools': pair by pair, and what the differences mean."""
+"""Summarise metrics of models trained by atlasmap and by scvi-tools, pair by pair."""
 
 import numpy as np
 import pandas as pd
 
-ELBO_WITHIN = 0.01  # of scvi-tools' value, each pair
-FEW = 50  # validation cells on which one outlying cell decides the ELBO
-ERRORS_WITHIN = 2.0  # standard errors of the difference of means
+ELBO_WITHIN = 0.01  # largest relative difference of any pair
+FEW = 50  # validation cells; with fewer, a single outlying cell decides the ELBO
+ERRORS_WITHIN = 2.0  # largest difference of means, in its standard errors
 KEYS = ["model", "strategy", "metric"]
 PAIR_COLUMNS = ["seed", "model", "strategy", "batch", "n", "metric", "ours", "theirs"]
 
 
 def summary(pairs: pd.DataFrame) -> pd.DataFrame:
-    """A row a model, strategy and metric of `pairs` (PAIR_COLUMNS, a row a seed and batch).
+    """Returns one row per model, strategy and metric; `pairs` has PAIR_COLUMNS, per seed and batch.
 
-    Batches mapped one by one are averaged over their `n` cells, so that a pair is a seed's.
-    `se` is the standard error of the difference of two means over seeds (unpaired); `errors` the
-    difference in such errors. `within`: for the ELBO, whether every pair differs by less than 1 %;
-    for the rest, whether the means differ by at most two standard errors. `strict`: an ELBO of at
-    least FEW cells, for which another answer is an error.
+    Batches mapped one by one are averaged, weighted by their `n` cells, to one pair per seed.
+    `se`: standard error of the difference of means over seeds (unpaired); `errors`: the difference
+    divided by it. `within`: for the ELBO, whether every pair differs by less than 1 %; for other
+    metrics, whether the means differ by at most two standard errors. `strict`: an ELBO of at least
+    FEW cells, where a larger difference is an error.
     """
     rows = []
     for keys, group in pairs.groupby(KEYS, sort=False):
@@ -49,7 +49,7 @@ def summary(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The summary as a table for people."""
+    """Returns the summary as a Markdown table."""
     shown = pd.DataFrame(
         {
             "model": table["model"],

@@ -1,6 +1,6 @@
-"""scvi-tools itself, trained on the same cells with the same split and settings, to compare with.
+"""Train scvi-tools itself on the same cells, with the same split and settings, for comparison.
 
-No part of atlasmap needs it: it is imported here alone, where `make parity` has installed it.
+Only this module imports scvi-tools, which `make parity` installs; atlasmap does not depend on it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from atlasmap.settings import (
     Variant,
 )
 
-NOT_ARGUMENTS = ("background_activation", "input_scaling")  # of TOTALVI
+NOT_ARGUMENTS = ("background_activation", "input_scaling")  # settings that TOTALVI does not take
 CLASSIFIER = {
     "prefix": {"classifier_parameters": {"logits": False}},
     "fixed": {},
@@ -37,28 +37,28 @@ CLASSIFIER = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A model of scvi-tools and the places of its validation cells among the cells it was given."""
+    """A trained scvi-tools model, and the indices of its validation cells among its cells."""
 
     model: Any
     validation: np.ndarray
 
     def last(self, metric: str) -> float:
-        """A validation metric's last value."""
+        """Returns the last value of a validation metric."""
         return float(self.model.history[f"{metric}_validation"].iloc[-1, 0])
 
     def best(self, metric: str) -> float:
-        """A validation metric where the validation ELBO is best."""
+        """Returns a validation metric at the epoch with the best (lowest) validation ELBO loss."""
         at = int(self.model.history["elbo_validation"].iloc[:, 0].to_numpy(float).argmin())
         return float(self.model.history[f"{metric}_validation"].iloc[at, 0])
 
     def soft_labels(self) -> pd.DataFrame:
-        """Label probabilities of all cells (cells × labels)."""
+        """Returns label probabilities of all cells (cells × labels)."""
         with quiet():
             return self.model.predict(soft=True)
 
 
 def scvi_tools():
-    """The package; raises PEER_MISSING, PEER_VERSION."""
+    """Import scvi-tools and return it; raises PEER_MISSING, PEER_VERSION."""
     try:
         import scvi
     except ImportError as error:
@@ -80,7 +80,7 @@ def scvi_tools():
 
 @contextlib.contextmanager
 def quiet():
-    """Without progress bars and what its packages warn of."""
+    """Suppress progress bars, output and warnings of scvi-tools and its dependencies."""
     for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
@@ -92,7 +92,7 @@ def quiet():
 def train_arguments(
     train: TrainSettings | SurgerySettings, decay: float, accelerator: str = "cpu"
 ) -> dict[str, Any]:
-    """Our settings as arguments of its train()."""
+    """Convert atlasmap's settings to arguments of scvi-tools' train(); `decay`: weight decay."""
     return {
         "max_epochs": train.max_epochs,
         "train_size": train.train_size,
@@ -114,7 +114,7 @@ def train_arguments(
 
 
 def fitted(model, arguments: dict[str, Any]) -> Trained:
-    """Train; scvi-tools draws from torch's global generator, seeded when the model was made."""
+    """Train the model; scvi-tools samples from torch's global generator, seeded by the caller."""
     with quiet():
         model.train(**arguments)
     return Trained(model, np.sort(np.asarray(model.validation_indices)))
@@ -124,7 +124,7 @@ def train_scvi(
     adata: anndata.AnnData, settings: ScviSettings, seed: int,
     categorical: list[str], continuous: list[str], accelerator: str = "cpu",
 ) -> Trained:  # fmt: skip
-    """SCVI on a prepared reference (X counts, obs batch and label)."""
+    """Train SCVI on a prepared reference (counts in X; batch and label in obs)."""
     scvi = scvi_tools()
     with quiet():
         scvi.settings.seed = seed
@@ -149,7 +149,7 @@ def train_scanvi(
     scvi_model: Trained, settings: ScanviSettings, variant: Variant, seed: int, unlabeled: str,
     accelerator: str = "cpu",
 ) -> Trained:  # fmt: skip
-    """SCANVI from a trained SCVI on the same cells."""
+    """Train SCANVI from a trained SCVI on the same cells."""
     scvi = scvi_tools()
     with quiet():
         scvi.settings.seed = seed
@@ -164,7 +164,11 @@ def train_scanvi(
 
 
 def with_proteins(adata: anndata.AnnData) -> anndata.AnnData:
-    """Prepared cells as it takes them: a protein that a batch lacks is zero in all its cells."""
+    """Returns a copy with protein counts as TOTALVI expects them in obsm.
+
+    A protein that a batch lacks (NaN) is 0 in all cells of the batch, by which scvi-tools
+    recognises it as missing.
+    """
     out = adata.copy()
     counts = np.nan_to_num(out.obsm[PROTEINS])
     names = [str(name) for name in out.uns[PROTEIN_NAMES]]
@@ -176,7 +180,7 @@ def train_totalvi(
     adata: anndata.AnnData, settings: TotalviSettings, seed: int,
     categorical: list[str], continuous: list[str],
 ) -> Trained:  # fmt: skip
-    """TOTALVI on a prepared CITE-seq reference."""
+    """Train TOTALVI on a prepared CITE-seq reference."""
     scvi = scvi_tools()
     adata, train = with_proteins(adata), settings.train
     shared = {
@@ -197,7 +201,10 @@ def train_totalvi(
 
 
 def totalvi_arguments(train: TrainSettings | SurgerySettings, decay: float) -> dict[str, Any]:
-    """Our settings as arguments of TOTALVI's train(), which has some of its plan's."""
+    """Convert atlasmap's settings to arguments of TOTALVI's train().
+
+    Some that other models take in plan_kwargs are arguments of train() itself.
+    """
     arguments = train_arguments(train, decay)
     arguments |= {
         "lr": train.learning_rate,
@@ -212,7 +219,7 @@ def totalvi_arguments(train: TrainSettings | SurgerySettings, decay: float) -> d
 def map_citeseq(
     reference: Trained, query: anndata.AnnData, settings: TotalviSurgerySettings, seed: int
 ) -> Trained:
-    """Surgery of TOTALVI on all batches in `query` at once."""
+    """Map `query` onto a TOTALVI reference by surgery, all its batches jointly."""
     scvi = scvi_tools()
     with quiet():
         scvi.settings.seed = seed
@@ -226,7 +233,7 @@ def map_query(
     reference: Trained, query: anndata.AnnData, settings: SurgerySettings, seed: int,
     unlabeled: str, accelerator: str = "cpu",
 ) -> Trained:  # fmt: skip
-    """Surgery of all batches in `query` at once."""
+    """Map `query` onto a reference by surgery, all its batches jointly."""
     scvi = scvi_tools()
     query = query.copy()
     query.obs["label"] = unlabeled

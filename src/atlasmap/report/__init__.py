@@ -1,1 +1,1 @@
-"""What people read: pages for the report."""
+"""Pages and tables for people: the report, pages of audits and certificates, the summary."""

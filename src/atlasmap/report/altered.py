@@ -1,4 +1,4 @@
-"""Results that are missing or altered, and the command that makes each again."""
+"""Find results that are missing or altered, and the command that makes each again."""
 
 import json
 import os
@@ -11,8 +11,10 @@ from atlasmap.files import MANIFEST, recorded, sha256
 
 
 def noted(folder: Path) -> dict[Path, str]:
-    """Every result that results/{atlas} should have → its checksum, empty where none is known;
-    raises RESULTS_NONE."""
+    """Returns each expected result of results/{atlas} → its recorded checksum ("" if none).
+
+    Raises RESULTS_NONE.
+    """
     manifest = folder / MANIFEST
     names = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
     entries = dict.fromkeys((folder / name for name in names), "") | recorded(folder)
@@ -27,7 +29,7 @@ def noted(folder: Path) -> dict[Path, str]:
 
 
 def wrong(entries: dict[Path, str], folder: Path) -> Iterator[str]:
-    """What is wrong with a result, and how to make it again: two lines each."""
+    """Yield a text of two lines per missing or altered result: the problem, and the command."""
     for path, digest in sorted(entries.items()):
         missing = not path.exists()
         if missing or (digest and sha256(path) != digest):
@@ -39,7 +41,7 @@ def wrong(entries: dict[Path, str], folder: Path) -> Iterator[str]:
 
 
 def remake(path: Path, folder: Path, *, force: bool) -> str:
-    """The command that makes one result again, from here."""
+    """Returns the command that makes a result again, run from the working directory."""
     contract, run = folder / "data" / "contract.json", folder.parent.parent
     files = json.loads(contract.read_text())["configfiles"] if contract.is_file() else []
     words = ["snakemake", "--cores", "all"]

@@ -1,4 +1,4 @@
-"""The report of an atlas: one page that opens from disk, made from result files alone."""
+"""The report of an atlas: one self-contained HTML page, made from result files only."""
 
 import base64
 import hashlib
@@ -45,7 +45,7 @@ FIGURES = {
 }
 CAPTIONS = {"confusion_query": "confusion", "confusion_validation": "confusion",
             "protein_ridges": "proteins", "protein_dots": "proteins"}  # fmt: skip
-# Of large tables the rows that sum up; the files have all.
+# Large tables: only rows with this value in this column are shown; the files have all rows.
 WHOLE = {"classification": ("batch", "all"), "gene_gap": ("label", "all")}
 TABLES = {
     "classification": ("Labels, where they are known",
@@ -70,7 +70,7 @@ VERDICTS_OF = ("Query cells by predicted label and verdict",
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with what says how to read it."""
+    """A figure: title, caption (HTML) and image (data URI)."""
 
     title: str
     caption: str
@@ -79,8 +79,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what it says: names of columns, whether each is of numbers, and rows of (text,
-    what it sorts by)."""
+    """A table: `columns` of (name, whether numeric), `rows` of cells (text, key to sort by)."""
 
     key: str
     title: str
@@ -90,7 +89,7 @@ class Table:
 
 
 def shown(frame: pd.DataFrame, key: str, title: str, text: str = "") -> Table:
-    """A table that sorts and filters: numbers by their value, none as the least."""
+    """Convert a data frame to a sortable table; numbers sort by value, missing values as ""."""
     names = [(str(name).replace("_", " "), frame[name].dtype.kind in "fiu") for name in frame]
 
     def cell(value, is_number: bool) -> tuple[str, str]:
@@ -108,7 +107,7 @@ def shown(frame: pd.DataFrame, key: str, title: str, text: str = "") -> Table:
 
 
 def said_of_labels(found: Found) -> Iterator[str]:
-    """How many are named right, and how sure that is."""
+    """Yield sentences on the accuracy of labels and on the verdicts."""
     scores = found.of_final("classification")
     if len(scores):
         kind = (scores["batch"] == "all") & (scores["split"] == "query")
@@ -133,7 +132,7 @@ def said_of_labels(found: Found) -> Iterator[str]:
 
 
 def said_of_proofs(found: Found) -> Iterator[str]:
-    """What certificates and audits say."""
+    """Yield sentences on the certificates and audits."""
     moved = found.certificates
     if len(moved) and moved["reference_unchanged"].astype(str).eq("True").all():
         yield (
@@ -151,7 +150,7 @@ def said_of_proofs(found: Found) -> Iterator[str]:
 
 
 def said_in_short(found: Found) -> list[str]:
-    """The run in plain sentences."""
+    """Returns a summary of the run, as a list of sentences."""
     contract, final = found.contract, found.final
     reference, queries = contract["reference"], contract["queries"]
     labels, taken = reference.get("labels"), reference.get("taken_over")
@@ -172,7 +171,7 @@ def said_in_short(found: Found) -> list[str]:
 
 
 def by_batch(found: Found) -> pd.DataFrame:
-    """A row a query batch: what became of it."""
+    """Returns one row per query batch: cells, genes, verdicts, fit, and displacement."""
     queries = found.contract["queries"]
     table = pd.DataFrame(
         {"batch": list(queries), "cells": [fact["n_cells"] for fact in queries.values()],
@@ -195,7 +194,7 @@ def by_batch(found: Found) -> pd.DataFrame:
 
 
 def as_fragment(text: str) -> str:
-    """reStructuredText as HTML."""
+    """Convert reStructuredText to an HTML fragment."""
     from docutils.core import publish_parts
 
     how = {"report_level": 5, "raw_enabled": False, "file_insertion_enabled": False}
@@ -203,7 +202,10 @@ def as_fragment(text: str) -> str:
 
 
 def figures_of(found: Found, captions: Path | None) -> list[Figure]:
-    """Pictures that there are, in the order in which they are read."""
+    """Returns the figures that exist, in the order of FIGURES.
+
+    `captions`: a folder of {figure}.rst, or None for empty captions.
+    """
     from jinja2 import Environment
 
     out = []
@@ -221,7 +223,7 @@ def figures_of(found: Found, captions: Path | None) -> list[Figure]:
 
 
 def tables_of(found: Found) -> list[Table]:
-    """Verdicts by label, and benchmark tables that there are."""
+    """Returns the tables that exist: verdicts by label, and those of benchmark/."""
     verdicts = found.verdicts()
     out = [shown(verdicts, "table-verdicts", *VERDICTS_OF)] if len(verdicts) else []
     for name, (title, text) in TABLES.items():
@@ -236,7 +238,7 @@ def tables_of(found: Found) -> list[Table]:
 
 
 def card_of(found: Found) -> str:
-    """The model card without its front matter, as HTML."""
+    """Returns the model card as HTML, without its YAML front matter; "" if there is none."""
     from markdown_it import MarkdownIt
 
     if not found.card:
@@ -248,7 +250,7 @@ def card_of(found: Found) -> str:
 
 
 def provenance(found: Found) -> pd.DataFrame:
-    """What it was made of and with."""
+    """Returns a table (what, value) of inputs, checksums, package versions and compute time."""
     about, sums, stages = found.about_model, found.checksums, found.stages
     taken = found.contract["reference"].get("taken_over")
     files = {"reference": "data/reference.h5ad", "weights": f"{found.model}/weights.safetensors",
@@ -270,21 +272,23 @@ def provenance(found: Found) -> pd.DataFrame:
 
 
 def from_here(path: Path | str) -> str:
-    """A path as it is written in this folder; of one elsewhere the name alone, as reports are
-    shared."""
+    """Returns a path relative to the working directory; outside it, only the file name.
+
+    Reports are shared, so they must not contain absolute paths.
+    """
     near = os.path.relpath(path)
     return Path(path).name if near.startswith("..") else near
 
 
 def commands(found: Found) -> list[str]:
-    """To make it again, and to check that nothing was altered."""
+    """Returns the commands that repeat the run and that check the results for alterations."""
     configs = [from_here(path) for path in found.contract.get("configfiles", [])]
     words = ["snakemake", "--cores", "all", *(["--configfile", *configs] if configs else [])]
     return [shlex.join(words), shlex.join(["atlasmap", "check-results", from_here(found.folder)])]
 
 
 def report_page(found: Found, captions: Path | None) -> str:
-    """The report as HTML; `captions`: a folder of {figure}.rst."""
+    """Returns the report as HTML; `captions`: a folder of {figure}.rst, or None."""
     from jinja2 import Environment
 
     template, css = (

@@ -1,4 +1,4 @@
-"""What of a run needs a human's eye, and why."""
+"""Notices: findings of a run that somebody should look at, with reasons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,28 +8,29 @@ from atlasmap.report.found import Found
 from atlasmap.report.pages import number
 from atlasmap.settings import CalibrationSettings
 
-FEW_GENES = 0.9  # of the reference's
-MANY_AMBIGUOUS = 0.4  # of a batch's cells
-MANY_NOVEL = 2  # times as many as by chance
-HARDLY = 0.1  # posterior standard deviations
-SHIFTED = 0.2  # of the cells that a batch calls by a label
-BELOW = 0.05  # what was asked of prediction sets, and of confident cells
-LEAST = 20  # cells, for a word on them
-BATCHES = "batches held out"  # labels.calibrated's, whose import would load torch
-COST = 0.02  # of accuracy
-POOR = 0.8  # accuracy on the reference's own cells
+# Thresholds below or above which a notice is given.
+FEW_GENES = 0.9  # fraction of the model's genes in a batch
+MANY_AMBIGUOUS = 0.4  # fraction of a batch's cells
+MANY_NOVEL = 2  # multiple of the fraction expected by chance
+HARDLY = 0.1  # displacement, in posterior standard deviations
+SHIFTED = 0.2  # fraction of a batch's cells with a label
+BELOW = 0.05  # coverage or accuracy below the requested value
+LEAST = 20  # cells
+BATCHES = "batches held out"  # as in labels.calibrated, whose import would load torch
+COST = 0.02  # loss of accuracy
+POOR = 0.8  # accuracy on the reference's validation cells
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something to look at: `where` (a batch, a label, the model) and `why`."""
+    """A finding to look at: `where` (a batch, a label, the model) and `why`."""
 
     where: str
     why: str
 
 
 def of_fit(found: Found) -> Iterator[Notice]:
-    """Batches that the reference does not fit, or many of whose cells are in doubt."""
+    """Yield notices on batches that the reference does not fit, or with many doubtful cells."""
     chance = found.learned.get("false_novel", CalibrationSettings.false_novel)
     for row in found.of_final("fitness").to_dict("records"):
         where = f"batch {row['batch']}"
@@ -49,7 +50,7 @@ def of_fit(found: Found) -> Iterator[Notice]:
 
 
 def named_so(found: Found, batch: str) -> str:
-    """Labels under which the most novel cells of a batch are."""
+    """Returns a text with the two predicted labels that have most novel cells of a batch."""
     verdicts = found.verdicts(batch)
     if verdicts.empty:
         return ""
@@ -59,7 +60,7 @@ def named_so(found: Found, batch: str) -> str:
 
 
 def of_genes(found: Found) -> Iterator[Notice]:
-    """Batches that lack genes of the model, and what that costs."""
+    """Yield notices on batches that lack genes of the model, with the loss of accuracy."""
     gap = found.table("gene_gap")
     for batch, fact in found.contract["queries"].items():
         overlap = fact.get("gene_overlap", 1.0)
@@ -73,7 +74,7 @@ def of_genes(found: Found) -> Iterator[Notice]:
 
 
 def of_surgery(found: Found) -> Iterator[Notice]:
-    """Batches that surgery hardly moved."""
+    """Yield notices on mappings whose cells surgery hardly moved."""
     key = "displacement_median_in_posterior_sd"
     for row in found.certificates.to_dict("records"):
         if row["strategy"] != "frozen" and row.get(key, 1.0) < HARDLY:
@@ -86,7 +87,7 @@ def of_surgery(found: Found) -> Iterator[Notice]:
 
 
 def of_shifts(found: Found) -> Iterator[Notice]:
-    """Labels of a batch that moved as a whole: no new types, yet unlike the reference's."""
+    """Yield notices on labels of a batch whose cells are shifted: known types in another state."""
     for row in found.of_final("shifts").to_dict("records"):
         if row["n_shifted"] >= LEAST and row["n_shifted"] > SHIFTED * row["n"]:
             yield Notice(
@@ -98,7 +99,7 @@ def of_shifts(found: Found) -> Iterator[Notice]:
 
 
 def of_learned(found: Found) -> Iterator[Notice]:
-    """What was not learned of labels, and why."""
+    """Yield notices on calibration that is missing or weaker than usual, and why."""
     scheme = found.learned.get("scheme")
     if scheme == BATCHES and not found.learned.get("batch_fit"):
         yield Notice(
@@ -115,8 +116,11 @@ def of_learned(found: Found) -> Iterator[Notice]:
 
 
 def of_promises(found: Found) -> Iterator[Notice]:
-    """Batches whose known labels are in prediction sets, or those of confident cells right, less
-    often than was asked."""
+    """Yield notices on batches that miss the requested coverage or accuracy.
+
+    That is the coverage of prediction sets of ambiguous cells, and the accuracy of confident cells;
+    both need query batches with known labels.
+    """
     trust, asked = found.of_final("trust"), found.learned
     if not asked or "coverage_ambiguous" not in trust:
         return
@@ -135,7 +139,7 @@ def of_promises(found: Found) -> Iterator[Notice]:
 
 
 def of_model(found: Found) -> Iterator[Notice]:
-    """What is known of the classifier itself."""
+    """Yield notices on the classifier: poor validation accuracy, or the variant prefix."""
     scores = found.table("classification")
     if len(scores):
         own = (scores["variant"] == found.final.variant) & (scores["seed"] == found.final.seed)
@@ -158,12 +162,12 @@ def of_model(found: Found) -> Iterator[Notice]:
 
 
 def of_data(found: Found) -> Iterator[Notice]:
-    """What of the data was left out, or is odd."""
+    """Yield notices on data that were left out or are unusual."""
     for line in left_out(found.contract):
         yield Notice("data", line)
 
 
 def notices(found: Found) -> list[Notice]:
-    """All of them, the gravest kind first."""
+    """Returns all notices, the most serious kinds first."""
     kinds = (of_fit, of_shifts, of_promises, of_learned, of_data, of_genes, of_surgery, of_model)
     return [notice for kind in kinds for notice in kind(found)]

@@ -1,4 +1,4 @@
-"""The pages of the audits: per batch or joint, and does the reference change with the query."""
+"""Pages of the audits: mapping per batch or jointly, and whether queries change the reference."""
 
 import pandas as pd
 
@@ -32,11 +32,11 @@ COLUMNS = {
     "epochs_per_labelled_cell": "times a labelled cell is shown",
     "largest_to_smallest_label": "largest label / smallest",
 }
-MOST_LABELS = 25  # rows
+MOST_LABELS = 25  # rows of a table
 
 
 def strategies_page(by_batch: pd.DataFrame, by_label: pd.DataFrame, recommendation: str) -> str:
-    """The audit of strategies (tables as `atlasmap audit-strategies` writes them) as Markdown."""
+    """Returns the audit of strategies as Markdown, from tables of `atlasmap audit-strategies`."""
     everyone = by_batch[by_batch["batch"] == "all"].drop(columns="batch")
     everyone = everyone.assign(comparison=everyone["comparison"].map(WAYS))
     joint = by_batch[(by_batch["comparison"] == "joint") & (by_batch["batch"] != "all")]
@@ -65,7 +65,7 @@ def strategies_page(by_batch: pd.DataFrame, by_label: pd.DataFrame, recommendati
 
 
 def reference_page(scores: pd.DataFrame, trainings: dict[str, dict], answer: str) -> str:
-    """The audit of the reference (tables as `atlasmap audit-reference` writes them) as Markdown."""
+    """Returns the audit of the reference as Markdown, from tables of `atlasmap audit-reference`."""
     validation = scores[scores["split"] == "validation"].drop(columns="split")
     everyone = validation[validation["label"] == "all"].drop(columns="label")
     named = validation[validation["label"] != "all"]

@@ -18,7 +18,7 @@ COLUMNS = {
 
 
 def certificates_page(certificates: pd.DataFrame) -> str:
-    """Certificates (a row a mapping, as `atlasmap gather-certificates` has them) as Markdown."""
+    """Returns certificates (a table of `atlasmap gather-certificates`) as Markdown."""
     n_probe = int(certificates["n_probe_cells"].min())
     probe = f" and for {n_probe} of its cells" if n_probe else ""
     keys = [key for key in ("seed", "variant", "strategy", "mapping") if key in certificates]

@@ -1,4 +1,4 @@
-"""What columns of tables mean, for whoever points at one."""
+"""Explanations of table columns, shown as tooltips in the report."""
 
 EXPLAINED = {
     # what was mapped and how

@@ -1,4 +1,4 @@
-"""What a finished run left, for its report: tables of results/{atlas}, each as it was written."""
+"""Access to the results of a finished run (results/{atlas}), for its report."""
 
 import json
 import re
@@ -18,14 +18,14 @@ DEVICE = re.compile(r"^\d\d:\d\d:\d\d device: (\w+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Final:
-    """The mapping whose atlas is the answer."""
+    """The final mapping, whose atlas is the run's main result."""
 
     seed: int
     variant: str
     strategy: str
 
     def only(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Its rows of a table."""
+        """Returns the rows of a table that belong to this mapping."""
         for key, value in vars(self).items():
             if key in table:
                 table = table[table[key] == value]
@@ -34,41 +34,43 @@ class Final:
 
 @dataclass(frozen=True)
 class Found:
-    """Results below `folder` of a run with these settings (`config`, as it was given); what a run
-    did not make is an empty table, or None."""
+    """Results of a run below `folder`; `config`: its settings as the user gave them.
+
+    Results that the run did not make are empty tables or dictionaries, or None.
+    """
 
     folder: Path
     final: Final
     config: dict = field(default_factory=dict)
 
     def table(self, name: str) -> pd.DataFrame:
-        """benchmark/{name}.csv, all of it."""
+        """Returns all rows of benchmark/{name}.csv."""
         path = self.folder / "benchmark" / f"{name}.csv"
         return read_table(path) if path.is_file() else pd.DataFrame()
 
     def of_final(self, name: str) -> pd.DataFrame:
-        """Its rows of the final mapping."""
+        """Returns the rows of benchmark/{name}.csv that belong to the final mapping."""
         return self.final.only(self.table(name))
 
     def read(self, name: str) -> dict:
-        """A JSON file below the folder; empty where there is none."""
+        """Returns the content of a JSON file below the folder; {} if it does not exist."""
         path = self.folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     @cached_property
     def contract(self) -> dict:
-        """What was checked and decided of the data."""
+        """What was checked and decided about the data: contract.json."""
         return self.read("data/contract.json")
 
     @cached_property
     def obs(self) -> pd.DataFrame:
-        """obs of the atlas; without one, empty."""
+        """obs of the atlas; empty if there is no atlas."""
         path = self.folder / "atlas.h5ad"
         return anndata.read_h5ad(path, backed="r").obs if path.is_file() else pd.DataFrame()
 
     @cached_property
     def model(self) -> str:
-        """Folder (below this one) of the reference's bundle, which has its card."""
+        """Folder of the reference's bundle, relative to `folder`."""
         top = f"seed{self.final.seed}/reference"
         names = (f"scanvi_{self.final.variant}", self.final.variant)
         found = (f"{top}/{name}" for name in names if (self.folder / top / name).is_dir())
@@ -76,28 +78,31 @@ class Found:
 
     @cached_property
     def card(self) -> Path | None:
-        """Its model card."""
+        """Path of the reference's model card, or None."""
         path = self.folder / self.model / "card.md"
         return path if path.is_file() else None
 
     @cached_property
     def about_model(self) -> dict:
-        """Its settings.json."""
+        """settings.json of the reference's bundle."""
         return self.read(f"{self.model}/settings.json")
 
     @cached_property
     def learned(self) -> dict:
-        """What the reference learned of its own labels: calibration.json."""
+        """Calibration of the reference's labels: calibration.json."""
         return self.read(f"{self.model}/calibration.json")
 
     @cached_property
     def knows_truth(self) -> bool:
-        """Whether labels of query cells are known, to score with."""
+        """Whether query cells have known labels to score against."""
         scores = self.table("classification")
         return "split" in scores and bool((scores["split"] == "query").any())
 
     def verdicts(self, batch: str | None = None) -> pd.DataFrame:
-        """Query cells (of one batch) by predicted label and verdict; empty without verdicts."""
+        """Count query cells (of one batch, or all) by predicted label and verdict.
+
+        Empty if there are no verdicts.
+        """
         if not {"role", "verdict", "predicted_label"} <= set(self.obs):
             return pd.DataFrame()
         cells = self.obs[self.obs["role"] == "query"]
@@ -109,23 +114,25 @@ class Found:
 
     @cached_property
     def certificates(self) -> pd.DataFrame:
-        """A row a mapping of the final kind."""
+        """Certificates with the final seed, variant and strategy; one row per mapping."""
         return self.of_final("certificates")
 
     @cached_property
     def checksums(self) -> dict[str, str]:
-        """Of each result, by its name."""
+        """Path of each result, relative to `folder` → its checksum."""
         return {str(path.relative_to(self.folder)): digest
                 for path, digest in recorded(self.folder).items()}  # fmt: skip
 
     def of_query(self, batch: str) -> str:
-        """Name of a query batch's prepared file."""
+        """Returns the path of a query batch's prepared file, relative to `folder`."""
         return f"data/queries/{slug(batch)}.h5ad"
 
     @cached_property
     def stages(self) -> pd.DataFrame:
-        """Jobs, seconds, GPU-hours and memory (MB) a command, from what Snakemake measured (of each
-        job the attempt that ended well), longest first."""
+        """Jobs, seconds, GPU-hours and maximum memory (MB) per command, longest first.
+
+        From Snakemake's benchmark files, which hold the successful attempt of each job.
+        """
         rows = []
         for path in sorted((self.folder / "logs").rglob("*.tsv")):
             log = path.with_suffix(".log")

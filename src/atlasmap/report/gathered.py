@@ -1,5 +1,7 @@
-"""Tables of benchmark/ that are gathered from bundles: histories and certificates. Which model each
-is of its settings.json says, not where it lies."""
+"""Gather training histories and certificates from bundles into tables of benchmark/.
+
+The model is identified by the bundle's settings.json, not by its path.
+"""
 
 import json
 from pathlib import Path
@@ -10,13 +12,15 @@ from atlasmap.files import read_table, unslug
 
 
 def about_beside(path: Path) -> dict:
-    """settings.json of the bundle that a file lies in."""
+    """Returns settings.json of the bundle that contains a file."""
     return json.loads(path.with_name("settings.json").read_text(encoding="utf-8"))
 
 
 def keys_of(path: Path) -> dict:
-    """seed, model (scvi, scanvi, totalvi), variant, strategy and batch (or all) of a file in a
-    bundle; a reference's has no strategy and no batch."""
+    """Returns seed, model (scvi, scanvi, totalvi), variant, strategy and batch of a bundle's file.
+
+    `batch` is "all" for a joint mapping; strategy and batch are "" for a reference.
+    """
     about, de_novo = about_beside(path), "de_novo" in path.parts
     model = "scanvi" if "variant" in about else "totalvi" if "totalvi" in about else "scvi"
     folder = path.parents[1] if de_novo else path.parent
@@ -31,14 +35,16 @@ def keys_of(path: Path) -> dict:
 
 
 def read_histories(paths: tuple[Path, ...]) -> pd.DataFrame:
-    """history.csv of bundles as one table: seed, model, variant, strategy, batch, epoch, split,
-    metric, value."""
+    """Concatenate history.csv of bundles.
+
+    Columns: seed, model, variant, strategy, batch, epoch, split, metric, value.
+    """
     tables = [(keys_of(path), read_table(path)) for path in paths]
     return pd.concat([table.assign(**keys)[[*keys, *table]] for keys, table in tables])
 
 
 def read_certificates(paths: tuple[Path, ...]) -> pd.DataFrame:
-    """certificate.json of mappings, a row each."""
+    """Returns a table with one row per certificate.json of a mapping."""
     rows = []
     for path in paths:
         said, keys = json.loads(path.read_text(encoding="utf-8")), keys_of(path)

@@ -15,12 +15,12 @@ pre { background: #f6f6f6; padding: .8em; overflow-x: auto }
 
 
 def plain(text: Any) -> str:
-    """A user's words, which Markdown is to take as they are."""
+    """Escape a user's text for Markdown."""
     return re.sub(r"([\\`*<>|\[\]])", r"\\\1", str(text))
 
 
 def number(value: float) -> str:
-    """Two digits that count; – where there is none."""
+    """Format a number with about two significant digits; "–" for a missing value."""
     if pd.isna(value):
         return "–"
     if 0 < abs(value) < 0.001:
@@ -29,7 +29,10 @@ def number(value: float) -> str:
 
 
 def table(frame: pd.DataFrame, names: Mapping[str, str] = {}) -> str:
-    """A table: whole numbers whole, others by `number`; `names` are those of columns to rename."""
+    """Format a data frame as a Markdown table; floats by `number`.
+
+    `names`: columns to rename → new name.
+    """
     shown = frame.rename(columns=dict(names)).copy()
     sides = ["right" if shown[key].dtype.kind in "if" else "left" for key in shown]
     for key in shown:
@@ -42,7 +45,7 @@ def table(frame: pd.DataFrame, names: Mapping[str, str] = {}) -> str:
 
 
 def pairs(values: dict[str, Any]) -> str:
-    """Keys and values as a table."""
+    """Format keys and values as a Markdown table."""
     said = {key: "–" if value is None else plain(value) for key, value in values.items()}
     return pd.DataFrame(said.items(), columns=["", "value"]).to_markdown(
         index=False, disable_numparse=True
@@ -50,7 +53,7 @@ def pairs(values: dict[str, Any]) -> str:
 
 
 def as_html(markdown: str) -> str:
-    """A page of its own."""
+    """Convert Markdown to a complete HTML page."""
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)

@@ -1,4 +1,4 @@
-"""What is printed when a run ends: what was checked, verdicts, accuracies."""
+"""The summary printed when a run ends: checked data, accuracies, verdicts, and paths."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ SHOWN = {"report": "report.html", "explorer": "explorer.html", "figures": "figur
 
 
 def summary(folder: Path) -> str:
-    """Of results/{atlas}: its tables in short, and where things are."""
-    found, out = Found(folder, Final(0, "", "")), ""  # of all mappings
+    """Returns the summary of results/{atlas}: its main tables, and the paths of its results."""
+    found, out = Found(folder, Final(0, "", "")), ""  # no final mapping: all are shown
     if found.contract:
         out += checked_data(found.contract)
     scores, fitness = (found.table(name) for name in ("classification", "fitness"))
@@ -26,7 +26,7 @@ def summary(folder: Path) -> str:
 
 
 def checked_data(contract: dict) -> str:
-    """What was found in the data, in two lines, and a line for each thing that was left out."""
+    """Returns two lines on reference and query data, and a line per thing that was left out."""
     reference, queries = contract["reference"], contract["queries"]
     labels = reference.get("labels") or {}
     said = (
@@ -46,7 +46,7 @@ def checked_data(contract: dict) -> str:
 
 
 def verdict_table(fitness: pd.DataFrame) -> str:
-    """Confident, ambiguous and novel query cells of each mapping as text."""
+    """Returns a text table of confident, ambiguous and novel query cells per mapping."""
     if fitness.empty:
         return ""
     keys = ["seed", "variant", "strategy"]
@@ -59,8 +59,8 @@ def verdict_table(fitness: pd.DataFrame) -> str:
 
 
 def shifted_batches(fitness: pd.DataFrame) -> str:
-    """Batches that the reference does not fit, or may not, a line each."""
-    if fitness.empty:  # nothing was learned of the labels, so the table has only its keys
+    """Returns one line per batch that the reference does not, or perhaps not, fit."""
+    if fitness.empty:  # without calibration the table has only its key columns
         return ""
     lines = []
     for batch, rows in fitness.dropna(subset="strangeness").groupby("batch"):
@@ -74,7 +74,7 @@ def shifted_batches(fitness: pd.DataFrame) -> str:
 
 
 def accuracy_table(scores: pd.DataFrame) -> str:
-    """The classifier's scores over all batches as text; mean ± standard deviation over seeds."""
+    """Returns a text table of the classifier's scores over all batches (mean ± SD over seeds)."""
     whole = scores[(scores["method"] == "classifier") & (scores["batch"] == "all")]
     whole = whole[whole["level"] == "label"]
     order = pd.Categorical(whole["split"], ["train", "validation", "query"])
