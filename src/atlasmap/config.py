@@ -6,16 +6,12 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from atlasmap.errors import AtlasmapError
-from atlasmap.files import read_text
+from atlasmap.errors import AtlasmapError, read_text
 
 MANY_CELLS = 20_000  # references of this size or more have fewer calibration folds
 FOLDS, FOLDS_OF_MANY, PARTS_OF_ONE = 4, 2, 3
 MOST_HELD_OUT, LEAST_HELD_OUT = 20_000, 500  # cap on held-out cells: in all, and at least per batch
-N_DEPTHS, LEAST_DEPTH = (
-    4,
-    16,
-)  # levels of library size, and the smallest level (median counts)
+N_DEPTHS, LEAST_DEPTH = 4, 16  # levels of library size, and the smallest (median counts)
 
 
 def checked(cls: type, values: Any, source: str, code: str) -> Any:

@@ -1,9 +1,13 @@
-"""The exception for user errors: a code, what was expected, what was found, how to mend it."""
+"""User errors: the exception, and checks of paths, URLs and texts that a user names.
+
+The workflow includes this file: it imports the standard library alone.
+"""
 
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class AtlasmapError(Exception):
@@ -60,3 +64,100 @@ def listed(names, most: int = 8) -> str:
     if len(names) <= most:
         return ", ".join(names) if names else "none"
     return f"{', '.join(names[:most])} … ({len(names)} in all)"
+
+
+def from_home(path: str) -> Path:
+    """Expand ~ to a home directory; if there is no such user, ~ is part of the name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+# First bytes of common files that are no UTF-8 text: what they are, and how to convert them.
+ICONV = "iconv -f {} -t UTF-8 OLD > NEW, or save it as text in UTF-8"
+NO_TEXT = {
+    b"\xff\xfe": ("text in UTF-16", ICONV.format("UTF-16")),
+    b"\xfe\xff": ("text in UTF-16", ICONV.format("UTF-16")),
+    b"PK\x03\x04": ("a workbook (.xlsx, .ods) or an archive", "export the sheet as text in UTF-8"),
+    b"\xd0\xcf\x11\xe0": ("a workbook (.xls)", "export the sheet as text in UTF-8"),
+    b"\x1f\x8b": ("compressed (gzip)", "uncompress it: gunzip"),
+}
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a user's UTF-8 text, with or without a byte-order mark.
+
+    Raises TEXT_UNREADABLE if the file is missing, empty or not UTF-8; `what` names the text in the
+    message.
+    """
+    if not path.is_file():
+        found, mend = "no such file", "correct its path"
+    elif not (raw := path.read_bytes()).strip(b"\xef\xbb\xbf \t\r\n"):
+        found, mend = "an empty file", f"write {what} into it, or leave its path out"
+    elif kind := next((kind for begins, kind in NO_TEXT.items() if raw.startswith(begins)), None):
+        found, mend = kind
+    elif b"\0" in raw:
+        found, mend = "a binary file, or text in UTF-16", ICONV.format("UTF-16")
+    else:
+        try:
+            return raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            found = f"bytes in line {line} that are no UTF-8 (latin-1?)"
+            mend = ICONV.format("LATIN1")
+    raise AtlasmapError(
+        "TEXT_UNREADABLE",
+        expected=f"{what}: text in UTF-8",
+        found=f"{path}: {found}",
+        mend=mend,
+    )
+
+
+def check_input(path: Path, named: str) -> None:
+    """Raise FILE_MISSING, FILE_KIND or PATH_BRACES unless `path` is a usable file or folder.
+
+    `named`: the setting that names it, for the message.
+    """
+    if "{" in str(path) or "}" in str(path):
+        raise AtlasmapError(
+            "PATH_BRACES",
+            expected="paths without { and }, which Snakemake takes for wildcards",
+            found=f"{path} ({named})",
+            mend="rename the file or folder, or make a link to it (ln -s)",
+        )
+    try:
+        there = path.exists()
+    except OSError:  # the name is too long for a file
+        there = False
+    if not there:
+        raise AtlasmapError(
+            "FILE_MISSING",
+            expected=f"the file or folder that {named} names",
+            found=f"nothing at {str(path.absolute())[:500]}",
+            mend="correct the path; those of the sheet start from its folder, or `data_dir` in the "
+            "config",
+        )
+    if not (path.is_file() or path.is_dir()):
+        raise AtlasmapError(
+            "FILE_KIND",
+            expected=f"a file or folder that {named} names",
+            found=f"a pipe, socket or device: {path.absolute()}",
+            mend="write it to a file first",
+        )
+
+
+SCHEMES = ("http://", "https://", "ftp://")
+
+
+def check_url(url: str, named: str) -> None:
+    """Raise URL_SCHEME unless `url` is http, https or ftp; `named` describes it in the message."""
+    if url.lower().startswith(SCHEMES):
+        return
+    local = url.lower().startswith("file://")
+    raise AtlasmapError(
+        "URL_SCHEME",
+        expected=f"{named}: a path, or a URL of http, https or ftp",
+        found=url,
+        mend="give the path without file://" if local else "download it, and give its path",
+    )

@@ -3,23 +3,20 @@
 import functools
 import io
 import json
+import re
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import yaml
-from snakemake.exceptions import WorkflowError
 from snakemake.sourcecache import LocalSourceFile
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "workflow/schemas"
-FILTERS = "src/atlasmap/data/filters.py"
-CHECKED = (
-    "errors", "paths", "schema", "config", "given", FILTERS, "table", "sheet", "before", "packing",
-)  # fmt: skip
-COMMON = (
-    "atlas", "files", "sources", "flags", "commands", "resources", "batches", "trust", "runs",
-    "embeddings", "targets", "start",
-)  # fmt: skip
+SNAKEFILE = (ROOT / "workflow/Snakefile").read_text(encoding="utf-8")
+INCLUDED = re.findall(r'^( *)include: "(common/.*|\.\./src/.*)"$', SNAKEFILE, re.MULTILINE)
+CHECKED = [path for inside, path in INCLUDED if not inside and "terminal" not in path]
+COMMON = [path for inside, path in INCLUDED if inside]  # what follows from a config
 ROWS = ["r\tr.h5ad\treference\tb\tl\t", "q\tq.h5ad\tquery\tb\t\tt"]
 
 
@@ -28,12 +25,16 @@ def compiled(path: Path):
     return compile(path.read_text(encoding="utf-8"), str(path), "exec")
 
 
-def load(*names: str, **given) -> SimpleNamespace:
-    """What these files define, in their order, over names that others would have defined."""
+def load(*paths: str, **given) -> SimpleNamespace:
+    """What files that workflow/Snakefile includes define, in their order, over names that others
+    would have defined. Those of the package are imported."""
     namespace = dict(given)
-    for name in names:
-        path = ROOT / (name if "/" in name else f"workflow/common/{name}.smk")
-        exec(compiled(path), namespace)
+    for path in paths:
+        if path.startswith("../src/"):
+            name = ".".join(Path(path).with_suffix("").parts[2:])
+            namespace |= {k: v for k, v in vars(import_module(name)).items() if k[:2] != "__"}
+        else:
+            exec(compiled(ROOT / "workflow" / path), namespace)
     return SimpleNamespace(**namespace)
 
 
@@ -42,7 +43,6 @@ def schema(name: str) -> dict:
 
 
 CHECKS = load(*CHECKED)
-MISTAKE = WorkflowError  # AtlasmapError of any load
 OF_CONFIG, OF_ROW = schema("config"), schema("datasets")
 
 
@@ -82,7 +82,7 @@ class Checkpoints:
 
 def atlas_of(
     folder: Path, config: dict, rows: list[str] = ROWS, batches: dict | None = None,
-    prefix: str = "", **given,
+    prefix: str = "", skip_validation: bool = False,
 ) -> SimpleNamespace:  # fmt: skip
     """What the workflow makes of a config and a sheet in `folder`, the working directory."""
     header = "id\tpath\trole\tbatch_key\tlabel_key\ttruth_key"
@@ -100,7 +100,7 @@ def atlas_of(
                 open=lambda file: io.StringIO(as_json(file.get_path_or_uri(True)))
             ),
             modifier=SimpleNamespace(
-                skip_validation=False,
+                skip_validation=skip_validation,
                 path_modifier=SimpleNamespace(replace_prefix=lambda path: prefix + path),
             ),
             overwrite_configfiles=[],
@@ -112,4 +112,4 @@ def atlas_of(
         "report": lambda path, **kwargs: path,
         "ancient": str,
     }
-    return load(*CHECKED, *COMMON, **names | given)
+    return load(*CHECKED, *COMMON, **names)

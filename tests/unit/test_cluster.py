@@ -12,7 +12,7 @@ from atlasmap.errors import AtlasmapError
 from atlasmap.jobs import doctor, slurm, why
 from atlasmap.jobs.doctor import Need, Partition
 from atlasmap.jobs.failures import failure_of, failure_path, write_failure
-from atlasmap.jobs.partitions import Limits, minutes_of, read_partitions
+from atlasmap.jobs.partitions import Limits, minutes_of
 from atlasmap.training.stopping import Stopped
 
 PARTITIONS = (
@@ -81,7 +81,7 @@ def test_the_partition_file_is_read(tmp_path):
     path = tmp_path / "partitions.yaml"
     path.write_text("partitions: {a: {max_runtime: 1-00:00:00, max_mem_mb: 5}, "
                     "b: {max_gpu: 1, max_runtime: 90}}")  # fmt: skip
-    found = read_partitions(path)
+    found = doctor.read_partitions(path)
     assert found == {"a": Limits(1440, 5, 0), "b": Limits(90, float("inf"), 1)}
 
 

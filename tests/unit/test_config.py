@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import jsonschema
 import pytest
 import yaml
-from parts import CHECKS, MISTAKE, OF_CONFIG, SCHEMAS, load, load_config, read_sheet
+from parts import CHECKS, OF_CONFIG, SCHEMAS, load, load_config, read_sheet
 from pydantic import TypeAdapter
 from snakemake.utils import validate
 
 from atlasmap import config as package
+from atlasmap.errors import AtlasmapError
 from atlasmap.settings import NUMERICS, Config, DataConfig, ScviSettings
 
-FLAGS = load("flags")
+FLAGS = load("common/flags.smk")
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "config").glob("*.yaml")) + sorted((ROOT / "tests/parity").glob("*.yaml"))
 
@@ -158,7 +159,7 @@ def written_bundle(folder, **about):
 def test_a_bundle_of_another_kind_is_refused(about, given, mend, tmp_path):
     folder = written_bundle(tmp_path / "b", **about)
     given = {"atlas": "a", "datasets": "s.tsv", "reference": {"bundle": str(folder)}} | given
-    with pytest.raises(MISTAKE, match="CONFIG_REFERENCE") as error:
+    with pytest.raises(AtlasmapError, match="CONFIG_REFERENCE") as error:
         CHECKS.variants_with(load_config(given), given, folder)
     assert mend in error.value.mend
 
@@ -177,7 +178,7 @@ def test_a_totalvi_bundle_is_taken(tmp_path):
      {"modality": "citeseq", "final": {"variant": "fixed"}}],
 )  # fmt: skip
 def test_blocks_of_the_other_modality_are_refused(given):
-    with pytest.raises(MISTAKE, match="CONFIG_MODALITY"):
+    with pytest.raises(AtlasmapError, match="CONFIG_MODALITY"):
         load_config({"atlas": "a", "datasets": "s.tsv"} | given)
 
 
@@ -201,7 +202,7 @@ def test_a_trained_reference_that_the_config_does_not_fit(tmp_path, change, code
     given = {"atlas": "a", "datasets": "d", "reference": {"bundle": str(folder)}}
     config = load_config(given)
     assert CHECKS.variants_with(config, given, folder) == ["fixed"]
-    with pytest.raises(MISTAKE) as error:
+    with pytest.raises(AtlasmapError) as error:
         config = load_config(given | change)
         CHECKS.variants_with(config, given | change, Path(config.reference.bundle))
     assert error.value.code == code and error.value.mend
@@ -215,7 +216,7 @@ def test_a_trained_reference_that_the_config_does_not_fit(tmp_path, change, code
 def test_how_often_a_reference_is_trained_to_hold_batches_out(asked, batches, cells, expected):
     assert package.n_folds(asked, batches, cells) == expected
     folds = SimpleNamespace(calibration=SimpleNamespace(folds=asked))
-    assert load("trust", CONFIG=folds, CITESEQ=False).n_folds(batches, cells) == expected
+    assert load("common/trust.smk", CONFIG=folds, CITESEQ=False).n_folds(batches, cells) == expected
 
 
 def test_depths_that_trust_is_learned_for_are_the_references_alone():
@@ -242,13 +243,13 @@ def test_depths_that_trust_is_learned_for_are_the_references_alone():
     ],
 )
 def test_the_key_that_was_meant_is_found_at_any_depth(given, meant):
-    with pytest.raises(MISTAKE, match="CONFIG_INVALID") as error:
+    with pytest.raises(AtlasmapError, match="CONFIG_INVALID") as error:
         load_config({"atlas": "a", "datasets": "d"} | given)
     assert f"did you mean {meant}?" in error.value.found
 
 
 def test_a_key_like_no_other_lists_those_there_are():
-    with pytest.raises(MISTAKE) as error:
+    with pytest.raises(AtlasmapError) as error:
         load_config({"atlas": "a", "datasets": "d", "scvi": {"zzzz": 1}})
     assert "did you mean" not in error.value.found and "n_latent" in error.value.found
 
@@ -272,7 +273,7 @@ def test_a_number_without_a_dot_is_a_number():
     config = load_config(given | nested)
     assert config.mapping.batches_per_job == 10 and config.seeds == [3]
     assert config.surgery.early_stopping is True and config.data.memory_gb == 0.5
-    with pytest.raises(MISTAKE, match="n_latent is '1e-x'"):
+    with pytest.raises(AtlasmapError, match="n_latent is '1e-x'"):
         load_config(given | {"scvi": {"n_latent": "1e-x"}})
 
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pooch
 import pytest
-from parts import MISTAKE, load_config, read_sheet
+from parts import load_config, read_sheet
 
 from atlasmap.data.download import download
 from atlasmap.data.sources import fetch
@@ -374,13 +374,13 @@ def test_disk_that_is_full_is_an_error_to_mend(server, out, monkeypatch):
 )
 def test_other_kinds_of_url_are_refused_before_anything_runs(out, tmp_path, url):
     assert "https or ftp" in raised("URL_SCHEME", url, out).expected
-    with pytest.raises(MISTAKE, match="URL_SCHEME"):
+    with pytest.raises(AtlasmapError, match="URL_SCHEME"):
         load_config(
             {"atlas": "a", "datasets": "d", "reference": {"scvi_tools": url, "adata": "a.h5ad"}}
         )
     sheet = tmp_path / "sheet.tsv"
     sheet.write_text(f"id\tpath\trole\na\t{url}\treference\n")
-    with pytest.raises(MISTAKE, match="URL_SCHEME") as error:
+    with pytest.raises(AtlasmapError, match="URL_SCHEME") as error:
         read_sheet(sheet)
     assert ("without file://" in error.value.mend) == url.startswith("file")
 

@@ -9,7 +9,8 @@ from scipy import sparse
 from atlasmap import device
 from atlasmap.data.sources import pbmc68k
 from atlasmap.errors import AtlasmapError
-from atlasmap.files import folder_aside, recorded, sha256, slug, unslug, written_aside
+from atlasmap.files import folder_aside, recorded, sha256, written_aside
+from atlasmap.names import slug, unslug
 
 
 @pytest.mark.parametrize(

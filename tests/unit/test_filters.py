@@ -5,10 +5,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from parts import MISTAKE, read_sheet
+from parts import read_sheet
 
 from atlasmap.data.filters import parsed
 from atlasmap.data.masks import kept
+from atlasmap.errors import AtlasmapError
 
 OBS = pd.DataFrame(
     {
@@ -108,6 +109,6 @@ def test_names_that_look_alike_are_told_apart_in_backticks():
 def test_the_sheet_refuses_a_filter_before_any_file_is_read(tmp_path):
     sheet = tmp_path / "sheet.tsv"
     sheet.write_text("id\tpath\trole\tobs_filter\na\tnone.h5ad\treference\tbatch = 'a'\n")
-    with pytest.raises(MISTAKE) as error:
+    with pytest.raises(AtlasmapError) as error:
         read_sheet(sheet)
     assert error.value.code == "FILTER_INVALID" and "write ==" in error.value.found

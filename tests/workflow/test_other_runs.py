@@ -8,7 +8,7 @@ import anndata
 import pandas as pd
 from tiny import CONFIG, NAMES, SHEET, TOP, VALIDATION, hashes, jobs, new_folder, snakemake, write
 
-from atlasmap.files import slug
+from atlasmap.names import slug
 
 
 def test_next_months_batch_runs_its_own_jobs_alone(tmp_path):

@@ -17,7 +17,7 @@ import requests
 from browser import opened
 from tiny import NAMES, ROOT, TOP, snakemake
 
-from atlasmap.files import slug
+from atlasmap.names import slug
 
 
 def test_every_promised_result_is_there(done):

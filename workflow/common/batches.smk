@@ -1,7 +1,6 @@
 # Query batches and the files of their mappings.
 
 import json
-import os
 from pathlib import Path
 
 

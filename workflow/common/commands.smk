@@ -64,7 +64,7 @@ def taken_flags(w, input):
     return f"{shlex.quote(placed(taken_folder()))} {kind} {adata}"
 
 
-def counted_on():
+def required_flags():
     """Returns the flags with what the config requires of a trained reference."""
     variant = CONFIG.variants[:1] if LABELLED and not CITESEQ else []
     flags = [

@@ -30,6 +30,13 @@ def load_config(given, schema, file):
     filled = as_meant(given, schema)
     check_values(filled, schema, "the config", "CONFIG_INVALID")
     validate(filled, file)
+    if "data" not in filled:
+        raise AtlasmapError(
+            "CONFIG_DEFAULTS",
+            expected="a module that fills in defaults from the schema of the config",
+            found="skip_validation: True",
+            mend="leave it out: the config is checked in any case",
+        )
     config = spaced(filled)
     check_config(config, given, schema)
     return config

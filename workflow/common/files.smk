@@ -1,10 +1,7 @@
 # Paths of result files.
 
-import json
 import os
 import re
-from pathlib import Path
-from types import SimpleNamespace
 
 BUNDLE = ["settings.json", "registry.json", "weights.safetensors"]
 BUNDLE += ["history.csv", "golden.npz"]

@@ -120,10 +120,3 @@ def variants_with(config, given, folder):
         found=f"{found} in {folder}",
         mend=mend,
     )
-
-
-def model_file(saved):
-    """Returns the model file of a scvi-tools save; `saved` may be the folder or that file, even
-    before its download."""
-    itself = saved.is_file() or (saved.suffix == ".pt" and not saved.is_dir())
-    return saved if itself else saved / "model.pt"

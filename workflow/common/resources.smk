@@ -3,9 +3,7 @@
 import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
-NO_LIMIT = float("inf")
 GPU = 0 if CONFIG.device == "cpu" else 1
 # Flags that do not affect results; passed as resources, which trigger no rerun.
 MEMORY_GB = CONFIG.data.memory_gb
@@ -16,44 +14,11 @@ CHECKING = f"--config.data.memory_gb {MEMORY_GB}" if MEMORY_GB else ""
 SHARED = f"--config.data.min_gene_overlap {CONFIG.data.min_gene_overlap}"
 
 
-def minutes_of(text):
-    """Convert Slurm's [days-]hours:minutes:seconds to minutes; a number is taken as minutes."""
-    if isinstance(text, (int, float)):
-        return float(text)
-    if text in ("UNLIMITED", "infinite", "NONE", ""):
-        return NO_LIMIT
-    days, _, clock = text.rpartition("-")
-    parts = [float(part) for part in clock.split(":")]
-    if len(parts) == 1 and not days:
-        return parts[0]
-    while len(parts) < 3:
-        parts.insert(0, 0.0) if not days else parts.append(0.0)
-    return int(days or 0) * 1440 + parts[0] * 60 + parts[1] + parts[2] / 60
-
-
 def read_partitions(path):
-    """Returns the limits of each partition, as the Slurm plugin reads them; raises
-    PARTITIONS_INVALID."""
-    import yaml
-
+    """Returns the limits of each partition; raises PARTITIONS_INVALID."""
     try:
-        named = yaml.safe_load(path.read_text(encoding="utf-8"))["partitions"]
-        return [
-            SimpleNamespace(
-                minutes=minutes_of(limits.get("max_runtime", NO_LIMIT)),
-                mem_mb=float(limits.get("max_mem_mb", NO_LIMIT)),
-                gpus=float(limits.get("max_gpu", 0)),
-            )
-            for limits in (limits or {} for limits in named.values())
-        ]
-    except (
-        OSError,
-        TypeError,
-        KeyError,
-        ValueError,
-        AttributeError,
-        yaml.YAMLError,
-    ) as error:
+        return list(partitions_in(path).values())
+    except UNREADABLE as error:
         raise AtlasmapError(
             "PARTITIONS_INVALID",
             expected=f"partitions and their limits in {path}, as slurm/partitions.yaml has them",
@@ -62,7 +27,7 @@ def read_partitions(path):
         ) from error
 
 
-def most(partitions, gpu):
+def largest_limits(partitions, gpu):
     """Returns the largest limits (minutes, MB) of any partition with at least `gpu` GPUs."""
     fit = [limits for limits in partitions if limits.gpus >= gpu]
     return (
@@ -103,7 +68,7 @@ def this_attempt(wildcards, attempt):
     return attempt
 
 
-def asked(
+def needs(
     name,
     mb,
     minutes,
@@ -120,9 +85,8 @@ def asked(
     the partitions' limits; training resumes from its checkpoint. `gpu`: jobs train on a GPU.
     `streams`: counts stay on disk, so that memory is bounded by data.memory_gb.
     """
-    forecast, (most_minutes, most_mb) = FORECAST.get(name), most(
-        PARTITIONS, gpu and GPU
-    )
+    forecast = FORECAST.get(name)
+    most_minutes, most_mb = largest_limits(PARTITIONS, gpu and GPU)
     own = MEMORY_GB * 1000 / 0.8 if MEMORY_GB and streams else most_mb
 
     def mem_mb(wildcards, input, attempt):

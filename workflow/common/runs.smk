@@ -98,7 +98,7 @@ def gathered_flags():
     )
 
 
-def told(runs):
+def placed_runs(runs):
     """Returns runs for a command line: paths with the module's prefix."""
     return [
         {

@@ -43,9 +43,8 @@ def taken_adata():
         return []
     if CONFIG.reference.adata:
         return taken_file(CONFIG.reference.adata, "reference_cells.h5ad")
-    model = model_file(Path(taken_folder()))
-    beside = model.with_name(model.name.removesuffix("model.pt") + "adata.h5ad")
-    return str(beside) if beside.is_file() else []
+    beside = cells_file(model_file(Path(taken_folder())))
+    return str(beside) if beside else []
 
 
 def source_path(dataset, column="path"):

@@ -1,5 +1,5 @@
 # Checks before the first job, and the forecast in a dry run. (Snakemake runs no onstart handlers of
-# a module: docs/cluster.md lists commands that do the same.)
+# a module: docs/in_your_workflow.md lists commands that do the same.)
 
 import functools
 import json
@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 
-def look(command):
+
+def preflight(command):
     """Run an atlasmap command before the first job, which prints what it finds; stop on failure."""
     if INSTALLED and subprocess.run([INSTALLED, *shlex.split(command)]).returncode:
         raise WorkflowError("No job was run, for what is said above.")

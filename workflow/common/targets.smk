@@ -61,7 +61,7 @@ def drawn_runs():
     runs = [
         dict(variant=v, strategy=t, atlas=p) for _, v, t, p in mappings([FINAL.seed])
     ]
-    return f"--runs {quoted(told(runs))}" if runs else ""
+    return f"--runs {quoted(placed_runs(runs))}" if runs else ""
 
 
 def drawn_final():

@@ -1,7 +1,6 @@
 # Calibration of the reference's labels: held-out batches, its files, and the jobs that read them.
 
 import json
-import os
 from pathlib import Path
 
 OF_FOLD = ("latent", "mapped")

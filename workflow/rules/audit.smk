@@ -25,7 +25,7 @@ rule audit_strategies:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("audit_strategies", 3000, 720, mb_per_mb=20, gpu=True),
+        **needs("audit_strategies", 3000, 720, mb_per_mb=20, gpu=True),
     params:
         settings=settings_of(SURGERY[0]),
         seed=FINAL.seed,
@@ -67,7 +67,7 @@ rule audit_reference:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("audit_reference", 3000, 120, mb_per_mb=10),
+        **needs("audit_reference", 3000, 120, mb_per_mb=10),
     params:
         bundle=folder_of("bundle"),
         mappings=lambda w: [

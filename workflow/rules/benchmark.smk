@@ -23,10 +23,10 @@ rule score_labels:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("score_labels", 2000, 60, mb_per_mb=4),
+        **needs("score_labels", 2000, 60, mb_per_mb=4),
     params:
-        runs=quoted(told(label_runs())),
-        opinions=quoted(told(opinion_runs())),
+        runs=quoted(placed_runs(label_runs())),
+        opinions=quoted(placed_runs(opinion_runs())),
         out=subpath(output.fitness, parent=True),
         numerics=NUMERICS["classification"],
     shell:
@@ -48,9 +48,9 @@ rule score_embeddings:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("score_embeddings", 4000, 360, mb_per_mb=20),
+        **needs("score_embeddings", 4000, 360, mb_per_mb=20),
     params:
-        runs=lambda w: quoted(told(runs_of(w))),
+        runs=lambda w: quoted(placed_runs(runs_of(w))),
         counts=lambda w, input: repeated("counts", input.counts),
         settings=block_flag("benchmark", "n_neighbors", "max_cells", "n_samples"),
         numerics=NUMERICS["scib"],
@@ -91,7 +91,7 @@ rule gather:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("gather", 1000, 20),
+        **needs("gather", 1000, 20),
     params:
         mappings=lambda w: gathered_flags(),
         scib=lambda w, input: repeated("scib", input.scib),

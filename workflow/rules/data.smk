@@ -9,7 +9,7 @@ rule fetch:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("fetch", 4000, 240),
+        **needs("fetch", 4000, 240),
     params:
         source=fetch_flags,
         numerics=NUMERICS["data"],
@@ -30,7 +30,7 @@ checkpoint find_batches:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("find_batches", 1000, 30, mb_per_mb=6),
+        **needs("find_batches", 1000, 30, mb_per_mb=6),
     params:
         dataset=lambda w: quoted(row(DATASETS[w.dataset])),
         config=data_flag("min_cells_per_batch"),
@@ -55,7 +55,7 @@ rule prepare_query:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("prepare_query", 2000, 60, mb_per_mb=12, streams=True),
+        **needs("prepare_query", 2000, 60, mb_per_mb=12, streams=True),
         checking=CHECKING,
     params:
         batch=lambda w: shlex.quote(unslug(w.batch)),
@@ -84,7 +84,7 @@ checkpoint write_contract:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("write_contract", 1000, 10),
+        **needs("write_contract", 1000, 10),
         # Where the config lies is no reason to run again: folders are moved.
         configfiles=repeated("configfiles", CONFIGFILES),
     params:

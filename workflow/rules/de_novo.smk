@@ -16,7 +16,7 @@ rule join_query:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("join_query", 1500, 30, mb_per_mb=6),
+        **needs("join_query", 1500, 30, mb_per_mb=6),
     params:
         numerics=NUMERICS["data"],
     shell:
@@ -76,7 +76,7 @@ rule split_latent:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("split_latent", 3000, 120, mb_per_mb=20),
+        **needs("split_latent", 3000, 120, mb_per_mb=20),
     params:
         settings=settings_of("umap"),
         numerics=NUMERICS["umap"],

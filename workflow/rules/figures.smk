@@ -20,7 +20,7 @@ rule plot_figures:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("plot_figures", 2000, 30, mb_per_mb=4),
+        **needs("plot_figures", 2000, 30, mb_per_mb=4),
     params:
         runs=drawn_runs(),
         figures=repeated("figures", FIGURES),
@@ -57,7 +57,7 @@ rule plot_proteins:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("plot_proteins", 2000, 20, mb_per_mb=4),
+        **needs("plot_proteins", 2000, 20, mb_per_mb=4),
     params:
         denoised=lambda w: latents(
             FINAL.seed, FINAL_MODEL, FINAL.strategy, "denoised.h5ad"

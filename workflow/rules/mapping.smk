@@ -15,7 +15,7 @@ rule map_per_batch:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked(
+        **needs(
             "map_per_batch",
             3000,
             60,
@@ -77,7 +77,7 @@ use rule map_per_batch as map_joint with:
     benchmark:
         "results/{atlas}/logs/seed{seed}/map_joint_{variant}.tsv"
     resources:
-        **asked("map_joint", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
+        **needs("map_joint", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
     params:
         strategy="joint",
         settings=settings_of(*SURGERY),

@@ -16,7 +16,7 @@ rule write_explorer:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("write_explorer", 2000, 30, mb_per_mb=10),
+        **needs("write_explorer", 2000, 30, mb_per_mb=10),
     params:
         counts=lambda w, input: repeated("counts", input.counts),
         settings=settings_of("explorer"),
@@ -39,7 +39,7 @@ rule write_report:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("write_report", 1500, 10, mb_per_mb=2),
+        **needs("write_report", 1500, 10, mb_per_mb=2),
         # Where the checkout is, and keys that no result depends on, are no reason to make a page
         # again, as parameters would be.
         captions=captions(),

@@ -12,7 +12,7 @@ rule prepare_reference:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("prepare_reference", 2000, 60, mb_per_mb=12, streams=True),
+        **needs("prepare_reference", 2000, 60, mb_per_mb=12, streams=True),
         checking=f"{CHECKING} {SHARED}",
         # The sheet of labels is no input: only what tree_key says of it prepares anew.
         tree=tree_of_reference(),
@@ -51,7 +51,7 @@ rule train_scvi:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("train_scvi", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
+        **needs("train_scvi", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
     params:
         model="scvi",
         settings=settings_of("scvi"),
@@ -73,7 +73,7 @@ use rule train_scvi as train_totalvi with:
     benchmark:
         "results/{atlas}/logs/seed{seed}/train_totalvi.tsv"
     resources:
-        **asked("train_totalvi", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
+        **needs("train_totalvi", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
     params:
         model="totalvi",
         settings=settings_of("totalvi"),
@@ -95,7 +95,7 @@ rule train_scanvi:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("train_scanvi", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
+        **needs("train_scanvi", 3000, 720, mb_per_mb=20, gpu=True, streams=True),
     params:
         settings=lambda w: as_flag("scanvi", variant_block(config, w.variant)),
         scvi=folder_of("scvi"),
@@ -121,7 +121,7 @@ rule denoise_reference:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("denoise_reference", 3000, 360, mb_per_mb=120, gpu=True),
+        **needs("denoise_reference", 3000, 360, mb_per_mb=120, gpu=True),
     params:
         settings=settings_of("denoise"),
         bundle=folder_of("bundle"),

@@ -19,15 +19,15 @@ rule take_reference:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("take_reference", 3000, 60, mb_per_mb=6),
+        **needs("take_reference", 3000, 60, mb_per_mb=6),
     params:
         source=taken_flags,
-        counts_on=as_is(counted_on()),
+        required=as_is(required_flags()),
         out=subpath(output.latent, parent=True),
         numerics=NUMERICS["data"],
     shell:
         "atlasmap --log {log:q} --attempt {resources.attempt}"
-        " take-reference {params.source} --out {params.out:q} {params.counts_on}"
+        " take-reference {params.source} --out {params.out:q} {params.required}"
 
 
 rule describe_reference:
@@ -42,7 +42,7 @@ rule describe_reference:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("describe_reference", 1500, 10, mb_per_mb=6),
+        **needs("describe_reference", 1500, 10, mb_per_mb=6),
     params:
         folder=subpath(input[0], parent=True),
     shell:

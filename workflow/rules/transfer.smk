@@ -17,7 +17,7 @@ rule complete_reference:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("complete_reference", 3000, 240, mb_per_mb=30),
+        **needs("complete_reference", 3000, 240, mb_per_mb=30),
     params:
         settings=settings_of("card", "umap"),
         bundle=folder_of("bundle"),
@@ -69,7 +69,7 @@ rule assemble:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("assemble", 3000, 360, mb_per_mb=10),
+        **needs("assemble", 3000, 360, mb_per_mb=10),
     params:
         settings=settings_of("transfer"),
         latents=lambda w: latents(w.seed, w.variant, w.strategy),
@@ -104,7 +104,7 @@ rule second_opinions:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("second_opinions", 3000, 360, mb_per_mb=10),
+        **needs("second_opinions", 3000, 360, mb_per_mb=10),
     params:
         settings=settings_of("transfer"),
         latents=lambda w: latents(w.seed, w.variant, w.strategy),
@@ -131,7 +131,7 @@ rule gene_gap:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("gene_gap", 2000, 60, mb_per_mb=6),
+        **needs("gene_gap", 2000, 60, mb_per_mb=6),
     params:
         bundle=folder_of("bundle"),
         numerics=NUMERICS["classification"],
@@ -156,7 +156,7 @@ rule publish:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("publish", 500, 30, mb_per_mb=4),
+        **needs("publish", 500, 30, mb_per_mb=4),
     params:
         final=subpath(input[0], parent=True),
         seeds=lambda w, input: repeated("seeds", input.seeds),

@@ -17,7 +17,7 @@ rule train_held_out:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("train_held_out", 3000, 1440, mb_per_mb=20, gpu=True, streams=True),
+        **needs("train_held_out", 3000, 1440, mb_per_mb=20, gpu=True, streams=True),
     params:
         models=as_is(held_out_models()),
         settings=settings_of("totalvi" if CITESEQ else "scvi", SURGERY[0]),
@@ -50,10 +50,12 @@ rule calibrate:
     conda:
         "../../envs/atlasmap.yaml"
     resources:
-        **asked("calibrate", 2000, 60, mb_per_mb=6, minutes_per_input=2),
+        **needs("calibrate", 2000, 60, mb_per_mb=6, minutes_per_input=2),
     params:
         bundle=folder_of("bundle"),
-        held_out=lambda w: repeated("held_out", map(json.dumps, told(held_out_runs(w)))),
+        held_out=lambda w: repeated(
+            "held_out", map(json.dumps, placed_runs(held_out_runs(w)))
+        ),
         settings=block_flag("calibration", *OF_CALIBRATION),
         tree=tree_flag,
         numerics=NUMERICS["calibration"],

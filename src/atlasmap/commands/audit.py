@@ -8,7 +8,8 @@ import pandas as pd
 
 from atlasmap.commands.mapping import QuerySettings
 from atlasmap.commands.parameters import OnDevice, Queries, ReferenceBundle
-from atlasmap.files import unslug, write_json, write_table, write_text
+from atlasmap.files import write_json, write_table, write_text
+from atlasmap.names import unslug
 from atlasmap.report.audits import reference_page, strategies_page
 from atlasmap.report.pages import as_html
 

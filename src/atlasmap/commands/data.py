@@ -13,13 +13,13 @@ from atlasmap.files import write_json, written_aside
 from atlasmap.settings import DataConfig, SimulateSettings
 
 
-def write_cells(adata: anndata.AnnData, path: Path, compression: str | None = "gzip") -> None:
+def write_cells(adata: anndata.AnnData, path: Path) -> None:
     """Write prepared cells to `path`, under a temporary name first, so that no half-written file
     can be taken for a result."""
     from atlasmap.data.blocks import write_h5ad
 
     with written_aside(path) as aside:
-        write_h5ad(adata, aside, compression)
+        write_h5ad(adata, aside, "gzip")
 
 
 def simulate(

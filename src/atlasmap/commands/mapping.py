@@ -222,7 +222,7 @@ def map_file(
     from atlasmap.data.contract import gene_warnings
     from atlasmap.device import pick_device
     from atlasmap.errors import said_as_flags
-    from atlasmap.files import slug
+    from atlasmap.names import slug
 
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", query.stem).lstrip("_.-") or "query"
     dataset = Dataset(id=name, path=str(query), role="query", **asdict(columns))

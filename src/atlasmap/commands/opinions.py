@@ -8,7 +8,8 @@ import anndata
 import pandas as pd
 
 from atlasmap.commands.parameters import Latents, Prepared, ReferenceLatent
-from atlasmap.files import unslug, write_table, written_aside
+from atlasmap.files import write_table, written_aside
+from atlasmap.names import unslug
 from atlasmap.settings import TransferSettings
 
 

@@ -15,8 +15,9 @@ from atlasmap.commands.mapping import QuerySettings
 from atlasmap.commands.parameters import Reference, Seed, TreeFile
 from atlasmap.commands.running import Running
 from atlasmap.config import depth_levels
-from atlasmap.files import slug, written_aside
+from atlasmap.files import written_aside
 from atlasmap.labels.held_out import Mapped
+from atlasmap.names import slug
 from atlasmap.settings import (
     CLOSED,
     CalibrationSettings,

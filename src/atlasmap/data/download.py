@@ -14,8 +14,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from atlasmap.errors import AtlasmapError
-from atlasmap.files import check_url
+from atlasmap.errors import AtlasmapError, check_url
 
 log = logging.getLogger("atlasmap")
 # At INFO pooch advises on arguments of pooch.retrieve, which users here never see.

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import read_text
+from atlasmap.errors import AtlasmapError, listed, read_text
 
 ROOT = ""  # parent of the topmost labels
 

@@ -10,7 +10,7 @@ from atlasmap.data.masks import kept
 from atlasmap.data.sheet import Dataset, filter_invalid
 from atlasmap.data.stored import check_readable
 from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import slug
+from atlasmap.names import slug
 from atlasmap.settings import DataConfig
 
 UNLABELED_CATEGORY = DataConfig().unlabeled_category

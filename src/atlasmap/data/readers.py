@@ -34,8 +34,7 @@ from atlasmap.data.stored import (
 )
 from atlasmap.data.structure import Damaged, check_sparse, numbers
 from atlasmap.data.tenx import is_10x_folder, read_10x_h5, read_10x_mtx
-from atlasmap.errors import AtlasmapError, listed
-from atlasmap.files import check_input
+from atlasmap.errors import AtlasmapError, check_input, listed
 
 log = logging.getLogger("atlasmap")
 FORMATS = ".h5ad, .h5mu, 10x .h5, a folder with matrix.mtx[.gz], .zarr"

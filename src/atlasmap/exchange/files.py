@@ -1,4 +1,5 @@
-"""Paths of the files in a scvi-tools save."""
+"""Paths of the files in a scvi-tools save. (The workflow includes this file: it imports the
+standard library alone.)"""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ from typing import Literal
 import yaml
 
 from atlasmap.errors import AtlasmapError
-from atlasmap.jobs.partitions import Limits, minutes_of, read_partitions
+from atlasmap.jobs.partitions import UNREADABLE, Limits, minutes_of, partitions_in
 from atlasmap.jobs.slurm import ask, record
 
 LEAST_DISK_GB, SECONDS_OF_SKEW = 5, 5
@@ -126,6 +126,19 @@ def of_commands() -> Iterator[Finding]:
             mend = "ask the administrators for a MinJobAge of 60 s or more: without accounting "
             mend += "nobody else knows how a job ended"
         yield Finding("note", "status", found, mend)
+
+
+def read_partitions(path: Path) -> dict[str, Limits]:
+    """Returns partition → limits of a partition file; raises PARTITIONS_INVALID."""
+    try:
+        return partitions_in(path)
+    except UNREADABLE as error:
+        raise AtlasmapError(
+            "PARTITIONS_INVALID",
+            expected=f"partitions and their limits in {path}, as slurm/partitions.yaml has them",
+            found=f"{type(error).__name__}: {error}",
+            mend="atlasmap doctor --write_partitions",
+        ) from error
 
 
 def of_partitions(chosen: Path, needs: list[Need]) -> Iterator[Finding]:

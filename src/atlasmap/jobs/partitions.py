@@ -1,11 +1,13 @@
-"""The partition file of the Slurm profile: the most that a job may ask for, per partition."""
+"""The partition file of the Slurm profile: the most that a job may ask for, per partition.
+
+The workflow includes this file: beside the standard library it imports PyYAML alone, which
+Snakemake brings.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-
-from atlasmap.errors import AtlasmapError
 
 NO_LIMIT = float("inf")
 
@@ -34,25 +36,18 @@ class Limits:
     gpus: float = 0
 
 
-def read_partitions(path: Path) -> dict[str, Limits]:
-    """Returns partition → limits, as Snakemake's Slurm plugin reads them.
+# What a file that has no partitions makes `partitions_in` raise.
+UNREADABLE = (OSError, TypeError, KeyError, ValueError, AttributeError, yaml.YAMLError)
 
-    Raises PARTITIONS_INVALID.
-    """
-    try:
-        listed = yaml.safe_load(path.read_text(encoding="utf-8"))["partitions"]
-        return {
-            str(name): Limits(
-                minutes_of(limits.get("max_runtime", NO_LIMIT)),
-                float(limits.get("max_mem_mb", NO_LIMIT)),
-                float(limits.get("max_gpu", 0)),
-            )
-            for name, limits in ((name, limits or {}) for name, limits in listed.items())
-        }
-    except (OSError, TypeError, KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise AtlasmapError(
-            "PARTITIONS_INVALID",
-            expected=f"partitions and their limits in {path}, as slurm/partitions.yaml has them",
-            found=f"{type(error).__name__}: {error}",
-            mend="atlasmap doctor --write_partitions",
-        ) from error
+
+def partitions_in(path: Path) -> dict[str, Limits]:
+    """Returns partition → limits, as Snakemake's Slurm plugin reads them; raises UNREADABLE."""
+    named = yaml.safe_load(path.read_text(encoding="utf-8"))["partitions"]
+    return {
+        str(name): Limits(
+            minutes_of(limits.get("max_runtime", NO_LIMIT)),
+            float(limits.get("max_mem_mb", NO_LIMIT)),
+            float(limits.get("max_gpu", 0)),
+        )
+        for name, limits in ((name, limits or {}) for name, limits in named.items())
+    }

@@ -9,7 +9,8 @@ from pathlib import Path
 import anndata
 import pandas as pd
 
-from atlasmap.files import read_table, recorded, slug
+from atlasmap.files import read_table, recorded
+from atlasmap.names import slug
 
 VERDICTS = ("confident", "ambiguous", "novel")
 COMMAND = re.compile(r"^\d\d:\d\d:\d\d atlasmap (\S+)", re.MULTILINE)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from atlasmap.files import read_table, unslug
+from atlasmap.files import read_table
+from atlasmap.names import unslug
 
 
 def about_beside(path: Path) -> dict:
